@@ -1,0 +1,82 @@
+"""fluxsmith: LoRA training for FLUX.1 from Python.
+
+import fluxsmith
+
+with fluxsmith.Client() as client:
+    dataset = client.datasets.create_from_folder("my-style/")
+    job = client.train(dataset, rank=16, steps=200)
+    for event in job.watch():
+        print(event)
+    job.download("my-style.safetensors")
+"""
+
+from importlib.metadata import version
+
+from fluxsmith import errors
+from fluxsmith.client import Client
+from fluxsmith.data import (
+    CaptionedImage,
+    Dataset,
+    DatasetPhase,
+    DatasetProgress,
+    DatasetState,
+    Sample,
+    SampleProblem,
+    SampleProblemReason,
+)
+from fluxsmith.datasets import Datasets
+from fluxsmith.errors import FluxsmithError
+from fluxsmith.events import (
+    ArtifactPublished,
+    Event,
+    JobWarning,
+    StateChanged,
+    StepMetrics,
+    StepsCompleted,
+    ValidationCompleted,
+)
+from fluxsmith.jobs import JobHandle
+from fluxsmith.training import (
+    Fault,
+    JobFailure,
+    JobState,
+    SigmaSampling,
+    TargetPreset,
+    TrainConfig,
+    TrainingJob,
+    TrainingResult,
+)
+
+__version__ = version("fluxsmith")
+
+__all__ = [
+    "ArtifactPublished",
+    "CaptionedImage",
+    "Client",
+    "Dataset",
+    "DatasetPhase",
+    "DatasetProgress",
+    "DatasetState",
+    "Datasets",
+    "Event",
+    "Fault",
+    "FluxsmithError",
+    "JobFailure",
+    "JobHandle",
+    "JobState",
+    "JobWarning",
+    "Sample",
+    "SampleProblem",
+    "SampleProblemReason",
+    "SigmaSampling",
+    "StateChanged",
+    "StepMetrics",
+    "StepsCompleted",
+    "TargetPreset",
+    "TrainConfig",
+    "TrainingJob",
+    "TrainingResult",
+    "ValidationCompleted",
+    "__version__",
+    "errors",
+]

@@ -1,0 +1,63 @@
+"""Fetches a file over HTTP, checks it, and only then gives it its name."""
+
+import hashlib
+import os
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import OpenerDirector, ProxyHandler, build_opener
+from uuid import uuid4
+
+from fluxsmith._connection import is_loopback
+from fluxsmith.errors import DownloadFailed, InvalidRequest, Unavailable
+
+_CHUNK_BYTES = 1024 * 1024
+_STALL_S = 60.0
+
+
+def download(url: str, target: Path, *, size_bytes: int, digest: str) -> None:
+    """Write what `url` answers to `target`, replacing it, if it has the given size and sha256.
+
+    Raises `InvalidRequest` if the target cannot be written, `Unavailable` if the store cannot be reached and
+    `DownloadFailed` for anything else that came back.
+    """
+    # In the same folder, since only there can it be renamed in one step.
+    partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
+    try:
+        with partial.open("xb") as file:
+            got_bytes, got_digest = _fetch(url, file)
+        if (got_bytes, got_digest) != (size_bytes, digest):
+            message = f"the file for {target} came as {got_bytes} of {size_bytes} bytes, or with other content."
+            raise DownloadFailed(message, reason="DIGEST_MISMATCH", remedy="Download it again.")
+        partial.replace(target)
+    except HTTPError as error:
+        message = f"the object store refused the file for {target}: {error.code} {error.reason}."
+        raise DownloadFailed(message, reason="DOWNLOAD_REFUSED", remedy="Download it again.") from error
+    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        message = f"the object store at {urlsplit(url).netloc} broke off or cannot be reached."
+        remedy = "See that the store runs and that this address is right from here, then download again."
+        raise Unavailable(message, reason="STORE_UNREACHABLE", remedy=remedy) from error
+    except OSError as error:
+        message = f"{target} cannot be written: {error.strerror}."
+        raise InvalidRequest(message, reason="TARGET_UNWRITABLE", remedy="Name a file that can be written.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fetch(url: str, file: BinaryIO) -> tuple[int, str]:
+    """Copy what the address answers to the file; return how many bytes came and their sha256."""
+    digest = hashlib.sha256()
+    with _opener(url).open(url, timeout=_STALL_S) as response:
+        while chunk := cast("bytes", response.read(_CHUNK_BYTES)):
+            digest.update(chunk)
+            file.write(chunk)
+    file.flush()
+    os.fsync(file.fileno())
+    return file.tell(), digest.hexdigest()
+
+
+def _opener(url: str) -> OpenerDirector:
+    """Return an opener that keeps to the configured proxy, but for this machine itself."""
+    return build_opener(ProxyHandler({})) if is_loopback(urlsplit(url).hostname or "") else build_opener()

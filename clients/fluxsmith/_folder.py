@@ -1,0 +1,114 @@
+"""Read a folder of images with captions: `cat.png` with `cat.txt` beside it. Find every problem before sending any."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fluxsmith.data import CaptionedImage
+from fluxsmith.errors import InvalidFolder
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tiff"})
+_MAX_NAMED = 10
+
+
+def read_folder(folder: Path) -> list[CaptionedImage]:
+    """Return the images of the folder with their captions, by name. Folders within it are not looked into.
+
+    Raises `InvalidFolder` naming all images at fault, up to ten of each kind.
+    """
+    images, caption_files = _list_folder(folder)
+    if not images:
+        formats = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
+        raise InvalidFolder(
+            f"the folder {folder} holds no images.",
+            reason="FOLDER_EMPTY",
+            remedy=f"Put images ({formats}) into it, each with a caption in a .txt file of the same name.",
+        )
+    faults = _Faults()
+    samples = []
+    for image in images:
+        caption = _read_caption(image, caption_files.get(image.stem), faults)
+        samples.append(CaptionedImage(path=image, captions=(caption,), name=image.name))
+    faults.raise_if_any(folder)
+    return samples
+
+
+def _list_folder(folder: Path) -> tuple[list[Path], dict[str, Path]]:
+    """Return the image files, and the caption files by stem."""
+    if not folder.is_dir():
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise InvalidFolder(
+            f"the folder {folder} {problem}.",
+            reason="FOLDER_NOT_FOUND",
+            remedy="Name a folder that holds images with .txt captions of the same names.",
+        )
+    try:
+        # Names with a leading dot are the system's own, such as the `._cat.png` that macOS leaves on other disks.
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as error:
+        message = f"the folder {folder} cannot be read: {error.strerror}."
+        raise InvalidFolder(message, reason="FOLDER_UNREADABLE", remedy="Give yourself access to it.") from error
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    return images, {path.stem: path for path in files if path.suffix.lower() == ".txt"}
+
+
+@dataclass(kw_only=True)
+class _Faults:
+    """Names of the images at fault, by what is wrong with them."""
+
+    without_caption: list[str] = field(default_factory=list)
+    with_empty_caption: list[str] = field(default_factory=list)
+    with_unreadable_caption: list[str] = field(default_factory=list)
+    without_bytes: list[str] = field(default_factory=list)
+    with_unreadable_name: list[str] = field(default_factory=list)
+
+    def raise_if_any(self, folder: Path) -> None:
+        found = [
+            (self.without_caption, "without a caption file", "Write each caption into a .txt file of the same name."),
+            (self.with_empty_caption, "with an empty caption", "Write a caption into each .txt file."),
+            (self.with_unreadable_caption, "with a caption that is not UTF-8 text", "Save the captions as UTF-8."),
+            (self.without_bytes, "with no content", "Replace or remove the empty image files."),
+            (self.with_unreadable_name, "with a name that is not UTF-8", "Rename these files."),
+        ]
+        problems = [f"{len(names)} {text}: {name_some(names)}" for names, text, _ in found if names]
+        if problems:
+            raise InvalidFolder(
+                f"the folder {folder} has images {'; '.join(problems)}.",
+                reason="FOLDER_INVALID",
+                remedy=" ".join(remedy for names, _, remedy in found if names),
+            )
+
+
+def _read_caption(image: Path, caption_file: Path | None, faults: _Faults) -> str:
+    """Return the caption, noting in `faults` what is wrong with the image or its caption."""
+    if not _is_text(image.name):
+        faults.with_unreadable_name.append(repr(image.name))
+    elif image.stat().st_size == 0:
+        faults.without_bytes.append(image.name)
+    if caption_file is None:
+        faults.without_caption.append(image.name)
+        return ""
+    try:
+        caption = caption_file.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError):
+        faults.with_unreadable_caption.append(image.name)
+        return ""
+    if not caption:
+        faults.with_empty_caption.append(image.name)
+    return caption
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Join up to ten names, then say how many more there are."""
+    shown = ", ".join(names[:_MAX_NAMED])
+    return f"{shown} and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else shown
+
+
+def folder_name(folder: Path) -> str:
+    """Return what to call a dataset made of the folder: the folder's own name, as text that can be sent."""
+    return folder.resolve().name.encode(errors="replace").decode()[:200]
+
+
+def _is_text(name: str) -> bool:
+    """Whether the name is UTF-8 on disk; Python stands surrogates in for bytes that are not."""
+    return name.encode(errors="replace").decode() == name

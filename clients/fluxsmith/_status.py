@@ -1,0 +1,114 @@
+"""From a gRPC status to this library's errors: the one table, and what the service says beside the status."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from fluxsmith.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    FieldViolation,
+    FluxsmithError,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+    Unimplemented,
+)
+
+_DOMAIN = "fluxsmith"
+
+_ERROR_OF_CODE: Mapping[grpc.StatusCode, type[FluxsmithError]] = MappingProxyType(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+        grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
+        grpc.StatusCode.NOT_FOUND: NotFound,
+        grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+        grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+        grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+        grpc.StatusCode.UNAUTHENTICATED: PermissionDenied,
+        grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
+        grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+        grpc.StatusCode.UNAVAILABLE: Unavailable,
+        grpc.StatusCode.RESOURCE_EXHAUSTED: Unavailable,
+        grpc.StatusCode.ABORTED: Unavailable,
+        # This library never cancels a call whose answer it still awaits: the server did, since it stops.
+        grpc.StatusCode.CANCELLED: Unavailable,
+    }
+)
+
+# What gRPC says with INTERNAL or UNKNOWN when the connection, not the service, failed.
+_TRANSPORT_PHRASES = ("RST_STREAM", "Stream removed", "Socket closed", "GOAWAY", "Connection reset")
+
+
+def to_error(failure: grpc.RpcError, *, service: str, address: str) -> FluxsmithError:
+    """Translate a failed call to `service` at `address`."""
+    details = _read_details(failure)
+    text = failure.details() or f"the {service} failed with {failure.code().name}"
+    info = details.get("ErrorInfo")
+    if info is None or info.domain != _DOMAIN:
+        return _transport_error(failure.code(), text, service=service, address=address)
+    kind = _ERROR_OF_CODE.get(failure.code(), InternalError)
+    reason, remedy = info.reason, info.metadata.get("remedy", "")
+    if issubclass(kind, InvalidRequest):
+        return kind(text, reason=reason, remedy=remedy, violations=_violations(details.get("BadRequest")))
+    if issubclass(kind, Unavailable):
+        return kind(text, reason=reason, remedy=remedy, retry_after_s=_retry_after_s(details.get("RetryInfo")))
+    return kind(text, reason=reason, remedy=remedy)
+
+
+def _transport_error(code: grpc.StatusCode, text: str, *, service: str, address: str) -> FluxsmithError:
+    """Name a failure that did not come from the service itself but from gRPC between here and there."""
+    kind = _ERROR_OF_CODE.get(code, InternalError)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's own: a message over the limit, which no retry mends
+        kind = InternalError
+    if kind is InternalError and any(phrase in text for phrase in _TRANSPORT_PHRASES):
+        kind = Unavailable
+    if kind is Unavailable:
+        message = f"the {service} at {address} cannot be reached."
+        remedy = f"Start the services: make up; or set FLUXSMITH_{service.upper()} to where it runs."
+        return Unavailable(message, reason="SERVICE_UNREACHABLE", remedy=remedy)
+    if kind is DeadlineExceeded:
+        message = f"the {service} at {address} did not answer in time."
+        return DeadlineExceeded(message, reason="DEADLINE_EXCEEDED", remedy="Try again; if it stays so, read its log.")
+    if kind is Unimplemented:
+        message = f"the {service} at {address} does not offer this call."
+        remedy = "Use a service and a client of the same version, and the right address for each service."
+        return Unimplemented(message, reason="UNIMPLEMENTED", remedy=remedy)
+    return kind(f"the {service} at {address} failed: {text}", reason=code.name)
+
+
+def _read_details(failure: grpc.RpcError) -> dict[str, Any]:
+    """Return the details that came with the status, by the name of their kind."""
+    try:
+        status = rpc_status.from_call(failure)
+    except ValueError:  # details of another status than the call's own: not to be trusted
+        return {}
+    found: dict[str, Any] = {}
+    for packed in status.details if status else ():
+        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
+            if packed.Is(kind.DESCRIPTOR):
+                found[kind.DESCRIPTOR.name] = kind()
+                packed.Unpack(found[kind.DESCRIPTOR.name])
+    return found
+
+
+def _violations(bad_request: Any) -> tuple[FieldViolation, ...]:
+    if bad_request is None:
+        return ()
+    return tuple(
+        FieldViolation(field=violation.field, message=violation.description)
+        for violation in bad_request.field_violations
+    )
+
+
+def _retry_after_s(retry_info: Any) -> float | None:
+    if retry_info is None:
+        return None
+    return float(retry_info.retry_delay.seconds + retry_info.retry_delay.nanos / 1e9)

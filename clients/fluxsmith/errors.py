@@ -1,0 +1,131 @@
+"""Every error this library raises: one tree under `FluxsmithError`, each with a stable reason and a remedy."""
+
+from dataclasses import dataclass
+
+from fluxsmith.data import Dataset
+from fluxsmith.training import JobFailure, TrainingJob
+
+
+class FluxsmithError(Exception):
+    """Something went wrong.
+
+    `message` says what, in a sentence; `remedy` what to do about it, in a sentence, or is empty; `reason` is stable and
+    meant for programs, such as `DATASET_NOT_FOUND`.
+    """
+
+    def __init__(self, message: str, *, reason: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldViolation:
+    """What is wrong with one field of a request."""
+
+    field: str
+    message: str
+
+
+class InvalidRequest(FluxsmithError):
+    """The request itself is wrong: sent again, it fails again. `violations` names every field at fault."""
+
+    def __init__(
+        self, message: str, *, reason: str = "", remedy: str = "", violations: tuple[FieldViolation, ...] = ()
+    ) -> None:
+        super().__init__(message, reason=reason, remedy=remedy)
+        self.violations = violations
+
+    def __str__(self) -> str:
+        named = [f"{violation.field}: {violation.message}" for violation in self.violations]
+        unsaid = [text for text, violation in zip(named, self.violations, strict=True) if _adds(violation, self)]
+        return " ".join(part for part in (self.message, *(_sentence(text) for text in unsaid), self.remedy) if part)
+
+
+class InvalidFolder(InvalidRequest):
+    """The folder cannot become a dataset. Nothing was sent."""
+
+
+class NotFound(FluxsmithError):
+    """No such dataset, job or file for this tenant."""
+
+
+class AlreadyExists(FluxsmithError):
+    """The identifier of the request was used for something else."""
+
+
+class FailedPrecondition(FluxsmithError):
+    """The thing is not in a state that allows this."""
+
+
+class PermissionDenied(FluxsmithError):
+    """The caller is unknown or may not do this."""
+
+
+class Unimplemented(FluxsmithError):
+    """The service does not offer this, or not yet."""
+
+
+class DeadlineExceeded(FluxsmithError):
+    """The answer did not come in time; whether the service did the work is not known."""
+
+
+class InternalError(FluxsmithError):
+    """The service failed for a reason it did not foresee."""
+
+
+class Unavailable(FluxsmithError):
+    """The service, or something it needs, is away or busy. `retry_after_s` is the wait it asked for, if it did."""
+
+    def __init__(self, message: str, *, reason: str = "", remedy: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message, reason=reason, remedy=remedy)
+        self.retry_after_s = retry_after_s
+
+
+class DatasetFailed(FluxsmithError):
+    """A dataset could not be encoded: see `dataset.problems`."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        first = "; ".join(f"{problem.sample_name}: {problem.message}" for problem in dataset.problems[:10])
+        more = f"; and {len(dataset.problems) - 10} more" if len(dataset.problems) > 10 else ""
+        parts = (dataset.failure_message, first + more)
+        message = f"dataset {dataset.id} could not be encoded: " + ": ".join(part for part in parts if part)
+        remedy = "Mend or remove these samples and try again." if dataset.problems else ""
+        super().__init__(message, reason="DATASET_FAILED", remedy=remedy)
+        self.dataset = dataset
+
+
+class JobFailed(FluxsmithError):
+    """A training job ended without a result; `failure` says whose fault it was."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self.failure = job.failure or JobFailure(message="the service gave no cause")
+        message = f"job {job.id} failed: {self.failure.message}"
+        super().__init__(message, reason=self.failure.reason, remedy=self.failure.remedy)
+        self.fault = self.failure.fault
+        self.job = job
+
+
+class JobCancelled(FluxsmithError):
+    """A training job was cancelled before it had a result."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        super().__init__(f"job {job.id} was cancelled.", reason="JOB_CANCELLED")
+        self.job = job
+
+
+class DownloadFailed(FluxsmithError):
+    """A file could not be fetched whole and unchanged. Nothing was written under the target's name."""
+
+
+def _adds(violation: FieldViolation, error: FluxsmithError) -> bool:
+    """Whether the violation says something that the message does not say already."""
+    return violation.message.rstrip(".") not in error.message
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,0 +1,64 @@
+"""Errors of the domain: what went wrong, with the wrong value and the remedy. `server.py` makes them gRPC statuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldViolation:
+    """One wrong field of a request: its path, and what is wrong with its value in a sentence."""
+
+    field: str
+    description: str
+
+
+class ServiceError(Exception):
+    """Base of all. `reason` is stable and for programs; `remedy` tells a person what to do."""
+
+    def __init__(self, message: str, *, reason: str, remedy: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.remedy = remedy
+
+    @property
+    def line(self) -> str:
+        """What went wrong and what to do, in one line."""
+        return f"{self.message}. {self.remedy}"
+
+
+class InvalidInput(ServiceError):
+    """The request itself is wrong, whatever the state of the service. `violations` has all of them."""
+
+    def __init__(self, message: str, *, reason: str, remedy: str, violations: tuple[FieldViolation, ...] = ()) -> None:
+        super().__init__(message, reason=reason, remedy=remedy)
+        self.violations = violations
+
+
+class NotFound(ServiceError):
+    """The caller's tenant has no such resource."""
+
+
+class AlreadyExists(ServiceError):
+    """A `request_id` came again with another payload."""
+
+
+class NotReady(ServiceError):
+    """The resource is in a state that does not allow this."""
+
+
+class LimitExceeded(ServiceError):
+    """More than this service takes."""
+
+
+class Unavailable(ServiceError):
+    """Something this service depends on does not answer; the same call may succeed after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, *, reason: str, remedy: str, retry_after_s: float = 2.0) -> None:
+        super().__init__(message, reason=reason, remedy=remedy)
+        self.retry_after_s = retry_after_s
+
+
+class NotImplementedYet(ServiceError):
+    """Part of the contract that this version does not do."""

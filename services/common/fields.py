@@ -1,0 +1,36 @@
+"""Checks of request fields that both services make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.common.errors import FieldViolation, InvalidInput
+
+DEFAULT_PAGE = 100
+LARGEST_PAGE = 1000
+
+
+def invalid_field(field: str, description: str, remedy: str, *, reason: str = "FIELD_INVALID") -> InvalidInput:
+    """The error for one wrong field."""
+    return InvalidInput(
+        f"{field} {description}",
+        reason=reason,
+        remedy=remedy,
+        violations=(FieldViolation(field=field, description=description),),
+    )
+
+
+def check_length(field: str, text: str, most: int) -> None:
+    """Raise `InvalidInput` when a text has more than `most` characters."""
+    if len(text) > most:
+        raise invalid_field(field, f"has {len(text)} characters", f"Use at most {most}.")
+
+
+def page_of(ids: Sequence[str], page_size: int, page_token: str) -> tuple[list[str], str]:
+    """The page of sorted `ids` after `page_token`, and the next page's token (empty on the last page)."""
+    if not 0 <= page_size <= LARGEST_PAGE:
+        raise invalid_field("page_size", f"is {page_size}", f"Use 1 to {LARGEST_PAGE}, or leave it unset.")
+    size = page_size or DEFAULT_PAGE
+    rest = [identifier for identifier in ids if identifier > page_token]
+    page = rest[:size]
+    return page, page[-1] if len(rest) > size else ""

@@ -1,0 +1,192 @@
+"""The object store: everything of any size lives here, in one bucket of an S3 server, reached through the minio SDK.
+
+Keys begin with the tenant:
+
+    {tenant}/datasets/{dataset}/...                what a user uploaded, and manifests
+    {tenant}/cache/{encoder fingerprint}/...       tensors by content, shared by the tenant's datasets
+    {tenant}/jobs/{job}/...                        what a job made
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import urllib3
+from minio import Minio
+from minio.deleteobjects import DeleteObject
+from minio.error import MinioException, S3Error
+
+from services.common.errors import ServiceError, Unavailable
+from services.common.settings import StoreSettings
+
+DIGEST_METADATA = "x-amz-meta-sha256"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """An object that is durably in the store: key, sha256 of its bytes in hexadecimal, size."""
+
+    key: str
+    digest: str
+    size_bytes: int
+
+
+class ObjectMissing(ServiceError):
+    """There is nothing under this key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"the store has no object {key!r}",
+            reason="OBJECT_MISSING",
+            remedy="Encode the dataset again; only what is missing is encoded.",
+        )
+
+
+class ObjectDamaged(ServiceError):
+    """The bytes under this key are not those that were written."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"object {key!r} does not have the digest it was written with",
+            reason="OBJECT_DAMAGED",
+            remedy="Encode the dataset again; only what is damaged is encoded.",
+        )
+
+
+class ObjectStore:
+    """Objects by key. Safe to use from several threads. Raises `Unavailable` when the server does not answer."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._bucket = settings.bucket
+        self._endpoint = settings.endpoint
+        self._client = Minio(
+            settings.endpoint,
+            access_key=settings.access_key,
+            secret_key=settings.secret_key.get_secret_value(),
+            secure=settings.secure,
+            region="us-east-1",  # known, so that the client never asks for it
+            http_client=urllib3.PoolManager(
+                timeout=urllib3.Timeout(connect=3, read=60),
+                maxsize=16,
+                retries=urllib3.Retry(total=4, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+            ),
+        )
+
+    def ensure_bucket(self) -> None:
+        """Make the bucket unless it is there."""
+        with self._translated(self._bucket):
+            if not self._client.bucket_exists(self._bucket):
+                self._client.make_bucket(self._bucket)
+
+    def uri(self, key: str) -> str:
+        """The `s3://` address of a key."""
+        return f"s3://{self._bucket}/{key}"
+
+    def key_of(self, uri: str) -> str | None:
+        """The key behind an address of this store, or None for an address of another."""
+        prefix = f"s3://{self._bucket}/"
+        return uri.removeprefix(prefix) if uri.startswith(prefix) else None
+
+    def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> StoredObject:
+        """Write an object whole, replacing what was there, and return once it is durable."""
+        digest = hashlib.sha256(data).hexdigest()
+        with self._translated(key):
+            self._client.put_object(
+                self._bucket,
+                key,
+                io.BytesIO(data),
+                len(data),
+                content_type=content_type,
+                metadata={DIGEST_METADATA: digest},
+            )
+        return StoredObject(key=key, digest=digest, size_bytes=len(data))
+
+    def get(self, key: str, *, digest: str | None = None) -> bytes:
+        """Read an object whole. With `digest`, raise `ObjectDamaged` unless the bytes have it."""
+        with self._translated(key):
+            response = self._client.get_object(self._bucket, key)
+            try:
+                data = response.read()
+            finally:
+                response.close()
+                response.release_conn()
+        if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+            raise ObjectDamaged(key)
+        return data
+
+    def verified(self, key: str) -> StoredObject | None:
+        """The object if it is there and has the digest it was written with, else None. Reads it whole."""
+        try:
+            with self._translated(key):
+                written = (self._client.stat_object(self._bucket, key).metadata or {}).get(DIGEST_METADATA)
+            data = self.get(key, digest=written)
+        except (ObjectMissing, ObjectDamaged):
+            return None
+        return StoredObject(key=key, digest=written, size_bytes=len(data)) if written else None
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object under this key."""
+        try:
+            with self._translated(key):
+                self._client.stat_object(self._bucket, key)
+        except ObjectMissing:
+            return False
+        return True
+
+    def keys(self, prefix: str, *, start_after: str | None = None) -> Iterator[str]:
+        """Keys under a prefix in order, all levels, read page by page."""
+        with self._translated(prefix):
+            for entry in self._client.list_objects(self._bucket, prefix, recursive=True, start_after=start_after):
+                if entry.object_name:
+                    yield entry.object_name
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Names one level below a prefix that ends in `/`, in order."""
+        with self._translated(prefix):
+            for entry in self._client.list_objects(self._bucket, prefix):
+                if entry.is_dir and entry.object_name:
+                    yield entry.object_name.removeprefix(prefix).rstrip("/")
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error when there is none."""
+        with self._translated(key):
+            self._client.remove_object(self._bucket, key)
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Remove everything under a prefix."""
+        with self._translated(prefix):
+            keys = [DeleteObject(key) for key in self.keys(prefix)]
+            failures = list(self._client.remove_objects(self._bucket, keys))
+        if failures:
+            raise Unavailable(
+                f"the store did not delete {len(failures)} objects under {prefix!r}: {failures[0]}",
+                reason="STORE_UNAVAILABLE",
+                remedy="Try again.",
+            )
+
+    def download_url(self, key: str, lifetime: timedelta) -> str:
+        """An address from which anyone can GET the object until `lifetime` has passed."""
+        return self._client.presigned_get_object(self._bucket, key, expires=lifetime)
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except S3Error as error:
+            if error.code in {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}:
+                raise ObjectMissing(key) from error
+            raise self._unavailable(error) from error
+        except (urllib3.exceptions.HTTPError, MinioException, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            f"the object store at {self._endpoint} does not serve: {error}",
+            reason="STORE_UNAVAILABLE",
+            remedy="Check that the store runs and that FLUXSMITH_STORE_* name it and its credentials; then try again.",
+        )

@@ -1,0 +1,155 @@
+"""Set-up of a gRPC server: errors, health, reflection and graceful stop, the same for both services."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.common import errors
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "fluxsmith"
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+DRAIN_S = 5.0
+SERVER_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a second server that gets half of the calls
+]
+
+STATUS_OF = {
+    errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.NotReady: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.NotImplementedYet: grpc.StatusCode.UNIMPLEMENTED,
+    errors.ServiceError: grpc.StatusCode.DATA_LOSS,
+}
+
+
+async def serve(
+    address: str,
+    service_name: str,
+    register: Callable[[grpc.aio.Server], None],
+    *,
+    on_stop: Callable[[], Awaitable[None]],
+) -> None:
+    """Run a server on `address` until SIGTERM or SIGINT; then say NOT_SERVING, call `on_stop`, and drain the calls."""
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
+    register(server)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection((service_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    server.add_insecure_port(address)
+    await server.start()
+    for name in ("", service_name):
+        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    log.info("%s serves on %s", service_name, address)
+    stop = asyncio.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
+    await stop.wait()
+    log.info("stopping")
+    await health_servicer.enter_graceful_shutdown()
+    await on_stop()
+    await server.stop(DRAIN_S)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns errors of the domain into rich gRPC statuses, and anything else into INTERNAL with a logged traceback."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler of a call, whichever of the four kinds it is."""
+        handler: Any = await continuation(handler_call_details)
+        wrapped: grpc.RpcMethodHandler[Any, Any] | None = handler
+        if handler is not None:
+            for kind, guard in _GUARDS.items():
+                if behaviour := getattr(handler, kind):
+                    wrapped = handler._replace(**{kind: guard(behaviour, handler_call_details.method)})
+        return wrapped
+
+
+_Unary = Callable[[Any, Any], Awaitable[Any]]
+_Stream = Callable[[Any, Any], AsyncIterator[Any]]
+
+
+def _guarded_unary(behaviour: _Unary, method: str) -> _Unary:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await behaviour(request, context)
+        except Exception as error:  # noqa: BLE001 - the one broad except of the process
+            return await _abort(context, error, method)
+
+    return guarded
+
+
+def _guarded_stream(behaviour: _Stream, method: str) -> _Stream:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            async for response in behaviour(request, context):
+                yield response
+        except Exception as error:  # noqa: BLE001 - the one broad except of the process
+            await _abort(context, error, method)
+
+    return guarded
+
+
+_GUARDS: dict[str, Callable[[Any, str], Any]] = {
+    "unary_unary": _guarded_unary,
+    "stream_unary": _guarded_unary,
+    "unary_stream": _guarded_stream,
+    "stream_stream": _guarded_stream,
+}
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> None:
+    if isinstance(error, (grpc.aio.AbortError, grpc.aio.UsageError)):
+        raise error
+    if not isinstance(error, errors.ServiceError):
+        log.error("%s failed", method, exc_info=error)
+        await context.abort(grpc.StatusCode.INTERNAL, "internal error; the service's log has the traceback")
+        return
+    code = next(code for kind, code in STATUS_OF.items() if isinstance(error, kind))
+    if isinstance(error, errors.Unavailable):
+        log.warning("%s: %s", method, error.message)
+    status = status_pb2.Status(code=code.value[0], message=error.message, details=_details(error))
+    await context.abort(code, error.message, (("grpc-status-details-bin", status.SerializeToString()),))
+
+
+def _details(error: errors.ServiceError) -> Sequence[any_pb2.Any]:
+    messages: list[Any] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"remedy": error.remedy})
+    ]
+    if isinstance(error, errors.InvalidInput) and error.violations:
+        messages.append(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                    for v in error.violations
+                ]
+            )
+        )
+    if isinstance(error, errors.Unavailable):
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(error.retry_after_s * 1000))
+        messages.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = [any_pb2.Any() for _ in messages]
+    for target, message in zip(packed, messages, strict=True):
+        target.Pack(message)
+    return packed

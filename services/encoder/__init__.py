@@ -1,0 +1,1 @@
+"""The encoder service: images and captions in, cached latents and embeddings out."""

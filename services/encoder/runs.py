@@ -1,0 +1,94 @@
+"""Encodings under way: at most one a dataset, a few at a time, taken up again after a restart."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from services.common.errors import ServiceError, Unavailable
+from services.encoder.datasets import Datasets, EncodingOptions, EncodingOutcome
+from services.encoder.encoding import DatasetEncoder, Progress
+
+log = logging.getLogger(__name__)
+
+ENCODINGS_AT_ONCE = 2
+RETRY_S = 5.0
+
+
+class EncodingRuns:
+    """Runs encodings in threads and remembers how far each has come. Safe to use from several threads."""
+
+    def __init__(self, datasets: Datasets, encoder: DatasetEncoder) -> None:
+        self._datasets = datasets
+        self._encoder = encoder
+        self._executor = ThreadPoolExecutor(ENCODINGS_AT_ONCE, thread_name_prefix="encoding")
+        self._progress: dict[tuple[str, str], Progress] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+
+    def start(self, tenant: str, dataset_id: str, options: EncodingOptions) -> None:
+        """Note durably that the dataset is to be encoded, and begin unless it is under way."""
+        with self._lock:
+            if (tenant, dataset_id) in self._progress:
+                return
+            self._progress[tenant, dataset_id] = Progress()
+        try:
+            self._datasets.begin_encoding(tenant, dataset_id, options)
+        except ServiceError:
+            self._forget(tenant, dataset_id)
+            raise
+        self._executor.submit(self._run, tenant, dataset_id, options)
+
+    def take_up(self) -> int:
+        """Begin what an encoder before this one did not finish; return how many."""
+        count = 0
+        for tenant, dataset_id, options in self._datasets.all_wanted_encodings():
+            self.start(tenant, dataset_id, options)
+            count += 1
+        return count
+
+    def progress(self, tenant: str, dataset_id: str) -> Progress | None:
+        """How far the encoding under way has come, or None when there is none."""
+        return self._progress.get((tenant, dataset_id))
+
+    def close(self) -> None:
+        """Stop at the next sample; what is not finished is taken up by the next encoder."""
+        self._stopping.set()
+        self._executor.shutdown(cancel_futures=True)
+
+    def _run(self, tenant: str, dataset_id: str, options: EncodingOptions) -> None:
+        while not self._stopping.is_set():
+            try:
+                update = self._on_progress(tenant, dataset_id)
+                outcome = self._encoder.encode_dataset(tenant, dataset_id, options, update)
+                self._datasets.end_encoding(tenant, dataset_id, outcome)
+                break
+            except _Stopping:
+                return
+            except Unavailable as error:
+                log.warning("dataset %s: %s; trying again in %.0f s", dataset_id, error.message, RETRY_S)
+                self._stopping.wait(RETRY_S)
+            except Exception:
+                log.exception("encoding of dataset %s failed", dataset_id)
+                outcome = EncodingOutcome(failure="internal error; the encoder's log has the traceback")
+                self._datasets.end_encoding(tenant, dataset_id, outcome)
+                break
+        self._forget(tenant, dataset_id)
+
+    def _on_progress(self, tenant: str, dataset_id: str) -> Callable[[Progress], None]:
+        def update(progress: Progress) -> None:
+            if self._stopping.is_set():
+                raise _Stopping
+            self._progress[tenant, dataset_id] = progress
+
+        return update
+
+    def _forget(self, tenant: str, dataset_id: str) -> None:
+        with self._lock:
+            self._progress.pop((tenant, dataset_id), None)
+
+
+class _Stopping(Exception):
+    """The encoder is being stopped."""

@@ -1,0 +1,27 @@
+"""Settings of the encoder, read from the environment once. Environment: `FLUXSMITH_...`, `FLUXSMITH_ENCODER_...`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class EncoderSettings(BaseSettings):
+    """What only the encoder needs."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUXSMITH_ENCODER_", frozen=True)
+
+    address: str = "127.0.0.1:7401"
+    """Host and port to serve on."""
+    t5_precision: Literal["int8", "bf16", "fp32"] = "int8"
+    """Precision of the T5 weights; `int8` is LLM.int8 by bitsandbytes, on CUDA and on the CPU."""
+    max_image_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
+    """Largest image file in bytes."""
+    max_image_pixels: int = Field(default=100_000_000, ge=64 * 64)
+    """Largest image in pixels, checked before decoding."""
+    max_caption_bytes: int = Field(default=8192, ge=1)
+    """Longest caption in bytes of UTF-8."""
+    max_samples: int = Field(default=10_000, ge=1)
+    """Most samples in one dataset."""

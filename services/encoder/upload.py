@@ -1,0 +1,88 @@
+"""The state of one upload stream: which sample is arriving, and whether its parts come in the right order."""
+
+from __future__ import annotations
+
+import hashlib
+
+from services.common.errors import LimitExceeded
+from services.common.fields import invalid_field
+from services.encoder.datasets import SampleRecord
+from services.encoder.settings import EncoderSettings
+
+LARGEST_CHUNK_BYTES = 1024 * 1024
+
+
+class Upload:
+    """Takes the parts of a stream in order and hands out samples as they become complete."""
+
+    def __init__(self, limits: EncoderSettings) -> None:
+        self._limits = limits
+        self._names: set[str] = set()
+        self._record: SampleRecord | None = None
+        self._data = bytearray()
+        self.dataset_id = ""
+
+    def begin(self, dataset_id: str) -> None:
+        """The stream's first part: where the samples go."""
+        if self.dataset_id:
+            raise invalid_field("target", "came twice", "Send one target, as the first message.")
+        if not dataset_id:
+            raise invalid_field("target.dataset_id", "is empty", "Name the dataset that CreateDataset returned.")
+        self.dataset_id = dataset_id
+
+    def expect(self, known_names: set[str]) -> None:
+        """Count samples that the dataset has already towards its limit."""
+        self._names = known_names
+
+    def begin_sample(self, record: SampleRecord) -> None:
+        """A sample's header."""
+        if not self.dataset_id:
+            raise invalid_field("part", "is a sample before the target", "Send the target as the first message.")
+        self._refuse_incomplete()
+        self._names.add(record.sample_name)
+        if len(self._names) > self._limits.max_samples:
+            raise LimitExceeded(
+                f"dataset {self.dataset_id!r} would have more than {self._limits.max_samples} samples",
+                reason="TOO_MANY_SAMPLES",
+                remedy="Split the data, or raise FLUXSMITH_ENCODER_MAX_SAMPLES.",
+            )
+        self._record = record
+        self._data = bytearray()
+
+    def add(self, chunk: bytes) -> None:
+        """Bytes of the sample begun last."""
+        if self._record is None:
+            raise invalid_field("chunk", "belongs to no sample", "Send a sample's header before its bytes.")
+        if len(chunk) > LARGEST_CHUNK_BYTES:
+            raise invalid_field("chunk", f"has {len(chunk)} bytes", f"Send at most {LARGEST_CHUNK_BYTES} a message.")
+        self._data += chunk
+        if len(self._data) > self._record.size_bytes:
+            remedy = f"Send as many bytes as size_bytes says, {self._record.size_bytes}."
+            raise invalid_field(f"chunk of sample {self._record.sample_name!r}", "goes past its end", remedy)
+
+    def take_complete(self) -> tuple[SampleRecord, bytes] | None:
+        """The sample whose last chunk has just come, its digest checked, or None."""
+        record = self._record
+        if record is None or len(self._data) < record.size_bytes:
+            return None
+        data = bytes(self._data)
+        if hashlib.sha256(data).hexdigest() != record.content_digest:
+            raise invalid_field(
+                f"content_digest of sample {record.sample_name!r}",
+                "does not match the bytes that arrived",
+                "Send the sample again.",
+                reason="DIGEST_MISMATCH",
+            )
+        self._record = None
+        return record, data
+
+    def end(self) -> None:
+        """The stream has ended; raises when it did so in the middle of a sample or without a target."""
+        if not self.dataset_id:
+            raise invalid_field("part", "never was a target", "Send the target as the first message.")
+        self._refuse_incomplete()
+
+    def _refuse_incomplete(self) -> None:
+        if self._record is not None:
+            remedy = f"Send {self._record.size_bytes - len(self._data)} more bytes of it."
+            raise invalid_field(f"sample {self._record.sample_name!r}", "is incomplete", remedy)

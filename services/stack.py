@@ -1,0 +1,245 @@
+"""The embedded stack: an S3 server, the encoder and the trainer on loopback, for laptops, the demo and tests.
+
+    python -m services.stack --data DIR
+
+Prints the addresses once everything serves, and stops it all on SIGINT or SIGTERM. What is in DIR stays and is there
+again the next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import SecretStr
+
+from services.common.errors import ServiceError
+from services.common.object_store import ObjectStore
+from services.common.settings import StoreSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+START_S = 120.0
+STOP_S = 20.0
+
+
+class StackError(Exception):
+    """A part of the stack did not start; the message says which and where its log is."""
+
+
+class Stack:
+    """Context manager around the three servers. Ports of 0 mean any free one; addresses are known after entering."""
+
+    def __init__(
+        self, data: Path, *, encoder_port: int = 0, trainer_port: int = 0, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.data = data.resolve()
+        self.encoder_address = f"127.0.0.1:{encoder_port or free_port()}"
+        self.trainer_address = f"127.0.0.1:{trainer_port or free_port()}"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._extra = dict(environment or {})
+        self.data.mkdir(parents=True, exist_ok=True)
+        self.store_settings = StoreSettings(
+            endpoint=f"127.0.0.1:{free_port()}", access_key="fluxsmith", secret_key=SecretStr(_secret(self.data))
+        )
+
+    def __enter__(self) -> Stack:
+        try:
+            self.start_store()
+            self.start_service("encoder", self.encoder_address)
+            self.start_service("trainer", self.trainer_address)
+            self.wait_for_service("encoder", self.encoder_address)
+            self.wait_for_service("trainer", self.trainer_address)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables that the services run with."""
+        store = self.store_settings
+        return {
+            **os.environ,
+            "FLUXSMITH_STORE_ENDPOINT": store.endpoint,
+            "FLUXSMITH_STORE_ACCESS_KEY": store.access_key,
+            "FLUXSMITH_STORE_SECRET_KEY": store.secret_key.get_secret_value(),
+            "FLUXSMITH_BASE_MODEL": os.environ.get("FLUXSMITH_BASE_MODEL", str(ROOT / "assets" / "flux-tiny")),
+            "FLUXSMITH_ENCODER_ADDRESS": self.encoder_address,
+            "FLUXSMITH_TRAINER_ADDRESS": self.trainer_address,
+            "FLUXSMITH_TRAINER_DATABASE_URL": f"sqlite:///{self.data / 'jobs.sqlite'}",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **self._extra,
+        }
+
+    def start_store(self) -> None:
+        """Start the S3 server and wait until an object written is read again."""
+        folder = self.data / "store"
+        folder.mkdir(exist_ok=True)
+        self._spawn("store", _weed_command(folder, self.store_settings), self.environment_of_store())
+        store = ObjectStore(self.store_settings)
+        self._wait_until("store", lambda: _store_serves(store))
+
+    def environment_of_store(self) -> dict[str, str]:
+        """What SeaweedFS reads its credentials from."""
+        settings = self.store_settings
+        return {
+            **os.environ,
+            "AWS_ACCESS_KEY_ID": settings.access_key,
+            "AWS_SECRET_ACCESS_KEY": settings.secret_key.get_secret_value(),
+        }
+
+    def start_service(self, name: str, address: str) -> None:
+        """Start encoder or trainer without waiting for it."""
+        del address  # it is in the environment
+        self._spawn(name, [sys.executable, "-m", f"services.{name}"], self.environment)
+
+    def wait_for_service(self, name: str, address: str) -> None:
+        """Wait until a service says SERVING."""
+        self._wait_until(name, lambda: _serves(address))
+
+    def stop(self) -> None:
+        """Stop everything, the store last."""
+        for name in ("trainer", "encoder", "store"):
+            self.stop_process(name)
+
+    def stop_process(self, name: str, *, signal_number: int = signal.SIGTERM) -> None:
+        """Send one process a signal, and wait for its end."""
+        process = self.processes.pop(name, None)
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal_number)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def log_path(self, name: str) -> Path:
+        """Where a process writes its log."""
+        return self.data / "logs" / f"{name}.log"
+
+    def _spawn(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+        path = self.log_path(name)
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as log:
+            self.processes[name] = subprocess.Popen(  # noqa: S603 - our own commands
+                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _wait_until(self, name: str, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_S
+        while not ready():
+            code = self.processes[name].poll()
+            if code is not None or time.monotonic() > deadline:
+                what = f"ended with code {code}" if code is not None else f"did not serve within {START_S:.0f} s"
+                tail = self.log_path(name).read_text(errors="replace").strip().splitlines()[-3:]
+                raise StackError(f"the {name} {what}; its log is {self.log_path(name)}:\n  " + "\n  ".join(tail))
+            time.sleep(0.1)
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _secret(data: Path) -> str:
+    """The store's secret key, made once for a data folder and readable by its owner only."""
+    path = data / "store-secret"
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(24))
+    return path.read_text()
+
+
+def _weed_command(folder: Path, settings: StoreSettings) -> list[str]:
+    ports = {
+        f"-{role}.port{kind}={free_port()}"
+        for role in ("master", "volume", "filer", "admin")
+        for kind in ("", ".grpc")
+    }
+    return [
+        str(Path(sys.executable).with_name("weed")),
+        "mini",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-s3.port={settings.endpoint.rpartition(':')[2]}",
+        f"-s3.port.grpc={free_port()}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.localSocket={folder / 's3.sock'}",
+        "-s3.autoCreateBucket=false",
+        "-webdav=false",
+        "-admin.ui=false",
+        "-master.telemetry=false",
+        *sorted(ports),
+    ]
+
+
+def _store_serves(store: ObjectStore) -> bool:
+    try:
+        store.ensure_bucket()
+        key = "health/probe"
+        return store.get(store.put(key, b"probe").key) == b"probe"
+    except ServiceError:
+        return False
+
+
+def _serves(address: str) -> bool:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+        except grpc.RpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def main() -> int:
+    """Run the stack in the foreground."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder for everything that is kept")
+    parser.add_argument("--encoder-port", type=int, default=7401)
+    parser.add_argument("--trainer-port", type=int, default=7402)
+    arguments = parser.parse_args()
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        with Stack(
+            arguments.data, encoder_port=arguments.encoder_port, trainer_port=arguments.trainer_port
+        ) as stack:
+            addresses = {"encoder": stack.encoder_address, "trainer": stack.trainer_address}
+            sys.stdout.write(
+                f"{json.dumps(addresses)}\nServing; data and logs in {stack.data}. Ctrl-C stops everything.\n"
+            )
+            sys.stdout.flush()
+            stop.wait()
+    except StackError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
