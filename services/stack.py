@@ -141,7 +141,13 @@ class Stack:
         path.parent.mkdir(exist_ok=True)
         with path.open("ab") as log:
             self.processes[name] = subprocess.Popen(  # noqa: S603 - our own commands
-                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def _wait_until(self, name: str, ready: Callable[[], bool]) -> None:
@@ -174,9 +180,7 @@ def _secret(data: Path) -> str:
 
 def _weed_command(folder: Path, settings: StoreSettings) -> list[str]:
     ports = {
-        f"-{role}.port{kind}={free_port()}"
-        for role in ("master", "volume", "filer", "admin")
-        for kind in ("", ".grpc")
+        f"-{role}.port{kind}={free_port()}" for role in ("master", "volume", "filer", "admin") for kind in ("", ".grpc")
     }
     return [
         str(Path(sys.executable).with_name("weed")),
@@ -226,9 +230,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        with Stack(
-            arguments.data, encoder_port=arguments.encoder_port, trainer_port=arguments.trainer_port
-        ) as stack:
+        with Stack(arguments.data, encoder_port=arguments.encoder_port, trainer_port=arguments.trainer_port) as stack:
             addresses = {"encoder": stack.encoder_address, "trainer": stack.trainer_address}
             sys.stdout.write(
                 f"{json.dumps(addresses)}\nServing; data and logs in {stack.data}. Ctrl-C stops everything.\n"

@@ -26,11 +26,16 @@ def check_length(field: str, text: str, most: int) -> None:
         raise invalid_field(field, f"has {len(text)} characters", f"Use at most {most}.")
 
 
-def page_of(ids: Sequence[str], page_size: int, page_token: str) -> tuple[list[str], str]:
-    """The page of sorted `ids` after `page_token`, and the next page's token (empty on the last page)."""
+def page_limit(page_size: int) -> int:
+    """Entries a page, the default filled in; raises `InvalidInput` out of range."""
     if not 0 <= page_size <= LARGEST_PAGE:
         raise invalid_field("page_size", f"is {page_size}", f"Use 1 to {LARGEST_PAGE}, or leave it unset.")
-    size = page_size or DEFAULT_PAGE
+    return page_size or DEFAULT_PAGE
+
+
+def page_of(ids: Sequence[str], page_size: int, page_token: str) -> tuple[list[str], str]:
+    """The page of sorted `ids` after `page_token`, and the next page's token (empty on the last page)."""
+    size = page_limit(page_size)
     rest = [identifier for identifier in ids if identifier > page_token]
     page = rest[:size]
     return page, page[-1] if len(rest) > size else ""

@@ -1,0 +1,306 @@
+"""Durable jobs: created by servers, claimed and moved on by workers, with every event in one gapless sequence a job.
+
+A claim gives a job to one worker for a while (the lease) under a new epoch. Whatever the worker writes afterwards names
+that epoch; when no row has it any more, the worker has lost the job and must stop (`LostJob`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.common.errors import AlreadyExists, NotFound, NotReady, Unavailable
+from services.trainer.jobs import (
+    Event,
+    Fault,
+    Job,
+    JobFailure,
+    JobState,
+    NewJob,
+    StateChanged,
+    StoredEvent,
+    TrainingResult,
+)
+from services.trainer.tables import events, jobs, now_s, open_engines, requests
+
+_HELD = (JobState.RUNNING, JobState.CANCELLING)
+
+
+class LostJob(Exception):
+    """The job belongs to another worker now, or is gone: stop at once, write nothing more."""
+
+
+class JobStore:
+    """Jobs and events of all tenants in one database. Safe to use from several threads and processes."""
+
+    def __init__(self, database_url: str) -> None:
+        try:
+            self._writer, self._reader = open_engines(database_url)
+        except SQLAlchemyError as error:
+            raise Unavailable(
+                f"the job database does not open: {error}",
+                reason="DATABASE_UNAVAILABLE",
+                remedy="Check FLUXSMITH_TRAINER_DATABASE_URL and that its server runs.",
+            ) from error
+
+    def create(self, tenant: str, new: NewJob, *, request_id: str = "") -> Job:
+        """Queue a job, once for a `request_id`; raises `AlreadyExists` when it came before with another payload."""
+        digest = hashlib.sha256(new.model_dump_json().encode()).hexdigest()
+        job_id = f"job-{secrets.token_hex(10)}"
+        with self._writer.begin() as connection:
+            if request_id and (known := _known_request(connection, tenant, request_id)):
+                if known["payload_digest"] != digest:
+                    raise AlreadyExists(
+                        f"request_id {request_id!r} was used with another payload",
+                        reason="REQUEST_ID_REUSED",
+                        remedy="Use a new request_id for a new job.",
+                    )
+                return _read(connection, known["job_id"], tenant)
+            connection.execute(
+                insert(jobs).values(
+                    job_id=job_id,
+                    tenant=tenant,
+                    user_id=new.user_id,
+                    state=JobState.QUEUED,
+                    request=new.model_dump(mode="json"),
+                    create_time_s=now_s(),
+                )
+            )
+            if request_id:
+                connection.execute(
+                    insert(requests).values(tenant=tenant, request_id=request_id, payload_digest=digest, job_id=job_id)
+                )
+            _append(connection, job_id, [StateChanged(state=JobState.QUEUED)])
+            return _read(connection, job_id, tenant)
+
+    def get(self, tenant: str, job_id: str) -> Job:
+        """The job; raises `NotFound`."""
+        with self._reader.connect() as connection:
+            return _read(connection, job_id, tenant)
+
+    def list(self, tenant: str, *, user_id: str = "", before: tuple[float, str] | None, limit: int) -> list[Job]:
+        """Up to `limit` jobs, newest first, created before the (time, identifier) given."""
+        query = select(jobs).where(jobs.c.tenant == tenant)
+        if user_id:
+            query = query.where(jobs.c.user_id == user_id)
+        if before:
+            same_time = and_(jobs.c.create_time_s == before[0], jobs.c.job_id < before[1])
+            query = query.where(or_(jobs.c.create_time_s < before[0], same_time))
+        query = query.order_by(jobs.c.create_time_s.desc(), jobs.c.job_id.desc()).limit(limit)
+        with self._reader.connect() as connection:
+            return [_job(row) for row in connection.execute(query).mappings()]
+
+    def queue_position(self, job: Job) -> int:
+        """Queued jobs created before this one."""
+        ahead = and_(jobs.c.state == JobState.QUEUED, jobs.c.create_time_s < job.create_time_s)
+        with self._reader.connect() as connection:
+            return connection.execute(select(func.count()).select_from(jobs).where(ahead)).scalar_one()
+
+    def events_after(self, job_id: str, sequence: int, *, limit: int = 200) -> Sequence[StoredEvent]:
+        """The next events of a job after `sequence`, in order."""
+        query = (
+            select(events.c.sequence, events.c.time_s, events.c.event)
+            .where(events.c.job_id == job_id, events.c.sequence > sequence)
+            .order_by(events.c.sequence)
+            .limit(limit)
+        )
+        with self._reader.connect() as connection:
+            return [StoredEvent.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+    def cancel(self, tenant: str, job_id: str) -> Job:
+        """Ask for the end of a job. A queued one ends here, a running one when its worker sees it."""
+        with self._writer.begin() as connection:
+            job = _read(connection, job_id, tenant)
+            if job.state is JobState.QUEUED:
+                _move(connection, job_id, JobState.CANCELLED, end_time_s=now_s())
+            elif job.state is JobState.RUNNING:
+                _move(connection, job_id, JobState.CANCELLING)
+            elif job.state not in {JobState.CANCELLING, JobState.CANCELLED}:
+                raise NotReady(
+                    f"job {job_id!r} is {job.state}",
+                    reason="JOB_ENDED",
+                    remedy="Only jobs that have not ended can be cancelled.",
+                )
+            return _read(connection, job_id, tenant)
+
+    def delete(self, tenant: str, job_id: str) -> None:
+        """Remove an ended job and its events."""
+        with self._writer.begin() as connection:
+            job = _read(connection, job_id, tenant)
+            if not job.state.ended:
+                raise NotReady(
+                    f"job {job_id!r} is {job.state}",
+                    reason="JOB_NOT_ENDED",
+                    remedy="Cancel it and wait for its end, then delete it.",
+                )
+            connection.execute(delete(events).where(events.c.job_id == job_id))
+            connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
+
+    def claim(self, owner: str, *, lease_s: float, max_attempts: int) -> Job | None:
+        """Take the oldest job that waits or whose worker has gone silent, in one statement; None when there is none."""
+        self._give_up_exhausted(max_attempts)
+        abandoned = and_(jobs.c.state.in_(_HELD), jobs.c.lease_until_s < now_s())
+        waiting = or_(jobs.c.state == JobState.QUEUED, abandoned)
+        oldest = (
+            select(jobs.c.job_id)
+            .where(waiting)
+            .order_by(jobs.c.create_time_s)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        take = (
+            update(jobs)
+            .where(jobs.c.job_id == oldest.scalar_subquery())
+            .values(
+                state=case((jobs.c.state == JobState.CANCELLING, jobs.c.state), else_=str(JobState.RUNNING)),
+                epoch=jobs.c.epoch + 1,
+                attempt=jobs.c.attempt + 1,
+                owner=owner,
+                lease_until_s=now_s() + lease_s,
+                start_time_s=func.coalesce(jobs.c.start_time_s, now_s()),
+                step=0,
+            )
+            .returning(jobs)
+        )
+        with self._writer.begin() as connection:
+            row = connection.execute(take).mappings().one_or_none()
+            if row is None:
+                return None
+            job = _job(row)
+            message = f"attempt {job.attempt}"
+            _append(connection, job.job_id, [StateChanged(state=job.state, message=message)])
+            return job
+
+    def heartbeat(self, job: Job, *, step: int, total_steps: int, lease_s: float) -> JobState:
+        """Keep the job for another lease, note the step reached, and return the state that is wanted of it."""
+        with self._writer.begin() as connection:
+            return _update_held(connection, job, step=step, total_steps=total_steps, lease_until_s=now_s() + lease_s)
+
+    def append(self, job: Job, new_events: Sequence[Event]) -> None:
+        """Write events of a job that this worker holds; raises `LostJob`."""
+        with self._writer.begin() as connection:
+            _update_held(connection, job)
+            _append(connection, job.job_id, new_events)
+
+    def finish(
+        self,
+        job: Job,
+        state: JobState,
+        *,
+        last_events: Sequence[Event] = (),
+        failure: JobFailure | None = None,
+        result: TrainingResult | None = None,
+    ) -> None:
+        """End a job that this worker holds, with its last events, in one transaction; raises `LostJob`."""
+        with self._writer.begin() as connection:
+            _update_held(connection, job)
+            _append(connection, job.job_id, last_events)
+            _move(
+                connection,
+                job.job_id,
+                state,
+                message=failure.message if failure else "",
+                end_time_s=now_s(),
+                owner=None,
+                lease_until_s=None,
+                failure=failure and failure.model_dump(mode="json"),
+                result=result and result.model_dump(mode="json"),
+            )
+
+    def release(self, job: Job, message: str) -> None:
+        """Put a job that this worker holds back into the queue; the attempt does not count."""
+        with self._writer.begin() as connection:
+            state = _update_held(connection, job)
+            target = JobState.CANCELLED if state is JobState.CANCELLING else JobState.QUEUED
+            _move(
+                connection,
+                job.job_id,
+                target,
+                message=message,
+                owner=None,
+                lease_until_s=None,
+                attempt=jobs.c.attempt - 1,
+            )
+
+    def _give_up_exhausted(self, max_attempts: int) -> None:
+        failure = JobFailure(
+            fault=Fault.SYSTEM,
+            reason="WORKER_LOST",
+            message=f"{max_attempts} workers were lost over this job",
+            remedy="Look into the workers' logs; submit the job again once the cause is known.",
+        )
+        exhausted = and_(
+            jobs.c.state == JobState.RUNNING, jobs.c.lease_until_s < now_s(), jobs.c.attempt >= max_attempts
+        )
+        with self._reader.connect() as connection:
+            if not connection.execute(select(jobs.c.job_id).where(exhausted).limit(1)).first():
+                return
+        with self._writer.begin() as connection:
+            for job_id in connection.execute(select(jobs.c.job_id).where(exhausted)).scalars().all():
+                _move(
+                    connection,
+                    job_id,
+                    JobState.FAILED,
+                    message=failure.message,
+                    end_time_s=now_s(),
+                    epoch=jobs.c.epoch + 1,
+                    failure=failure.model_dump(mode="json"),
+                )
+
+
+def _read(connection: Connection, job_id: str, tenant: str) -> Job:
+    mine = and_(jobs.c.job_id == job_id, jobs.c.tenant == tenant)
+    row = connection.execute(select(jobs).where(mine)).mappings().one_or_none()
+    if row is None:
+        raise NotFound(
+            f"there is no job {job_id!r}", reason="JOB_NOT_FOUND", remedy="List the jobs of your tenant, or create one."
+        )
+    return _job(row)
+
+
+def _job(row: RowMapping) -> Job:
+    fields = {name: value for name, value in row.items() if name in Job.model_fields}
+    return Job.model_validate({**row["request"], **fields})
+
+
+def _known_request(connection: Connection, tenant: str, request_id: str) -> RowMapping | None:
+    same = and_(requests.c.tenant == tenant, requests.c.request_id == request_id)
+    return connection.execute(select(requests).where(same)).mappings().one_or_none()
+
+
+def _update_held(connection: Connection, job: Job, **values: Any) -> JobState:
+    """Write to a job under the epoch it was claimed with; raises `LostJob` when that has passed."""
+    held: ColumnElement[bool] = and_(jobs.c.job_id == job.job_id, jobs.c.epoch == job.epoch, jobs.c.state.in_(_HELD))
+    changed = update(jobs).where(held).values(epoch=jobs.c.epoch, **values).returning(jobs.c.state)
+    state = connection.execute(changed).scalar_one_or_none()
+    if state is None:
+        raise LostJob(f"job {job.job_id} is no longer held under epoch {job.epoch}")
+    return JobState(state)
+
+
+def _move(connection: Connection, job_id: str, state: JobState, *, message: str = "", **values: Any) -> None:
+    connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(state=state, **values))
+    _append(connection, job_id, [StateChanged(state=state, message=message)])
+
+
+def _append(connection: Connection, job_id: str, new_events: Sequence[Event]) -> None:
+    """Write events with the next sequence numbers; the row's lock makes them gapless."""
+    if not new_events:
+        return
+    advance = (
+        update(jobs)
+        .where(jobs.c.job_id == job_id)
+        .values(last_sequence=jobs.c.last_sequence + len(new_events))
+        .returning(jobs.c.last_sequence)
+    )
+    last = connection.execute(advance).scalar_one()
+    rows = [
+        {"job_id": job_id, "sequence": sequence, "event": event.model_dump(mode="json")}
+        for sequence, event in enumerate(new_events, start=last - len(new_events) + 1)
+    ]
+    connection.execute(insert(events).values(time_s=now_s()), rows)

@@ -1,0 +1,164 @@
+"""A training job and what happens to it, as every part of the trainer sees them. Names are those of the contract."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.trainer.config import TrainConfig
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    PAUSING = "PAUSING"
+    PAUSED = "PAUSED"
+    CANCELLING = "CANCELLING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+
+
+class Fault(StrEnum):
+    """Whose fault a failure was."""
+
+    USER = "USER"
+    SYSTEM = "SYSTEM"
+    RESOURCE = "RESOURCE"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobFailure(_Record):
+    """Why a job failed, and what to do about it."""
+
+    fault: Fault
+    reason: str
+    message: str
+    remedy: str
+
+
+class Artifact(_Record):
+    """A published file of a job."""
+
+    artifact_name: str
+    uri: str
+    size_bytes: int
+    content_digest: str
+
+
+class TrainingResult(_Record):
+    """What a job made. `step_time_s` is the median."""
+
+    lora: Artifact
+    held_out_loss_base: float | None
+    held_out_loss_lora: float | None
+    step_time_s: float
+
+
+class StepMetrics(_Record):
+    """What one step measured. `duration_s` is the time since the step before ended."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    duration_s: float
+
+
+class StateChanged(_Record):
+    """The job moved on."""
+
+    kind: Literal["state_changed"] = "state_changed"
+    state: JobState
+    message: str = ""
+
+
+class StepsCompleted(_Record):
+    """Steps were done since the last such event."""
+
+    kind: Literal["steps_completed"] = "steps_completed"
+    steps: tuple[StepMetrics, ...]
+    total_steps: int
+
+
+class ValidationCompleted(_Record):
+    """The loss on the held-out dataset was measured after `step`; 0 is the base."""
+
+    kind: Literal["validation_completed"] = "validation_completed"
+    step: int
+    loss: float
+
+
+class ArtifactPublished(_Record):
+    """A file was published."""
+
+    kind: Literal["artifact_published"] = "artifact_published"
+    artifact: Artifact
+
+
+class JobWarning(_Record):
+    """Something worth knowing that stops nothing."""
+
+    kind: Literal["warning"] = "warning"
+    reason: str
+    message: str
+
+
+Event = Annotated[
+    StateChanged | StepsCompleted | ValidationCompleted | ArtifactPublished | JobWarning, Field(discriminator="kind")
+]
+
+
+class StoredEvent(_Record):
+    """An event with its place in the job's sequence (from 1, gapless) and its time (seconds since 1970)."""
+
+    sequence: int
+    time_s: float
+    event: Event
+
+
+class DatasetReference(_Record):
+    """A dataset as it was when the job was created."""
+
+    dataset_id: str
+    manifest_digest: str
+
+
+class NewJob(_Record):
+    """What a caller asks for, checked."""
+
+    user_id: str = ""
+    display_name: str = ""
+    dataset: DatasetReference
+    held_out: DatasetReference | None = None
+    config: TrainConfig
+
+
+class Job(NewJob):
+    """A job as stored. Times are seconds since 1970; `epoch` counts how often it was claimed."""
+
+    job_id: str
+    tenant: str
+    state: JobState
+    create_time_s: float
+    start_time_s: float | None
+    end_time_s: float | None
+    step: int
+    total_steps: int
+    attempt: int
+    epoch: int
+    failure: JobFailure | None
+    result: TrainingResult | None
+    last_sequence: int

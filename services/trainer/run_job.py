@@ -1,0 +1,109 @@
+"""One job from its cached dataset to a published LoRA file, on a base transformer that is already there."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from importlib.metadata import version
+
+from diffusers import FluxTransformer2DModel
+
+from services.common.cache import DatasetManifest, read_manifest
+from services.common.object_store import ObjectStore
+from services.trainer.adapter import adapter_file, attached
+from services.trainer.cached_dataset import CachedDataset
+from services.trainer.jobs import (
+    Artifact,
+    DatasetReference,
+    Job,
+    JobWarning,
+    TrainingResult,
+    ValidationCompleted,
+)
+from services.trainer.reporter import Reporter
+from services.trainer.train import Step, train
+from services.trainer.validation import held_out_loss
+
+LORA_FILE = "lora.safetensors"
+SHORT_RUN_STEPS = 100
+
+
+def run_job(job: Job, transformer: FluxTransformer2DModel, store: ObjectStore, reporter: Reporter) -> TrainingResult:
+    """Train and publish. The base is afterwards what it was before, also when something is raised."""
+    config = job.config
+    dataset = CachedDataset(store, _manifest(store, job.tenant, job.dataset))
+    held_out = CachedDataset(store, _manifest(store, job.tenant, job.held_out)) if job.held_out else None
+    reporter.total_steps = config.total_steps(dataset.steps_per_epoch(config.batch_size))
+    _warn_of_short_run(job, dataset, reporter)
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    else:
+        transformer.disable_gradient_checkpointing()
+    losses: dict[int, float] = {}
+
+    def validate(step: int) -> None:
+        if held_out:
+            losses[step] = held_out_loss(transformer, held_out, config.batch_size)
+            reporter.write([ValidationCompleted(step=step, loss=losses[step])])
+            reporter.restart_clock()
+
+    def on_step(step: Step) -> None:
+        reporter.on_step(step)
+        interval = config.validation_interval(reporter.total_steps)
+        if step.number % interval == 0 or step.number == reporter.total_steps:
+            reporter.flush()
+            validate(step.number)
+
+    with attached(transformer, config):
+        validate(0)  # the adapter starts as the identity: this is the base
+        train(transformer, dataset.batches(config, reporter.total_steps), config, on_step)
+        data = adapter_file(transformer, config, _provenance(job, dataset))
+    artifact = publish(store, job, data)
+    return TrainingResult(
+        lora=artifact,
+        held_out_loss_base=losses.get(0),
+        held_out_loss_lora=losses.get(reporter.total_steps),
+        step_time_s=statistics.median(reporter.durations_s),
+    )
+
+
+def publish(store: ObjectStore, job: Job, data: bytes) -> Artifact:
+    """Put the LoRA file under the job's epoch, where no worker that lost the job can reach it."""
+    stored = store.put(f"{job_prefix(job.tenant, job.job_id)}{job.epoch}/{LORA_FILE}", data)
+    return Artifact(
+        artifact_name=LORA_FILE, uri=store.uri(stored.key), size_bytes=stored.size_bytes, content_digest=stored.digest
+    )
+
+
+def job_prefix(tenant: str, job_id: str) -> str:
+    """Where everything that a job made lies."""
+    return f"{tenant}/jobs/{job_id}/"
+
+
+def _manifest(store: ObjectStore, tenant: str, reference: DatasetReference) -> DatasetManifest:
+    return read_manifest(store, tenant, reference.dataset_id, reference.manifest_digest)
+
+
+def _provenance(job: Job, dataset: CachedDataset) -> dict[str, str]:
+    config = job.config.model_dump_json()
+    return {
+        "modelspec.title": job.display_name or job.job_id,
+        "ss_num_train_images": str(len(dataset.manifest.samples)),
+        "ss_learning_rate": str(job.config.learning_rate),
+        "ss_seed": str(job.config.seed),
+        "fluxsmith.version": version("fluxsmith"),
+        "fluxsmith.config": config,
+        "fluxsmith.config_digest": hashlib.sha256(config.encode()).hexdigest(),
+        "fluxsmith.dataset_digest": job.dataset.manifest_digest,
+        "fluxsmith.encoder_fingerprint": dataset.manifest.encoder_fingerprint,
+    }
+
+
+def _warn_of_short_run(job: Job, dataset: CachedDataset, reporter: Reporter) -> None:
+    if reporter.total_steps < SHORT_RUN_STEPS:
+        images, batch = len(dataset.manifest.samples), job.config.batch_size
+        message = (
+            f"{images} images in batches of {batch} give {dataset.steps_per_epoch(batch)} steps an epoch and "
+            f"{reporter.total_steps} in all; under {SHORT_RUN_STEPS} steps a LoRA learns little: raise steps or epochs"
+        )
+        reporter.write([JobWarning(reason="SHORT_RUN", message=message)])

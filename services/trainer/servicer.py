@@ -1,0 +1,210 @@
+"""The trainer's RPCs: protobuf to domain and back, and nothing else. It never touches a model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import grpc
+from fluxsmith.v1 import trainer_pb2 as pb
+from fluxsmith.v1 import trainer_pb2_grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.common.cache import dataset_prefix, read_pointer
+from services.common.caller import Caller, caller_from
+from services.common.errors import NotFound, NotImplementedYet, NotReady
+from services.common.fields import check_length, invalid_field, page_limit
+from services.common.object_store import ObjectStore
+from services.common.settings import ServiceSettings
+from services.trainer.config import TrainConfig
+from services.trainer.job_store import JobStore
+from services.trainer.jobs import Artifact, DatasetReference, Job, JobState, NewJob
+from services.trainer.run_job import LORA_FILE, job_prefix
+from services.trainer.settings import TrainerSettings
+from services.trainer.wire import artifact_message, config_from, config_message, event_message, job_message
+
+WATCH_INTERVAL_S = 0.1
+LONGEST_LIFETIME = timedelta(days=7)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
+    """TrainerService of the contract. Everything that blocks runs in threads."""
+
+    def __init__(
+        self, *, jobs: JobStore, objects: ObjectStore, service: ServiceSettings, settings: TrainerSettings
+    ) -> None:
+        self._jobs = jobs
+        self._objects = objects
+        self._service = service
+        self._settings = settings
+
+    async def CreateTrainingJob(
+        self, request: pb.CreateTrainingJobRequest, context: Context
+    ) -> pb.CreateTrainingJobResponse:
+        caller = _caller(context)
+        check_length("request_id", request.request_id, 64)
+        check_length("user_id", request.user_id, 64)
+        check_length("display_name", request.display_name, 200)
+        config = config_from(request.config)
+        job = await asyncio.to_thread(self._create, caller, request, config)
+        return pb.CreateTrainingJobResponse(job=await self._message(job))
+
+    async def GetTrainingJob(self, request: pb.GetTrainingJobRequest, context: Context) -> pb.GetTrainingJobResponse:
+        job = await self._job(context, request.job_id)
+        return pb.GetTrainingJobResponse(job=await self._message(job))
+
+    async def ListTrainingJobs(
+        self, request: pb.ListTrainingJobsRequest, context: Context
+    ) -> pb.ListTrainingJobsResponse:
+        caller = _caller(context)
+        limit = page_limit(request.page_size)
+        before = _position(request.page_token)
+        found = await asyncio.to_thread(
+            self._jobs.list, caller.tenant, user_id=request.user_id, before=before, limit=limit + 1
+        )
+        page = found[:limit]
+        token = f"{page[-1].create_time_s!r}/{page[-1].job_id}" if len(found) > limit else ""
+        return pb.ListTrainingJobsResponse(jobs=[job_message(job) for job in page], next_page_token=token)
+
+    async def WatchTrainingJob(
+        self, request: pb.WatchTrainingJobRequest, context: Context
+    ) -> AsyncIterator[pb.WatchTrainingJobResponse]:
+        job = await self._job(context, request.job_id)
+        sequence = request.after_sequence
+        while True:
+            events = await asyncio.to_thread(self._jobs.events_after, job.job_id, sequence)
+            for event in events:
+                sequence = event.sequence
+                yield pb.WatchTrainingJobResponse(event=event_message(event))
+            if not events:
+                job = await self._job(context, request.job_id)
+                if job.state.ended and job.last_sequence <= sequence:
+                    return
+                await asyncio.sleep(WATCH_INTERVAL_S)
+
+    async def CancelTrainingJob(
+        self, request: pb.CancelTrainingJobRequest, context: Context
+    ) -> pb.CancelTrainingJobResponse:
+        job = await asyncio.to_thread(self._jobs.cancel, _caller(context).tenant, request.job_id)
+        return pb.CancelTrainingJobResponse(job=await self._message(job))
+
+    async def DeleteTrainingJob(
+        self, request: pb.DeleteTrainingJobRequest, context: Context
+    ) -> pb.DeleteTrainingJobResponse:
+        caller = _caller(context)
+        await asyncio.to_thread(self._jobs.delete, caller.tenant, request.job_id)
+        await asyncio.to_thread(self._objects.delete_prefix, job_prefix(caller.tenant, request.job_id))
+        return pb.DeleteTrainingJobResponse()
+
+    async def CreateDownloadUrl(
+        self, request: pb.CreateDownloadUrlRequest, context: Context
+    ) -> pb.CreateDownloadUrlResponse:
+        artifact = _artifact(await self._job(context, request.job_id), request.artifact_name or LORA_FILE)
+        lifetime = request.lifetime.ToTimedelta() if request.HasField("lifetime") else timedelta(hours=1)
+        if not timedelta(seconds=1) <= lifetime <= LONGEST_LIFETIME:
+            raise invalid_field("lifetime", f"is {lifetime.total_seconds():.0f} s", "Use 1 s to 7 days.")
+        expire_time = Timestamp()
+        expire_time.FromDatetime(datetime.now(UTC) + lifetime)
+        url = self._objects.download_url(self._objects.key_of(artifact.uri) or "", lifetime)
+        return pb.CreateDownloadUrlResponse(url=url, expire_time=expire_time, artifact=artifact_message(artifact))
+
+    async def PauseTrainingJob(
+        self, request: pb.PauseTrainingJobRequest, context: Context
+    ) -> pb.PauseTrainingJobResponse:
+        raise _not_implemented("PauseTrainingJob")
+
+    async def ResumeTrainingJob(
+        self, request: pb.ResumeTrainingJobRequest, context: Context
+    ) -> pb.ResumeTrainingJobResponse:
+        raise _not_implemented("ResumeTrainingJob")
+
+    async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Context) -> pb.ListCheckpointsResponse:
+        raise _not_implemented("ListCheckpoints")
+
+    async def EstimateMemory(self, request: pb.EstimateMemoryRequest, context: Context) -> pb.EstimateMemoryResponse:
+        raise _not_implemented("EstimateMemory")
+
+    async def GetCapabilities(
+        self, request: pb.TrainerServiceGetCapabilitiesRequest, context: Context
+    ) -> pb.TrainerServiceGetCapabilitiesResponse:
+        return pb.TrainerServiceGetCapabilitiesResponse(
+            version=version("fluxsmith"),
+            base_model=Path(self._service.base_model).name,
+            device_type=self._service.device,
+            worker_count=self._settings.workers,
+            default_config=config_message(TrainConfig()),
+        )
+
+    async def _job(self, context: Context, job_id: str) -> Job:
+        return await asyncio.to_thread(self._jobs.get, _caller(context).tenant, job_id)
+
+    async def _message(self, job: Job) -> pb.TrainingJob:
+        queued = job.state is JobState.QUEUED
+        position = await asyncio.to_thread(self._jobs.queue_position, job) if queued else 0
+        return job_message(job, queue_position=position)
+
+    def _create(self, caller: Caller, request: pb.CreateTrainingJobRequest, config: TrainConfig) -> Job:
+        new = NewJob(
+            user_id=request.user_id,
+            display_name=request.display_name,
+            dataset=self._ready(caller, "dataset_id", request.dataset_id),
+            held_out=self._ready(caller, "held_out_dataset_id", request.held_out_dataset_id)
+            if request.held_out_dataset_id
+            else None,
+            config=config,
+        )
+        return self._jobs.create(caller.tenant, new, request_id=request.request_id)
+
+    def _ready(self, caller: Caller, field: str, dataset_id: str) -> DatasetReference:
+        if not dataset_id:
+            raise invalid_field(field, "is empty", "Name a dataset that the encoder has encoded.")
+        if pointer := read_pointer(self._objects, caller.tenant, dataset_id):
+            return DatasetReference(dataset_id=dataset_id, manifest_digest=pointer.manifest_digest)
+        if not self._objects.exists(f"{dataset_prefix(caller.tenant, dataset_id)}dataset.json"):
+            raise NotFound(
+                f"{field}: there is no dataset {dataset_id!r}",
+                reason="DATASET_NOT_FOUND",
+                remedy="List the datasets of your tenant with the encoder, or create one there.",
+            )
+        raise NotReady(
+            f"{field}: dataset {dataset_id!r} is not encoded yet",
+            reason="DATASET_NOT_READY",
+            remedy="Encode it (EncodeDataset), wait until it is READY, then create the job.",
+        )
+
+
+def _caller(context: Context) -> Caller:
+    return caller_from(context.invocation_metadata() or ())
+
+
+def _artifact(job: Job, name: str) -> Artifact:
+    if job.result and name == job.result.lora.artifact_name:
+        return job.result.lora
+    raise NotReady(
+        f"job {job.job_id!r} is {job.state} and has no file {name!r}",
+        reason="ARTIFACT_NOT_FOUND",
+        remedy="Wait until the job has SUCCEEDED; its events name the files it published.",
+    )
+
+
+def _position(token: str) -> tuple[float, str] | None:
+    if not token:
+        return None
+    time_s, _, job_id = token.partition("/")
+    try:
+        return float(time_s), job_id
+    except ValueError as error:
+        raise invalid_field("page_token", f"is {token!r}", "Send next_page_token as it came.") from error
+
+
+def _not_implemented(method: str) -> NotImplementedYet:
+    return NotImplementedYet(
+        f"{method} is not implemented in this version",
+        reason="NOT_IMPLEMENTED",
+        remedy="See the contract's comments for what this version does.",
+    )

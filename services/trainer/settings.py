@@ -1,0 +1,25 @@
+"""Settings of the trainer and its workers, read from the environment once. Environment: `FLUXSMITH_TRAINER_...`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class TrainerSettings(BaseSettings):
+    """What only the trainer needs."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUXSMITH_TRAINER_", frozen=True)
+
+    address: str = "127.0.0.1:7402"
+    """Host and port to serve on."""
+    database_url: str = "sqlite:///data/jobs.sqlite"
+    """SQLAlchemy URL of the database that holds jobs and events: SQLite or PostgreSQL."""
+    workers: int = Field(default=1, ge=0, le=16)
+    """Worker processes that this server starts, one a GPU; 0 where workers are started by other means."""
+    lease_s: float = Field(default=15.0, ge=1)
+    """A worker silent for this many seconds has lost its job to the next one that asks."""
+    heartbeat_s: float = Field(default=0.5, gt=0)
+    """Seconds between a worker's signs of life; also how soon it notices a cancellation."""
+    max_attempts: int = Field(default=3, ge=1)
+    """Workers that may be lost over one job before it is given up."""

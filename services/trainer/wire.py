@@ -1,0 +1,139 @@
+"""Between protobuf and the trainer's domain. Names are the same on both sides, so most of it is mechanical."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fluxsmith.v1 import trainer_pb2 as pb
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.trainer.config import SigmaSampling, TargetPreset, TrainConfig, parse_config
+from services.trainer.jobs import (
+    Artifact,
+    ArtifactPublished,
+    Job,
+    JobFailure,
+    JobState,
+    JobWarning,
+    StateChanged,
+    StepMetrics,
+    StepsCompleted,
+    StoredEvent,
+    TrainingResult,
+    ValidationCompleted,
+)
+
+
+def config_from(message: pb.TrainConfig) -> TrainConfig:
+    """The configuration a caller sent, defaults filled in; raises `InvalidInput` with every violation."""
+    fields: dict[str, Any] = {descriptor.name: value for descriptor, value in message.ListFields()}
+    for name, prefix, enum in (
+        ("sigma_sampling", "SIGMA_SAMPLING_", pb.SigmaSampling),
+        ("targets", "TARGET_PRESET_", pb.TargetPreset),
+    ):
+        if name in fields:
+            known = enum.DESCRIPTOR.values_by_number.get(fields[name])
+            fields[name] = known.name.removeprefix(prefix) if known else str(fields[name])
+    return parse_config(fields)
+
+
+def config_message(config: TrainConfig) -> pb.TrainConfig:
+    """A configuration with every field that has a value."""
+    fields = config.model_dump(exclude_none=True)
+    fields["sigma_sampling"] = pb.SigmaSampling.Value(f"SIGMA_SAMPLING_{SigmaSampling(config.sigma_sampling).name}")
+    fields["targets"] = pb.TargetPreset.Value(f"TARGET_PRESET_{TargetPreset(config.targets).name}")
+    return pb.TrainConfig(**fields)
+
+
+def job_message(job: Job, *, queue_position: int = 0) -> pb.TrainingJob:
+    """A job as callers see it."""
+    return pb.TrainingJob(
+        job_id=job.job_id,
+        user_id=job.user_id,
+        display_name=job.display_name,
+        state=_state(job.state),
+        config=config_message(job.config),
+        dataset_id=job.dataset.dataset_id,
+        held_out_dataset_id=job.held_out.dataset_id if job.held_out else "",
+        create_time=timestamp(job.create_time_s),
+        start_time=timestamp(job.start_time_s),
+        end_time=timestamp(job.end_time_s),
+        step=job.step,
+        total_steps=job.total_steps,
+        attempt=job.attempt,
+        failure=_failure(job.failure) if job.failure else None,
+        result=_result(job.result) if job.result else None,
+        last_sequence=job.last_sequence,
+        queue_position=queue_position,
+    )
+
+
+def event_message(stored: StoredEvent) -> pb.TrainingEvent:
+    """An event as callers see it."""
+    message = pb.TrainingEvent(sequence=stored.sequence, time=timestamp(stored.time_s))
+    match stored.event:
+        case StateChanged() as event:
+            message.state_changed.CopyFrom(pb.StateChanged(state=_state(event.state), message=event.message))
+        case StepsCompleted() as event:
+            steps = [_step(step) for step in event.steps]
+            message.steps_completed.CopyFrom(pb.StepsCompleted(steps=steps, total_steps=event.total_steps))
+        case ValidationCompleted() as event:
+            message.validation_completed.CopyFrom(pb.ValidationCompleted(step=event.step, loss=event.loss))
+        case ArtifactPublished() as event:
+            message.artifact_published.CopyFrom(artifact_message(event.artifact))
+        case JobWarning() as event:
+            message.warning.CopyFrom(pb.JobWarning(reason=event.reason, message=event.message))
+    return message
+
+
+def artifact_message(artifact: Artifact) -> pb.ArtifactPublished:
+    """A published file as callers see it."""
+    return pb.ArtifactPublished(**artifact.model_dump())
+
+
+def timestamp(seconds: float | None) -> Timestamp | None:
+    """Seconds since 1970 as a protobuf timestamp."""
+    if seconds is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(datetime.fromtimestamp(seconds, UTC))
+    return stamp
+
+
+def duration(seconds: float) -> Duration:
+    """Seconds as a protobuf duration."""
+    message = Duration()
+    message.FromTimedelta(timedelta(seconds=seconds))
+    return message
+
+
+def _state(state: JobState) -> pb.TrainingJobState.ValueType:
+    return pb.TrainingJobState.Value(f"TRAINING_JOB_STATE_{state.name}")
+
+
+def _failure(failure: JobFailure) -> pb.JobFailure:
+    fault = pb.JobFailureFault.Value(f"JOB_FAILURE_FAULT_{failure.fault.name}")
+    return pb.JobFailure(fault=fault, reason=failure.reason, message=failure.message, remedy=failure.remedy)
+
+
+def _result(result: TrainingResult) -> pb.TrainingResult:
+    return pb.TrainingResult(
+        lora_uri=result.lora.uri,
+        lora_bytes=result.lora.size_bytes,
+        lora_digest=result.lora.content_digest,
+        held_out_loss_base=result.held_out_loss_base,
+        held_out_loss_lora=result.held_out_loss_lora,
+        step_time=duration(result.step_time_s),
+    )
+
+
+def _step(step: StepMetrics) -> pb.StepMetrics:
+    return pb.StepMetrics(
+        step=step.step,
+        loss=step.loss,
+        learning_rate=step.learning_rate,
+        gradient_norm=step.gradient_norm,
+        duration=duration(step.duration_s),
+    )

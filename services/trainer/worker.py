@@ -1,0 +1,161 @@
+"""A worker: loads the base transformer once, then claims jobs and runs them, one at a time, until told to stop.
+
+    python -m services.trainer.worker
+
+It shares nothing with the server but the database and the object store, so it can run on any machine that reaches both.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+
+import torch
+from diffusers import FluxTransformer2DModel
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.common.errors import ServiceError, Unavailable
+from services.common.logs import set_up_logging
+from services.common.object_store import ObjectStore
+from services.common.settings import ServiceSettings, StoreSettings
+from services.trainer.adapter import NonFiniteAdapter
+from services.trainer.job_store import JobStore, LostJob
+from services.trainer.jobs import ArtifactPublished, Fault, Job, JobFailure, JobState
+from services.trainer.reporter import CancelJob, NonFiniteLoss, Reporter, StopWorker
+from services.trainer.run_job import run_job
+from services.trainer.settings import TrainerSettings
+from services.trainer.transformer import load_transformer
+
+log = logging.getLogger("services.trainer.worker")
+
+IDLE_S = 0.2
+RETRY_S = 2.0
+
+
+class Worker:
+    """Claims and runs jobs on one resident transformer."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        objects: ObjectStore,
+        transformer: FluxTransformer2DModel,
+        settings: TrainerSettings,
+        stop: threading.Event,
+    ) -> None:
+        self._jobs = jobs
+        self._objects = objects
+        self._transformer = transformer
+        self._settings = settings
+        self._stop = stop
+        self._owner = f"{socket.gethostname()}/{os.getpid()}"
+
+    def run(self) -> None:
+        """Run jobs until `stop` is set."""
+        while not self._stop.is_set():
+            try:
+                job = self._jobs.claim(
+                    self._owner, lease_s=self._settings.lease_s, max_attempts=self._settings.max_attempts
+                )
+                if job is None:
+                    self._stop.wait(IDLE_S)
+                else:
+                    log.info("%s: attempt %d", job.job_id, job.attempt)
+                    self.run_one(job)
+            except LostJob as error:
+                log.warning("%s", error)
+            except SQLAlchemyError as error:
+                log.warning("the database does not serve, trying again in %.0f s: %s", RETRY_S, error)
+                self._stop.wait(RETRY_S)
+
+    def run_one(self, job: Job) -> None:
+        """Run a claimed job to its end, and say how it ended; raises `LostJob` when it is another's now."""
+        with Reporter(self._jobs, job, self._settings, self._stop) as reporter:
+            try:
+                reporter.check()
+                result = run_job(job, self._transformer, self._objects, reporter)
+                published = ArtifactPublished(artifact=result.lora)
+                self._jobs.finish(job, JobState.SUCCEEDED, last_events=[published], result=result)
+            except CancelJob:
+                self._jobs.finish(job, JobState.CANCELLED)
+            except StopWorker:
+                self._jobs.release(job, "its worker was stopped; it starts again")
+            except Unavailable as error:
+                log.warning("%s: %s", job.job_id, error.line)
+                self._jobs.release(job, f"{error.message}; it starts again")
+                self._stop.wait(RETRY_S)
+            except (LostJob, SQLAlchemyError):
+                raise  # the lease runs out by itself
+            except Exception as error:
+                failure = failure_of(error)
+                log.log(
+                    logging.ERROR if failure.fault is Fault.SYSTEM else logging.INFO,
+                    "%s failed: %s",
+                    job.job_id,
+                    failure.message,
+                    exc_info=error,
+                )
+                self._jobs.finish(job, JobState.FAILED, failure=failure)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def failure_of(error: Exception) -> JobFailure:
+    """Whose fault an error is, and what to do about it."""
+    if isinstance(error, (NonFiniteLoss, NonFiniteAdapter)):
+        return JobFailure(
+            fault=Fault.USER,
+            reason="NON_FINITE_LOSS",
+            message=f"training diverged: {error}",
+            remedy="Lower the learning rate; if it is low already, look for broken images in the dataset.",
+        )
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return JobFailure(
+            fault=Fault.RESOURCE,
+            reason="GPU_OUT_OF_MEMORY",
+            message=f"CUDA out of memory: {error}",
+            remedy="Reduce batch_size, resolution_px or rank, and keep gradient_checkpointing on.",
+        )
+    if isinstance(error, ServiceError):
+        return JobFailure(fault=Fault.USER, reason=error.reason, message=error.message, remedy=error.remedy)
+    return JobFailure(
+        fault=Fault.SYSTEM,
+        reason="INTERNAL",
+        message=f"internal error ({type(error).__name__})",
+        remedy="The worker's log has the traceback; report it with the job's identifier.",
+    )
+
+
+def main() -> int:
+    """Load the base, then work until SIGTERM, SIGINT or the end of the server that started this worker."""
+    service, settings = ServiceSettings(), TrainerSettings()
+    set_up_logging(service.log_level)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if "--supervised" in sys.argv:
+        threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
+    try:
+        objects = ObjectStore(StoreSettings())
+        transformer = load_transformer(service)
+        log.info("%s resident on %s in %s", service.base_model, transformer.device, transformer.dtype)
+        Worker(JobStore(settings.database_url), objects, transformer, settings, stop).run()
+    except ServiceError as error:
+        log.error(error.line)
+        return 1
+    return 0
+
+
+def _stop_with_parent(stop: threading.Event) -> None:
+    """The server holds the other end of standard input: when it is gone, so should we be."""
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    stop.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
