@@ -9,6 +9,7 @@ again the next time.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import secrets
@@ -16,11 +17,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -51,6 +54,7 @@ class Stack:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._extra = dict(environment or {})
         self.data.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.data / "lock")
         self.store_settings = StoreSettings(
             endpoint=f"127.0.0.1:{free_port()}", access_key="fluxsmith", secret_key=SecretStr(_secret(self.data))
         )
@@ -119,6 +123,7 @@ class Stack:
         """Stop everything, the store last."""
         for name in ("trainer", "encoder", "store"):
             self.stop_process(name)
+        self._lock.close()
 
     def stop_process(self, name: str, *, signal_number: int = signal.SIGTERM) -> None:
         """Send one process a signal, and wait for its end."""
@@ -147,6 +152,7 @@ class Stack:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                pass_fds=[self._lock.fileno()],  # the folder stays locked as long as any of its processes lives
                 start_new_session=True,
             )
 
@@ -169,6 +175,24 @@ def free_port() -> int:
         return port
 
 
+def _locked(path: Path) -> IO[str]:
+    """Take the folder's lock, so that no two stacks write to it; it notes who holds it."""
+    lock = path.open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        raise StackError(
+            f"a stack already runs on {path.parent} (started by process {lock.read().strip() or 'unknown'}); "
+            "stop it first, or give another --data folder. If that process is gone, its servers are still there: "
+            f"`fuser {path}` names them"
+        ) from error
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
 def _secret(data: Path) -> str:
     """The store's secret key, made once for a data folder and readable by its owner only."""
     path = data / "store-secret"
@@ -179,6 +203,7 @@ def _secret(data: Path) -> str:
 
 
 def _weed_command(folder: Path, settings: StoreSettings) -> list[str]:
+    port = settings.endpoint.rpartition(":")[2]
     ports = {
         f"-{role}.port{kind}={free_port()}" for role in ("master", "volume", "filer", "admin") for kind in ("", ".grpc")
     }
@@ -188,11 +213,11 @@ def _weed_command(folder: Path, settings: StoreSettings) -> list[str]:
         f"-dir={folder}",
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
-        f"-s3.port={settings.endpoint.rpartition(':')[2]}",
+        f"-s3.port={port}",
         f"-s3.port.grpc={free_port()}",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
-        f"-s3.localSocket={folder / 's3.sock'}",
+        f"-s3.localSocket={tempfile.gettempdir()}/fluxsmith-{port}.sock",  # such paths may have 107 bytes at most
         "-s3.autoCreateBucket=false",
         "-webdav=false",
         "-admin.ui=false",

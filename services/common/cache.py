@@ -66,9 +66,10 @@ class DatasetManifest(_Contract):
 
 
 class ManifestPointer(_Contract):
-    """What makes a dataset READY: the digest of its manifest, and counts for people."""
+    """What makes a dataset READY: the digest of its manifest, who encoded it, and counts for people."""
 
     manifest_digest: str
+    encoder_fingerprint: str
     sample_count: int
     cached_count: int
 
@@ -89,7 +90,12 @@ def publish_manifest(store: ObjectStore, tenant: str, manifest: DatasetManifest,
     data = manifest.model_dump_json(indent=1).encode()
     digest = hashlib.sha256(data).hexdigest()
     store.put(_manifest_key(prefix, digest), data, content_type="application/json")
-    pointer = ManifestPointer(manifest_digest=digest, sample_count=len(manifest.samples), cached_count=cached_count)
+    pointer = ManifestPointer(
+        manifest_digest=digest,
+        encoder_fingerprint=manifest.encoder_fingerprint,
+        sample_count=len(manifest.samples),
+        cached_count=cached_count,
+    )
     store.put(f"{prefix}manifest.json", pointer.model_dump_json().encode(), content_type="application/json")
     return digest
 

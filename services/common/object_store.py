@@ -64,18 +64,8 @@ class ObjectStore:
     def __init__(self, settings: StoreSettings) -> None:
         self._bucket = settings.bucket
         self._endpoint = settings.endpoint
-        self._client = Minio(
-            settings.endpoint,
-            access_key=settings.access_key,
-            secret_key=settings.secret_key.get_secret_value(),
-            secure=settings.secure,
-            region="us-east-1",  # known, so that the client never asks for it
-            http_client=urllib3.PoolManager(
-                timeout=urllib3.Timeout(connect=3, read=60),
-                maxsize=16,
-                retries=urllib3.Retry(total=4, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
-            ),
-        )
+        self._client = _minio_client(settings, settings.endpoint)
+        self._public_client = _minio_client(settings, settings.public_endpoint or settings.endpoint)
 
     def ensure_bucket(self) -> None:
         """Make the bucket unless it is there."""
@@ -171,7 +161,7 @@ class ObjectStore:
 
     def download_url(self, key: str, lifetime: timedelta) -> str:
         """An address from which anyone can GET the object until `lifetime` has passed."""
-        return self._client.presigned_get_object(self._bucket, key, expires=lifetime)
+        return self._public_client.presigned_get_object(self._bucket, key, expires=lifetime)
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
@@ -190,3 +180,18 @@ class ObjectStore:
             reason="STORE_UNAVAILABLE",
             remedy="Check that the store runs and that FLUXSMITH_STORE_* name it and its credentials; then try again.",
         )
+
+
+def _minio_client(settings: StoreSettings, endpoint: str) -> Minio:
+    return Minio(
+        endpoint,
+        access_key=settings.access_key,
+        secret_key=settings.secret_key.get_secret_value(),
+        secure=settings.secure,
+        region="us-east-1",  # known, so that the client never asks for it
+        http_client=urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=3, read=60),
+            maxsize=16,
+            retries=urllib3.Retry(total=4, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+        ),
+    )

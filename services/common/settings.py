@@ -15,6 +15,8 @@ class StoreSettings(BaseSettings):
 
     endpoint: str = "127.0.0.1:9000"
     """Host and port of an S3 server, without a scheme."""
+    public_endpoint: str = ""
+    """Host and port under which clients reach the server, for download addresses; empty means `endpoint`."""
     access_key: str = "fluxsmith"
     """Name of the S3 credentials."""
     secret_key: SecretStr = SecretStr("")

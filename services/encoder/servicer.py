@@ -29,7 +29,7 @@ from services.encoder.runs import EncodingRuns
 from services.encoder.settings import EncoderSettings
 from services.encoder.upload import Upload
 
-WATCH_INTERVAL_S = 0.1
+WATCH_INTERVAL_S = 0.2
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -172,10 +172,10 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             dataset_id=dataset_id,
             display_name=record.display_name,
             create_time=_timestamp(record.create_time),
-            sample_count=self._datasets.sample_count(tenant, dataset_id),
             state=pb.DATASET_STATE_OPEN,
         )
         progress = self._runs.progress(tenant, dataset_id)
+        dataset.sample_count = (progress and progress.total) or self._datasets.sample_count(tenant, dataset_id)
         if progress or self._datasets.wanted_encoding(tenant, dataset_id):
             progress = progress or Progress()
             dataset.state = pb.DATASET_STATE_ENCODING

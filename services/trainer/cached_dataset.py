@@ -39,12 +39,28 @@ class Item:
     clip_D: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """What a base model and a dataset for it agree on: widths of T5 and CLIP embeddings, channels of latents."""
+
+    t5: int
+    clip: int
+    latents: int
+
+
 class CachedDataset:
     """The cached tensors of one dataset, read from the store when they are needed and checked against their digests."""
 
     def __init__(self, store: ObjectStore, manifest: DatasetManifest) -> None:
         self.manifest = manifest
         self._load = lru_cache(OBJECTS_IN_MEMORY)(lambda cached: _load(store, cached))
+
+    def widths(self) -> Widths:
+        """Widths of the cached tensors, read off the first sample."""
+        caption = self._load(self.manifest.empty_caption.embedding)
+        latents_CHW = self._load(self.manifest.samples[0].latents[0])[cache.LATENT_MEAN]
+        t5_width, clip_width = caption[cache.T5_EMBEDDING].shape[-1], caption[cache.CLIP_POOLED].shape[-1]
+        return Widths(t5=t5_width, clip=clip_width, latents=latents_CHW.shape[0])
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches that show every sample once."""

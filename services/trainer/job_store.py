@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, insert, or_, select, update
@@ -39,20 +40,16 @@ class JobStore:
     """Jobs and events of all tenants in one database. Safe to use from several threads and processes."""
 
     def __init__(self, database_url: str) -> None:
-        try:
+        with _translated():
             self._writer, self._reader = open_engines(database_url)
-        except SQLAlchemyError as error:
-            raise Unavailable(
-                f"the job database does not open: {error}",
-                reason="DATABASE_UNAVAILABLE",
-                remedy="Check FLUXSMITH_TRAINER_DATABASE_URL and that its server runs.",
-            ) from error
 
     def create(self, tenant: str, new: NewJob, *, request_id: str = "") -> Job:
         """Queue a job, once for a `request_id`; raises `AlreadyExists` when it came before with another payload."""
-        digest = hashlib.sha256(new.model_dump_json().encode()).hexdigest()
+        # Not the manifests: the same request is the same job, also when a dataset was encoded again in between.
+        asked = new.model_dump_json(exclude={"dataset": {"manifest_digest"}, "held_out": {"manifest_digest"}})
+        digest = hashlib.sha256(asked.encode()).hexdigest()
         job_id = f"job-{secrets.token_hex(10)}"
-        with self._writer.begin() as connection:
+        with self._writing() as connection:
             if request_id and (known := _known_request(connection, tenant, request_id)):
                 if known["payload_digest"] != digest:
                     raise AlreadyExists(
@@ -80,7 +77,7 @@ class JobStore:
 
     def get(self, tenant: str, job_id: str) -> Job:
         """The job; raises `NotFound`."""
-        with self._reader.connect() as connection:
+        with self._reading() as connection:
             return _read(connection, job_id, tenant)
 
     def list(self, tenant: str, *, user_id: str = "", before: tuple[float, str] | None, limit: int) -> list[Job]:
@@ -92,13 +89,13 @@ class JobStore:
             same_time = and_(jobs.c.create_time_s == before[0], jobs.c.job_id < before[1])
             query = query.where(or_(jobs.c.create_time_s < before[0], same_time))
         query = query.order_by(jobs.c.create_time_s.desc(), jobs.c.job_id.desc()).limit(limit)
-        with self._reader.connect() as connection:
+        with self._reading() as connection:
             return [_job(row) for row in connection.execute(query).mappings()]
 
     def queue_position(self, job: Job) -> int:
         """Queued jobs created before this one."""
         ahead = and_(jobs.c.state == JobState.QUEUED, jobs.c.create_time_s < job.create_time_s)
-        with self._reader.connect() as connection:
+        with self._reading() as connection:
             return connection.execute(select(func.count()).select_from(jobs).where(ahead)).scalar_one()
 
     def events_after(self, job_id: str, sequence: int, *, limit: int = 200) -> Sequence[StoredEvent]:
@@ -109,12 +106,12 @@ class JobStore:
             .order_by(events.c.sequence)
             .limit(limit)
         )
-        with self._reader.connect() as connection:
+        with self._reading() as connection:
             return [StoredEvent.model_validate(dict(row)) for row in connection.execute(query).mappings()]
 
     def cancel(self, tenant: str, job_id: str) -> Job:
         """Ask for the end of a job. A queued one ends here, a running one when its worker sees it."""
-        with self._writer.begin() as connection:
+        with self._writing() as connection:
             job = _read(connection, job_id, tenant)
             if job.state is JobState.QUEUED:
                 _move(connection, job_id, JobState.CANCELLED, end_time_s=now_s())
@@ -130,7 +127,7 @@ class JobStore:
 
     def delete(self, tenant: str, job_id: str) -> None:
         """Remove an ended job and its events."""
-        with self._writer.begin() as connection:
+        with self._writing() as connection:
             job = _read(connection, job_id, tenant)
             if not job.state.ended:
                 raise NotReady(
@@ -167,7 +164,7 @@ class JobStore:
             )
             .returning(jobs)
         )
-        with self._writer.begin() as connection:
+        with self._writing() as connection:
             row = connection.execute(take).mappings().one_or_none()
             if row is None:
                 return None
@@ -178,12 +175,12 @@ class JobStore:
 
     def heartbeat(self, job: Job, *, step: int, total_steps: int, lease_s: float) -> JobState:
         """Keep the job for another lease, note the step reached, and return the state that is wanted of it."""
-        with self._writer.begin() as connection:
+        with self._writing() as connection:
             return _update_held(connection, job, step=step, total_steps=total_steps, lease_until_s=now_s() + lease_s)
 
     def append(self, job: Job, new_events: Sequence[Event]) -> None:
         """Write events of a job that this worker holds; raises `LostJob`."""
-        with self._writer.begin() as connection:
+        with self._writing() as connection:
             _update_held(connection, job)
             _append(connection, job.job_id, new_events)
 
@@ -197,7 +194,7 @@ class JobStore:
         result: TrainingResult | None = None,
     ) -> None:
         """End a job that this worker holds, with its last events, in one transaction; raises `LostJob`."""
-        with self._writer.begin() as connection:
+        with self._writing() as connection:
             _update_held(connection, job)
             _append(connection, job.job_id, last_events)
             _move(
@@ -214,7 +211,7 @@ class JobStore:
 
     def release(self, job: Job, message: str) -> None:
         """Put a job that this worker holds back into the queue; the attempt does not count."""
-        with self._writer.begin() as connection:
+        with self._writing() as connection:
             state = _update_held(connection, job)
             target = JobState.CANCELLED if state is JobState.CANCELLING else JobState.QUEUED
             _move(
@@ -227,6 +224,16 @@ class JobStore:
                 attempt=jobs.c.attempt - 1,
             )
 
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with _translated(), self._writer.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with _translated(), self._reader.connect() as connection:
+            yield connection
+
     def _give_up_exhausted(self, max_attempts: int) -> None:
         failure = JobFailure(
             fault=Fault.SYSTEM,
@@ -237,10 +244,10 @@ class JobStore:
         exhausted = and_(
             jobs.c.state == JobState.RUNNING, jobs.c.lease_until_s < now_s(), jobs.c.attempt >= max_attempts
         )
-        with self._reader.connect() as connection:
+        with self._reading() as connection:
             if not connection.execute(select(jobs.c.job_id).where(exhausted).limit(1)).first():
                 return
-        with self._writer.begin() as connection:
+        with self._writing() as connection:
             for job_id in connection.execute(select(jobs.c.job_id).where(exhausted)).scalars().all():
                 _move(
                     connection,
@@ -251,6 +258,18 @@ class JobStore:
                     epoch=jobs.c.epoch + 1,
                     failure=failure.model_dump(mode="json"),
                 )
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise Unavailable(
+            f"the job database does not serve: {str(error).splitlines()[0]}",
+            reason="DATABASE_UNAVAILABLE",
+            remedy="Check FLUXSMITH_TRAINER_DATABASE_URL, that its server runs and that its disk has room.",
+        ) from error
 
 
 def _read(connection: Connection, job_id: str, tenant: str) -> Job:

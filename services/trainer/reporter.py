@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 
 import torch
-from sqlalchemy.exc import SQLAlchemyError
 
+from services.common.errors import Unavailable
 from services.trainer.job_store import JobStore, LostJob
 from services.trainer.jobs import Event, Job, JobState, StepMetrics, StepsCompleted
 from services.trainer.settings import TrainerSettings
@@ -108,8 +108,8 @@ class Reporter:
             except LostJob:
                 self._lost = True
                 return
-            except SQLAlchemyError as error:
-                log.warning("heartbeat of %s failed, trying again: %s", self._job.job_id, error)
+            except Unavailable as error:
+                log.warning("heartbeat of %s failed, trying again: %s", self._job.job_id, error.message)
 
 
 def read_metrics(waiting: Sequence[tuple[Step, float]]) -> tuple[StepMetrics, ...]:

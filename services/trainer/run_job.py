@@ -9,9 +9,10 @@ from importlib.metadata import version
 from diffusers import FluxTransformer2DModel
 
 from services.common.cache import DatasetManifest, read_manifest
+from services.common.errors import NotReady
 from services.common.object_store import ObjectStore
 from services.trainer.adapter import adapter_file, attached
-from services.trainer.cached_dataset import CachedDataset
+from services.trainer.cached_dataset import CachedDataset, Widths
 from services.trainer.jobs import (
     Artifact,
     DatasetReference,
@@ -32,6 +33,7 @@ def run_job(job: Job, transformer: FluxTransformer2DModel, store: ObjectStore, r
     """Train and publish. The base is afterwards what it was before, also when something is raised."""
     config = job.config
     dataset = CachedDataset(store, _manifest(store, job.tenant, job.dataset))
+    refuse_other_base(transformer, dataset)
     held_out = CachedDataset(store, _manifest(store, job.tenant, job.held_out)) if job.held_out else None
     reporter.total_steps = config.total_steps(dataset.steps_per_epoch(config.batch_size))
     _warn_of_short_run(job, dataset, reporter)
@@ -65,6 +67,19 @@ def run_job(job: Job, transformer: FluxTransformer2DModel, store: ObjectStore, r
         held_out_loss_lora=losses.get(reporter.total_steps),
         step_time_s=statistics.median(reporter.durations_s),
     )
+
+
+def refuse_other_base(transformer: FluxTransformer2DModel, dataset: CachedDataset) -> None:
+    """Raise `NotReady` when a dataset was encoded for a base model of other widths than this one."""
+    found = dataset.widths()
+    config = transformer.config
+    wanted = Widths(t5=config.joint_attention_dim, clip=config.pooled_projection_dim, latents=config.in_channels // 4)
+    if found != wanted:
+        raise NotReady(
+            f"the dataset was encoded with {found}, the trainer's base model has {wanted}",
+            reason="BASE_MODEL_MISMATCH",
+            remedy="Give encoder and trainer the same FLUXSMITH_BASE_MODEL, and encode the dataset again.",
+        )
 
 
 def publish(store: ObjectStore, job: Job, data: bytes) -> Artifact:

@@ -14,7 +14,8 @@ from fluxsmith.v1 import trainer_pb2 as pb
 from fluxsmith.v1 import trainer_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.common.cache import dataset_prefix, read_pointer
+from services.common.base_model import pick_device
+from services.common.cache import ManifestPointer, dataset_prefix, read_pointer
 from services.common.caller import Caller, caller_from
 from services.common.errors import NotFound, NotImplementedYet, NotReady
 from services.common.fields import check_length, invalid_field, page_limit
@@ -135,7 +136,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         return pb.TrainerServiceGetCapabilitiesResponse(
             version=version("fluxsmith"),
             base_model=Path(self._service.base_model).name,
-            device_type=self._service.device,
+            device_type=pick_device(self._service.device).type,
             worker_count=self._settings.workers,
             default_config=config_message(TrainConfig()),
         )
@@ -149,22 +150,30 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         return job_message(job, queue_position=position)
 
     def _create(self, caller: Caller, request: pb.CreateTrainingJobRequest, config: TrainConfig) -> Job:
+        dataset, held_out = self._ready(caller, "dataset_id", request.dataset_id), None
+        if request.held_out_dataset_id:
+            held_out = self._ready(caller, "held_out_dataset_id", request.held_out_dataset_id)
+            if held_out.encoder_fingerprint != dataset.encoder_fingerprint:
+                raise NotReady(
+                    "the two datasets were encoded by encoders of different weights or precision",
+                    reason="ENCODER_MISMATCH",
+                    remedy="Encode both again with the encoder that runs now.",
+                )
         new = NewJob(
             user_id=request.user_id,
             display_name=request.display_name,
-            dataset=self._ready(caller, "dataset_id", request.dataset_id),
-            held_out=self._ready(caller, "held_out_dataset_id", request.held_out_dataset_id)
-            if request.held_out_dataset_id
-            else None,
+            dataset=DatasetReference(dataset_id=request.dataset_id, manifest_digest=dataset.manifest_digest),
+            held_out=held_out
+            and DatasetReference(dataset_id=request.held_out_dataset_id, manifest_digest=held_out.manifest_digest),
             config=config,
         )
         return self._jobs.create(caller.tenant, new, request_id=request.request_id)
 
-    def _ready(self, caller: Caller, field: str, dataset_id: str) -> DatasetReference:
+    def _ready(self, caller: Caller, field: str, dataset_id: str) -> ManifestPointer:
         if not dataset_id:
             raise invalid_field(field, "is empty", "Name a dataset that the encoder has encoded.")
         if pointer := read_pointer(self._objects, caller.tenant, dataset_id):
-            return DatasetReference(dataset_id=dataset_id, manifest_digest=pointer.manifest_digest)
+            return pointer
         if not self._objects.exists(f"{dataset_prefix(caller.tenant, dataset_id)}dataset.json"):
             raise NotFound(
                 f"{field}: there is no dataset {dataset_id!r}",

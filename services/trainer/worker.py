@@ -16,7 +16,6 @@ import threading
 
 import torch
 from diffusers import FluxTransformer2DModel
-from sqlalchemy.exc import SQLAlchemyError
 
 from services.common.errors import ServiceError, Unavailable
 from services.common.logs import set_up_logging
@@ -68,8 +67,8 @@ class Worker:
                     self.run_one(job)
             except LostJob as error:
                 log.warning("%s", error)
-            except SQLAlchemyError as error:
-                log.warning("the database does not serve, trying again in %.0f s: %s", RETRY_S, error)
+            except Unavailable as error:
+                log.warning("%s Trying again in %.0f s", error.line, RETRY_S)
                 self._stop.wait(RETRY_S)
 
     def run_one(self, job: Job) -> None:
@@ -88,7 +87,7 @@ class Worker:
                 log.warning("%s: %s", job.job_id, error.line)
                 self._jobs.release(job, f"{error.message}; it starts again")
                 self._stop.wait(RETRY_S)
-            except (LostJob, SQLAlchemyError):
+            except LostJob:
                 raise  # the lease runs out by itself
             except Exception as error:
                 failure = failure_of(error)

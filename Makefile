@@ -1,0 +1,24 @@
+# Thin over scripts/, which work where make is missing. Everything runs in .venv, which scripts/setup.sh makes.
+.PHONY: help setup demo up test lint format proto bench clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+setup: ## Make the virtual environment with pinned dependencies
+	@scripts/setup.sh
+demo: ## Start the services, train a LoRA on 18 drawings, show the result in demo-output/
+	@scripts/demo.sh
+up: ## Run store, encoder and trainer in the foreground
+	@scripts/up.sh
+test: ## Run the whole test suite
+	@scripts/test.sh
+lint: ## Check style, types, the contract and the generated stubs
+	@scripts/lint.sh
+format: ## Rewrite sources in the project's format
+	@scripts/format.sh
+proto: ## Generate the Python stubs from protos/
+	@scripts/proto.sh
+bench: ## Measure the full-size model on a GPU (results in benchmarks/results/)
+	@scripts/bench.sh
+clean: ## Remove what the other targets made, the virtual environment included
+	rm -rf .venv data demo-output .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,133 @@
+"""Bad input gets a clear status with a reason and a remedy; the command line prints one line and fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import fluxsmith
+import pytest
+from fluxsmith import errors
+from fluxsmith._folder import read_folder
+
+from services.stack import Stack
+from tests.integration.conftest import drawing, write_drawings
+
+
+def test_a_file_that_is_no_image_is_named(client: fluxsmith.Client, tmp_path: Path) -> None:
+    write_drawings(tmp_path, 2, shade=3)
+    (tmp_path / "broken.png").write_bytes(b"this is text")
+    (tmp_path / "broken.txt").write_text("a broken file")
+    with pytest.raises(errors.DatasetFailed, match=r"broken\.png") as raised:
+        client.datasets.create_from_folder(tmp_path)
+    assert [problem.reason.value for problem in raised.value.dataset.problems] == ["NOT_AN_IMAGE"]
+
+
+def test_a_truncated_image_is_named(client: fluxsmith.Client, tmp_path: Path) -> None:
+    write_drawings(tmp_path, 2, shade=4)
+    (tmp_path / "half.png").write_bytes(drawing(5, shade=4)[:-60])
+    (tmp_path / "half.txt").write_text("half a file")
+    with pytest.raises(errors.DatasetFailed) as raised:
+        client.datasets.create_from_folder(tmp_path)
+    assert [problem.reason.value for problem in raised.value.dataset.problems] == ["TRUNCATED"]
+
+
+def test_bad_samples_are_left_out_when_asked(client: fluxsmith.Client, tmp_path: Path) -> None:
+    write_drawings(tmp_path, 2, shade=5)
+    (tmp_path / "broken.png").write_bytes(b"this is text")
+    (tmp_path / "broken.txt").write_text("a broken file")
+    dataset = client.datasets.create()
+    client.datasets.upload(dataset, read_folder(tmp_path))
+    client.datasets.encode(dataset, skip_bad_samples=True)
+    finished = client.datasets.wait(dataset)
+    assert finished.encoded_count == 2
+    assert [problem.sample_name for problem in finished.problems] == ["broken.png"]
+
+
+def test_an_empty_caption_is_refused_by_the_encoder_too(client: fluxsmith.Client, drawings: Path) -> None:
+    dataset = client.datasets.create()
+    image = fluxsmith.CaptionedImage(name="x.png", captions=("  ",), path=drawings / "circle-0.png")
+    with pytest.raises(errors.InvalidRequest) as raised:
+        client.datasets.upload(dataset, [image])
+    assert raised.value.reason == "CAPTION_EMPTY"
+
+
+def test_an_unknown_dataset_is_not_found(client: fluxsmith.Client) -> None:
+    for call in (lambda: client.datasets.get("ds-none"), lambda: client.train("ds-none", steps=1)):
+        with pytest.raises(errors.NotFound) as raised:
+            call()
+        assert raised.value.reason == "DATASET_NOT_FOUND"
+
+
+def test_every_violation_of_a_configuration_comes_at_once(client: fluxsmith.Client, ready: str) -> None:
+    with pytest.raises(errors.InvalidRequest) as raised:
+        client.train(ready, rank=0, learning_rate=-1.0, batch_size=1000)
+    assert {violation.field for violation in raised.value.violations} == {
+        "config.rank",
+        "config.learning_rate",
+        "config.batch_size",
+    }
+
+
+def test_a_job_before_encoding_has_finished_is_refused(client: fluxsmith.Client) -> None:
+    dataset = client.datasets.create()
+    with pytest.raises(errors.FailedPrecondition) as raised:
+        client.train(dataset, steps=1)
+    assert raised.value.reason == "DATASET_NOT_READY"
+    assert "EncodeDataset" in raised.value.remedy
+
+
+def test_encoding_an_empty_dataset_is_refused(client: fluxsmith.Client) -> None:
+    with pytest.raises(errors.FailedPrecondition) as raised:
+        client.datasets.encode(client.datasets.create())
+    assert raised.value.reason == "DATASET_EMPTY"
+
+
+def test_a_diverging_run_fails_with_the_remedy(client: fluxsmith.Client, ready: str) -> None:
+    job = client.train(ready, rank=512, alpha=4096, learning_rate=0.1, steps=400, max_gradient_norm=1e9)
+    with pytest.raises(errors.JobFailed) as raised:
+        job.wait(timeout_s=170)
+    assert raised.value.job.failure is not None
+    assert raised.value.job.failure.reason == "NON_FINITE_LOSS"
+    assert "learning rate" in raised.value.job.failure.remedy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "no-such-folder"], "no-such-folder"),
+        (["train", "."], "no images"),
+        (["watch", "job-none"], "job-none"),
+        (["train", "DRAWINGS", "--rank", "0"], "rank"),
+    ],
+)
+def test_the_command_line_says_it_in_one_line(
+    stack: Stack, drawings: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    filled = [str(drawings) if argument == "DRAWINGS" else argument for argument in arguments]
+    services = ["--encoder", stack.encoder_address, "--trainer", stack.trainer_address]
+    process = subprocess.run(
+        [sys.executable, "-m", "fluxsmith", *services, *filled],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode in {1, 2}
+    lines = [line for line in process.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert "Traceback" not in process.stderr
+
+
+def test_services_that_are_down_are_named(tmp_path: Path, drawings: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "fluxsmith", "--encoder", "127.0.0.1:9", "--trainer", "127.0.0.1:9", "jobs"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 3
+    assert "127.0.0.1:9" in process.stderr
+    assert "make up" in process.stderr
