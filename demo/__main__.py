@@ -1,6 +1,6 @@
 """Start the embedded stack, train a LoRA on assets/demo through the client library, and show the result.
 
-    python -m demo [--out DIR] [--steps N]
+    python -m demo [--out DIR] [--data DIR] [--steps N]
 
 Writes lora.safetensors, before_after.png, loss.png, report.html and summary.json into DIR (demo-output by default).
 """
@@ -48,6 +48,7 @@ def main() -> int:
     """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "demo-output", help="folder for the results")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo", help="folder of the embedded stack")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps (default %(default)s)")
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -55,7 +56,7 @@ def main() -> int:
     started_s = time.monotonic()
     try:
         say("Starting object store, encoder and trainer on loopback")
-        with Stack(ROOT / "data" / "demo") as stack:
+        with Stack(arguments.data) as stack:
             say(f"Serving: encoder {stack.encoder_address}, trainer {stack.trainer_address}")
             history, job = train(stack, steps=arguments.steps, out=out)
     except (StackError, FluxsmithError) as error:

@@ -13,6 +13,7 @@ with fluxsmith.Client() as client:
 from importlib.metadata import version
 
 from fluxsmith import errors
+from fluxsmith._folder import read_folder
 from fluxsmith.client import Client
 from fluxsmith.data import (
     CaptionedImage,
@@ -79,4 +80,5 @@ __all__ = [
     "ValidationCompleted",
     "__version__",
     "errors",
+    "read_folder",
 ]

@@ -40,10 +40,12 @@ class Connection:
         self._address = address
         self._metadata = (("fluxsmith-tenant", tenant),)
         self._deadline_s = deadline_s
+        self._closed = False
         self.channel = grpc.insecure_channel(address, options=_channel_options(address))
 
     def call(self, method: grpc.UnaryUnaryMultiCallable[_Request, _Response], request: _Request) -> _Response:
         """Ask once and wait for the answer, at most the default deadline."""
+        self._require_open()
         try:
             return method(request, timeout=self._deadline_s, metadata=self._metadata)
         except grpc.RpcError as failure:
@@ -53,6 +55,7 @@ class Connection:
         self, method: grpc.StreamUnaryMultiCallable[_Request, _Response], requests: Iterator[_Request]
     ) -> _Response:
         """Stream requests and wait for the answer. No deadline: how long it takes is up to the amount."""
+        self._require_open()
         try:
             return method(requests, metadata=self._metadata)
         except grpc.RpcError as failure:
@@ -66,6 +69,7 @@ class Connection:
         timeout_s: float | None = None,
     ) -> Generator[_Response, None, None]:
         """Stream responses until the service ends the stream; closing the iterator cancels the call."""
+        self._require_open()
         responses = method(request, timeout=timeout_s, metadata=self._metadata)
         try:
             yield from responses
@@ -76,7 +80,12 @@ class Connection:
 
     def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
+        self._closed = True
         self.channel.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed: use it, and its jobs and datasets, within its `with` block")
 
 
 def is_loopback(host: str) -> bool:
@@ -93,7 +102,7 @@ def _channel_options(address: str) -> list[tuple[str, str | int]]:
         # The default doubles up to two minutes, during which a service that is back would go unnoticed.
         ("grpc.initial_reconnect_backoff_ms", 250),
         ("grpc.min_reconnect_backoff_ms", 5_000),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
         # Notices a host that vanished without a word. Servers refuse pings more often than every five minutes.
         ("grpc.keepalive_time_ms", 310_000),
         ("grpc.enable_http_proxy", 0 if is_loopback(host) else 1),

@@ -81,20 +81,21 @@ class _Faults:
 
 def _read_caption(image: Path, caption_file: Path | None, faults: _Faults) -> str:
     """Return the caption, noting in `faults` what is wrong with the image or its caption."""
-    if not _is_text(image.name):
-        faults.with_unreadable_name.append(repr(image.name))
+    name = _as_text(image.name)
+    if name != image.name:
+        faults.with_unreadable_name.append(name)
     elif image.stat().st_size == 0:
-        faults.without_bytes.append(image.name)
+        faults.without_bytes.append(name)
     if caption_file is None:
-        faults.without_caption.append(image.name)
+        faults.without_caption.append(name)
         return ""
     try:
         caption = caption_file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError):
-        faults.with_unreadable_caption.append(image.name)
+        faults.with_unreadable_caption.append(name)
         return ""
     if not caption:
-        faults.with_empty_caption.append(image.name)
+        faults.with_empty_caption.append(name)
     return caption
 
 
@@ -106,9 +107,9 @@ def name_some(names: Sequence[str]) -> str:
 
 def folder_name(folder: Path) -> str:
     """Return what to call a dataset made of the folder: the folder's own name, as text that can be sent."""
-    return folder.resolve().name.encode(errors="replace").decode()[:200]
+    return _as_text(folder.resolve().name)[:200]
 
 
-def _is_text(name: str) -> bool:
-    """Whether the name is UTF-8 on disk; Python stands surrogates in for bytes that are not."""
-    return name.encode(errors="replace").decode() == name
+def _as_text(name: str) -> str:
+    """Return the name as UTF-8 can hold it: Python stands surrogates in for bytes on disk that are not UTF-8."""
+    return name.encode(errors="replace").decode()

@@ -13,7 +13,7 @@ _Item = TypeVar("_Item")
 _log = logging.getLogger("fluxsmith")
 
 _FIRST_DELAY_S = 0.5
-_LONGEST_DELAY_S = 8.0
+_LONGEST_DELAY_S = 5.0
 
 
 class Outage:
@@ -41,7 +41,7 @@ class Outage:
         if now - self._began + delay_s > self._limit_s:
             raise error
         self._tries += 1
-        _log.warning("%s Trying again in %.1f s.", error.message, delay_s)
+        _log.warning("%s; trying again in %.1f s", error.message.rstrip("."), delay_s)
         return delay_s
 
 

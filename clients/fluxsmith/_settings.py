@@ -34,7 +34,7 @@ def resolve_settings(*, encoder: str | None, trainer: str | None, tenant: str | 
     if not _TENANT.fullmatch(settings.tenant):
         message = f"the tenant {settings.tenant!r} is not made of 1 to 63 characters of a-z, 0-9 and `-`."
         raise InvalidRequest(
-            message, reason="TENANT_INVALID", violations=(FieldViolation(field="tenant", message=message),)
+            message, reason="TENANT_INVALID", violations=(FieldViolation(field="tenant", description=message),)
         )
     return settings
 
@@ -45,5 +45,5 @@ def _check_address(service: str, address: str) -> None:
         remedy = (
             f"Give it without a scheme and with a port, such as 127.0.0.1:{7401 if service == 'encoder' else 7402}."
         )
-        violation = FieldViolation(field=service, message=message)
+        violation = FieldViolation(field=service, description=message)
         raise InvalidRequest(message, reason="ADDRESS_INVALID", remedy=remedy, violations=(violation,))

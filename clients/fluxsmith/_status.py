@@ -16,6 +16,7 @@ from fluxsmith.errors import (
     FluxsmithError,
     InternalError,
     InvalidRequest,
+    LimitExceeded,
     NotFound,
     PermissionDenied,
     Unavailable,
@@ -36,7 +37,7 @@ _ERROR_OF_CODE: Mapping[grpc.StatusCode, type[FluxsmithError]] = MappingProxyTyp
         grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
         grpc.StatusCode.UNAVAILABLE: Unavailable,
-        grpc.StatusCode.RESOURCE_EXHAUSTED: Unavailable,
+        grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
         grpc.StatusCode.ABORTED: Unavailable,
         # This library never cancels a call whose answer it still awaits: the server did, since it stops.
         grpc.StatusCode.CANCELLED: Unavailable,
@@ -56,6 +57,8 @@ def to_error(failure: grpc.RpcError, *, service: str, address: str) -> Fluxsmith
         return _transport_error(failure.code(), text, service=service, address=address)
     kind = _ERROR_OF_CODE.get(failure.code(), InternalError)
     reason, remedy = info.reason, info.metadata.get("remedy", "")
+    if kind is LimitExceeded and "RetryInfo" in details:  # a limit that passes, such as a full queue
+        kind = Unavailable
     if issubclass(kind, InvalidRequest):
         return kind(text, reason=reason, remedy=remedy, violations=_violations(details.get("BadRequest")))
     if issubclass(kind, Unavailable):
@@ -66,8 +69,6 @@ def to_error(failure: grpc.RpcError, *, service: str, address: str) -> Fluxsmith
 def _transport_error(code: grpc.StatusCode, text: str, *, service: str, address: str) -> FluxsmithError:
     """Name a failure that did not come from the service itself but from gRPC between here and there."""
     kind = _ERROR_OF_CODE.get(code, InternalError)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's own: a message over the limit, which no retry mends
-        kind = InternalError
     if kind is InternalError and any(phrase in text for phrase in _TRANSPORT_PHRASES):
         kind = Unavailable
     if kind is Unavailable:
@@ -103,7 +104,7 @@ def _violations(bad_request: Any) -> tuple[FieldViolation, ...]:
     if bad_request is None:
         return ()
     return tuple(
-        FieldViolation(field=violation.field, message=violation.description)
+        FieldViolation(field=violation.field, description=violation.description)
         for violation in bad_request.field_violations
     )
 

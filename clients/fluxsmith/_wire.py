@@ -83,7 +83,7 @@ def write_config(config: TrainConfig) -> trainer_pb2.TrainConfig:
     violations = []
     message = trainer_pb2.TrainConfig()
     if config.steps is not None and config.epochs is not None:
-        violations.append(FieldViolation(field="config.steps", message="steps and epochs exclude each other"))
+        violations.append(FieldViolation(field="config.steps", description="steps and epochs exclude each other"))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value is None:
@@ -92,7 +92,7 @@ def write_config(config: TrainConfig) -> trainer_pb2.TrainConfig:
             setattr(message, field.name, _write_value(field.name, value))
         except (TypeError, ValueError):
             text = f"{field.name} cannot be {value!r}"
-            violations.append(FieldViolation(field=f"config.{field.name}", message=text))
+            violations.append(FieldViolation(field=f"config.{field.name}", description=text))
     if violations:
         raise InvalidRequest("the configuration is wrong.", reason="CONFIG_INVALID", violations=tuple(violations))
     return message

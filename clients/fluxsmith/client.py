@@ -12,7 +12,8 @@ from fluxsmith.data import Dataset
 from fluxsmith.datasets import Datasets
 from fluxsmith.jobs import JobHandle
 from fluxsmith.training import SigmaSampling, TargetPreset, TrainConfig
-from fluxsmith.v1 import trainer_pb2
+from fluxsmith.v1 import encoder_pb2, trainer_pb2
+from fluxsmith.v1.encoder_pb2_grpc import EncoderServiceStub
 from fluxsmith.v1.trainer_pb2_grpc import TrainerServiceStub
 
 
@@ -32,7 +33,7 @@ class Client:
         tenant: str | None = None,
         *,
         deadline_s: float = 30.0,
-        outage_s: float = 60.0,
+        outage_s: float = 120.0,
     ) -> None:
         settings = resolve_settings(encoder=encoder, trainer=trainer, tenant=tenant)
         self._encoder = Connection(
@@ -41,7 +42,8 @@ class Client:
         self._trainer = Connection(
             service="trainer", address=settings.trainer, tenant=settings.tenant, deadline_s=deadline_s
         )
-        self._stub = TrainerServiceStub(self._trainer.channel)
+        self._encoder_stub = EncoderServiceStub(self._encoder.channel)
+        self._trainer_stub = TrainerServiceStub(self._trainer.channel)
         self._outage_s = outage_s
         self.datasets = Datasets(self._encoder, outage_s=outage_s)
 
@@ -109,23 +111,28 @@ class Client:
             held_out_dataset_id=_id_of(held_out) if held_out is not None else "",
             config=write_config(config),
         )
-        return self._handle(self._trainer.call(self._stub.CreateTrainingJob, request).job)
+        return self._handle(self._trainer.call(self._trainer_stub.CreateTrainingJob, request).job)
 
     def job(self, job_id: str) -> JobHandle:
         """Return a hold on the job, or raise `NotFound`."""
         request = trainer_pb2.GetTrainingJobRequest(job_id=job_id)
-        return self._handle(self._trainer.call(self._stub.GetTrainingJob, request).job)
+        return self._handle(self._trainer.call(self._trainer_stub.GetTrainingJob, request).job)
 
     def jobs(self, *, user_id: str | None = None) -> Iterator[JobHandle]:
         """Yield every job, newest first, page by page; only those for `user_id` if given."""
         page_token = ""
         while True:
             request = trainer_pb2.ListTrainingJobsRequest(page_token=page_token, user_id=user_id or "")
-            page = self._trainer.call(self._stub.ListTrainingJobs, request)
+            page = self._trainer.call(self._trainer_stub.ListTrainingJobs, request)
             yield from (self._handle(job) for job in page.jobs)
             page_token = page.next_page_token
             if not page_token:
                 return
+
+    def check_services(self) -> None:
+        """Raise `Unavailable` unless both services answer: cheaper to know before an upload than after it."""
+        self._encoder.call(self._encoder_stub.GetCapabilities, encoder_pb2.EncoderServiceGetCapabilitiesRequest())
+        self._trainer.call(self._trainer_stub.GetCapabilities, trainer_pb2.TrainerServiceGetCapabilitiesRequest())
 
     def close(self) -> None:
         """Close the connections. Jobs and encodings go on without the client."""

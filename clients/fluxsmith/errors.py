@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fluxsmith.data import Dataset
 from fluxsmith.training import JobFailure, TrainingJob
 
+_MAX_NAMED = 10
+
 
 class FluxsmithError(Exception):
     """Something went wrong.
@@ -20,7 +22,7 @@ class FluxsmithError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.message} {self.remedy}".strip()
+        return f"{_sentence(self.message)} {self.remedy}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class FieldViolation:
     """What is wrong with one field of a request."""
 
     field: str
-    message: str
+    description: str
 
 
 class InvalidRequest(FluxsmithError):
@@ -41,13 +43,13 @@ class InvalidRequest(FluxsmithError):
         self.violations = violations
 
     def __str__(self) -> str:
-        named = [f"{violation.field}: {violation.message}" for violation in self.violations]
+        named = [f"{violation.field}: {violation.description}" for violation in self.violations]
         unsaid = [text for text, violation in zip(named, self.violations, strict=True) if _adds(violation, self)]
-        return " ".join(part for part in (self.message, *(_sentence(text) for text in unsaid), self.remedy) if part)
+        return " ".join([*map(_sentence, [self.message, *unsaid]), self.remedy]).strip()
 
 
 class InvalidFolder(InvalidRequest):
-    """The folder cannot become a dataset. Nothing was sent."""
+    """The folder, or a file in it, cannot become a dataset; told before sending, unless a file changed since."""
 
 
 class NotFound(FluxsmithError):
@@ -60,6 +62,10 @@ class AlreadyExists(FluxsmithError):
 
 class FailedPrecondition(FluxsmithError):
     """The thing is not in a state that allows this."""
+
+
+class LimitExceeded(FluxsmithError):
+    """More than the service takes or the caller may have."""
 
 
 class PermissionDenied(FluxsmithError):
@@ -90,10 +96,12 @@ class DatasetFailed(FluxsmithError):
     """A dataset could not be encoded: see `dataset.problems`."""
 
     def __init__(self, dataset: Dataset) -> None:
-        first = "; ".join(f"{problem.sample_name}: {problem.message}" for problem in dataset.problems[:10])
-        more = f"; and {len(dataset.problems) - 10} more" if len(dataset.problems) > 10 else ""
-        parts = (dataset.failure_message, first + more)
-        message = f"dataset {dataset.id} could not be encoded: " + ": ".join(part for part in parts if part)
+        # The service's own sentence may name a sample already.
+        unsaid = [problem for problem in dataset.problems if problem.sample_name not in dataset.failure_message]
+        named = [f"{problem.sample_name}: {problem.message.rstrip('.')}" for problem in unsaid[:_MAX_NAMED]]
+        more = [f"and {len(unsaid) - _MAX_NAMED} more"] if len(unsaid) > _MAX_NAMED else []
+        causes = [text for text in (dataset.failure_message.rstrip("."), *named, *more) if text]
+        message = f"dataset {dataset.id} could not be encoded: {'; '.join(causes)}."
         remedy = "Mend or remove these samples and try again." if dataset.problems else ""
         super().__init__(message, reason="DATASET_FAILED", remedy=remedy)
         self.dataset = dataset
@@ -124,7 +132,7 @@ class DownloadFailed(FluxsmithError):
 
 def _adds(violation: FieldViolation, error: FluxsmithError) -> bool:
     """Whether the violation says something that the message does not say already."""
-    return violation.message.rstrip(".") not in error.message
+    return violation.description.rstrip(".") not in error.message
 
 
 def _sentence(text: str) -> str:

@@ -68,7 +68,7 @@ class ValidationCompleted(Event):
     """Mean over the held-out samples at fixed noise levels and noise."""
 
     def __str__(self) -> str:
-        return f"held-out loss {self.loss:.4f} after step {self.step}"
+        return f"held-out loss {self.loss:.4f} {f'after step {self.step}' if self.step else 'of the base'}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,8 +175,10 @@ class ObjectStore:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> Unavailable:
+        cause = getattr(error, "reason", None) or error  # what urllib3 gave up on, without its tale of retries
+        what = error.code if isinstance(error, S3Error) else type(cause).__name__
         return Unavailable(
-            f"the object store at {self._endpoint} does not serve: {error}",
+            f"the object store at {self._endpoint} does not serve ({what})",
             reason="STORE_UNAVAILABLE",
             remedy="Check that the store runs and that FLUXSMITH_STORE_* name it and its credentials; then try again.",
         )
@@ -192,6 +194,6 @@ def _minio_client(settings: StoreSettings, endpoint: str) -> Minio:
         http_client=urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=3, read=60),
             maxsize=16,
-            retries=urllib3.Retry(total=4, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+            retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
         ),
     )

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 DOMAIN = "fluxsmith"
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
-DRAIN_S = 5.0
+DRAIN_S = 2.0
 SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.cache import CachedObject
 from services.common.caller import Caller, caller_from
-from services.common.errors import NotReady
+from services.common.errors import NotFound, NotReady
 from services.common.fields import check_length, page_of
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
@@ -108,9 +108,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         caller = _caller(context)
         ids = await asyncio.to_thread(lambda: list(self._datasets.ids(caller.tenant)))
         page, token = page_of(ids, request.page_size, request.page_token)
-        return pb.ListDatasetsResponse(
-            datasets=[await self._dataset(caller, dataset_id) for dataset_id in page], next_page_token=token
-        )
+        found = [await self._dataset_unless_deleted(caller, dataset_id) for dataset_id in page]
+        return pb.ListDatasetsResponse(datasets=filter(None, found), next_page_token=token)
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Context) -> pb.DeleteDatasetResponse:
         caller = _caller(context)
@@ -165,6 +164,12 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
     async def _dataset(self, caller: Caller, dataset_id: str) -> pb.Dataset:
         return await asyncio.to_thread(self._read_dataset, caller.tenant, dataset_id)
+
+    async def _dataset_unless_deleted(self, caller: Caller, dataset_id: str) -> pb.Dataset | None:
+        try:
+            return await self._dataset(caller, dataset_id)
+        except NotFound:
+            return None  # some stores list the folders of deleted objects for a while
 
     def _read_dataset(self, tenant: str, dataset_id: str) -> pb.Dataset:
         record = self._datasets.get(tenant, dataset_id)

@@ -94,8 +94,17 @@ def adapter_file(transformer: nn.Module, config: TrainConfig, provenance: Mappin
         "ss_network_alpha": str(config.alpha),
         **provenance,
     }
-    data: bytes = safetensors.torch.save(tensors, metadata)
-    return data
+    return with_sorted_header(safetensors.torch.save(tensors, metadata))
+
+
+def with_sorted_header(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in order: the library writes it in another order each time."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the tensors aligned
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 class NonFiniteAdapter(Exception):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, insert, or_, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from services.common.errors import AlreadyExists, NotFound, NotReady, Unavailable
 from services.trainer.jobs import (
@@ -48,6 +48,13 @@ class JobStore:
         # Not the manifests: the same request is the same job, also when a dataset was encoded again in between.
         asked = new.model_dump_json(exclude={"dataset": {"manifest_digest"}, "held_out": {"manifest_digest"}})
         digest = hashlib.sha256(asked.encode()).hexdigest()
+        while True:
+            try:
+                return self._create(tenant, new, request_id=request_id, digest=digest)
+            except IntegrityError:
+                continue  # somebody else created a job with this request_id in between: find theirs
+
+    def _create(self, tenant: str, new: NewJob, *, request_id: str, digest: str) -> Job:
         job_id = f"job-{secrets.token_hex(10)}"
         with self._writing() as connection:
             if request_id and (known := _known_request(connection, tenant, request_id)):
@@ -264,6 +271,8 @@ class JobStore:
 def _translated() -> Iterator[None]:
     try:
         yield
+    except IntegrityError:
+        raise  # a conflict between two callers, not an outage
     except SQLAlchemyError as error:
         raise Unavailable(
             f"the job database does not serve: {str(error).splitlines()[0]}",

@@ -45,7 +45,7 @@ def run_job(job: Job, transformer: FluxTransformer2DModel, store: ObjectStore, r
 
     def validate(step: int) -> None:
         if held_out:
-            losses[step] = held_out_loss(transformer, held_out, config.batch_size)
+            losses[step] = held_out_loss(transformer, held_out, config.batch_size, reporter.check)
             reporter.write([ValidationCompleted(step=step, loss=losses[step])])
             reporter.restart_clock()
 
@@ -102,7 +102,7 @@ def _manifest(store: ObjectStore, tenant: str, reference: DatasetReference) -> D
 def _provenance(job: Job, dataset: CachedDataset) -> dict[str, str]:
     config = job.config.model_dump_json()
     return {
-        "modelspec.title": job.display_name or job.job_id,
+        "modelspec.title": job.display_name or "fluxsmith LoRA",
         "ss_num_train_images": str(len(dataset.manifest.samples)),
         "ss_learning_rate": str(job.config.learning_rate),
         "ss_seed": str(job.config.seed),

@@ -14,7 +14,7 @@ class TrainerSettings(BaseSettings):
     address: str = "127.0.0.1:7402"
     """Host and port to serve on."""
     database_url: str = "sqlite:///data/jobs.sqlite"
-    """SQLAlchemy URL of the database that holds jobs and events: SQLite or PostgreSQL."""
+    """SQLAlchemy URL of the database with jobs and events: `sqlite:///FILE` or `postgresql+psycopg://...`."""
     workers: int = Field(default=1, ge=0, le=16)
     """Worker processes that this server starts, one a GPU; 0 where workers are started by other means."""
     lease_s: float = Field(default=15.0, ge=1)

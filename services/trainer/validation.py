@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers import FluxTransformer2DModel
+from torch import Tensor
 
 from services.trainer.cached_dataset import CachedDataset
 from services.trainer.flow_matching import loss_per_sample
 
 
 @torch.no_grad()
-def held_out_loss(transformer: FluxTransformer2DModel, dataset: CachedDataset, batch_size: int) -> float:
-    """Mean loss over samples and noise levels; the same weights give the same number in every run."""
+def held_out_loss(
+    transformer: FluxTransformer2DModel, dataset: CachedDataset, batch_size: int, before_batch: Callable[[], None]
+) -> float:
+    """Mean loss over samples and noise levels; the same weights give the same number in every run.
+
+    `before_batch` may raise to end it early.
+    """
     device = next(transformer.parameters()).device
-    losses_B = [loss_per_sample(transformer, batch.to(device)) for batch in dataset.held_out_batches(batch_size)]
-    return float(torch.cat(losses_B).mean())
+    losses: list[Tensor] = []
+    for batch in dataset.held_out_batches(batch_size):
+        before_batch()
+        losses.append(loss_per_sample(transformer, batch.to(device)))
+    return float(torch.cat(losses).mean())

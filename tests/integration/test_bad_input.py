@@ -8,8 +8,7 @@ from pathlib import Path
 
 import fluxsmith
 import pytest
-from fluxsmith import errors
-from fluxsmith._folder import read_folder
+from fluxsmith import errors, read_folder
 
 from services.stack import Stack
 from tests.integration.conftest import drawing, write_drawings

@@ -12,7 +12,7 @@ import grpc
 import pytest
 import safetensors.torch
 import torch
-from fluxsmith._folder import read_folder
+from fluxsmith import read_folder
 from fluxsmith._upload import UploadStream
 from fluxsmith.v1 import encoder_pb2, encoder_pb2_grpc, trainer_pb2, trainer_pb2_grpc
 from PIL import Image

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import fluxsmith
 import pytest
-from fluxsmith import DatasetState, JobState, StepsCompleted
-from fluxsmith._folder import read_folder
+from fluxsmith import DatasetState, JobState, StepsCompleted, read_folder
 
 from services.stack import Stack
 from tests.integration.conftest import client_of, write_drawings

@@ -1,0 +1,109 @@
+"""The command's entry point: global options, the table of commands, and what becomes of errors."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import fluxsmith
+from fluxsmith.cli.jobs import cancel, download, watch
+from fluxsmith.cli.listing import datasets, jobs
+from fluxsmith.cli.session import ConsoleHandler, Session
+from fluxsmith.cli.text import error_line
+from fluxsmith.cli.train import train
+from fluxsmith.errors import (
+    AlreadyExists,
+    DatasetFailed,
+    DeadlineExceeded,
+    FailedPrecondition,
+    FluxsmithError,
+    InvalidRequest,
+    LimitExceeded,
+    NotFound,
+    Unavailable,
+)
+
+_OK, _FAILED, _BAD_INPUT, _UNREACHABLE, _INTERRUPTED = 0, 1, 2, 3, 130
+
+_EPILOG = (
+    "Exit codes: 0 done; 1 the job or a service failed; 2 bad usage or bad input; 3 a service cannot be reached; "
+    "130 interrupted."
+)
+
+app = typer.Typer(
+    help="Train LoRAs for FLUX.1 on a folder of captioned images.",
+    epilog=_EPILOG,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+app.command()(watch)
+app.command()(jobs)
+app.command()(datasets)
+app.command()(cancel)
+app.command()(download)
+
+
+def main() -> None:
+    """Run the command with the arguments of the process and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit code; what went wrong is one line on standard error."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=list(arguments) or ["--help"], prog_name="fluxsmith", standalone_mode=False)
+    except FluxsmithError as error:
+        typer.echo(error_line(str(error)), err=True)
+        return exit_code(error)
+    except typer.TyperException as error:
+        typer.echo(error_line(f"{error.format_message().rstrip('.')}. See fluxsmith --help."), err=True)
+        return _BAD_INPUT
+    except (KeyboardInterrupt, typer.Abort):
+        return _INTERRUPTED
+    return code if isinstance(code, int) else _OK
+
+
+def exit_code(error: FluxsmithError) -> int:
+    """Return the exit code that tells a script what kind of error this is."""
+    if isinstance(error, Unavailable | DeadlineExceeded):
+        return _UNREACHABLE
+    if isinstance(error, InvalidRequest | NotFound | AlreadyExists | FailedPrecondition | LimitExceeded):
+        return _BAD_INPUT
+    if isinstance(error, DatasetFailed) and error.dataset.problems:
+        return _BAD_INPUT
+    return _FAILED
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fluxsmith {fluxsmith.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    context: typer.Context,
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The encoder. ($FLUXSMITH_ENCODER, else 127.0.0.1:7401)"),
+    ] = None,
+    trainer: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The trainer. ($FLUXSMITH_TRAINER, else 127.0.0.1:7402)"),
+    ] = None,
+    tenant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose datasets and jobs. ($FLUXSMITH_TENANT, else default)")
+    ] = None,
+    version: Annotated[  # noqa: ARG001  # its callback does the work
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    session = Session(encoder=encoder, trainer=trainer, tenant=tenant)
+    context.obj = session
+    # The library warns here while it waits for a service that is away; through the console, so as not to cut the bar.
+    logging.basicConfig(level=logging.WARNING, handlers=[ConsoleHandler(session.console)], force=True)

@@ -1,0 +1,156 @@
+"""Progress on standard error: bars on a terminal, a line now and then elsewhere."""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+from fluxsmith.cli.meter import TrainingMeter
+from fluxsmith.data import DatasetProgress, OnProgress
+from fluxsmith.events import Event, JobWarning, StateChanged, StepsCompleted, ValidationCompleted
+
+_LINE_INTERVAL_S = 5.0
+
+
+class Display(Protocol):
+    """Shows how a dataset and then a job move on, while it is entered as a context manager."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def close(self) -> None:
+        """Leave what is shown as it stands; what is printed next comes below. Closing again changes nothing."""
+
+    def note(self, text: str) -> None:
+        """Show a line that stays."""
+
+    def dataset(self, name: str) -> OnProgress:
+        """Return what shows the progress of the dataset called `name`."""
+
+    def event(self, event: Event) -> None:
+        """Show an event of the job."""
+
+
+def display_for(console: Console) -> Display:
+    """Return the display that suits where the console writes to."""
+    return BarDisplay(console) if console.is_terminal else LineDisplay(console)
+
+
+class BarDisplay:
+    """Bars that move, with lines that stay above them."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}", markup=False),
+            console=console,
+        )
+        self._meter = TrainingMeter()
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bars as they stand."""
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        """Show a line that stays."""
+        self._progress.console.print(escape(text))
+
+    def dataset(self, name: str) -> OnProgress:
+        """Return what shows the progress of the dataset called `name`."""
+
+        def on_progress(progress: DatasetProgress) -> None:
+            facts = f"{progress.cached_count} from the cache" if progress.cached_count else ""
+            self._show(f"{progress.phase} {name}", progress.done_count, progress.total_count, facts)
+
+        return on_progress
+
+    def event(self, event: Event) -> None:
+        """Show an event of the job."""
+        match event:
+            case StepsCompleted():
+                self._meter.take(event)
+                self._show("train", self._meter.step, self._meter.total_steps, str(self._meter))
+            case StateChanged(state=state, message=message):
+                self._show(
+                    "train", self._meter.step, self._meter.total_steps or None, str(self._meter) or state.lower()
+                )
+                if message:
+                    self.note(str(event))
+            case ValidationCompleted() | JobWarning():
+                self.note(str(event))
+
+    def _show(self, description: str, done: int, total: int | None, facts: str) -> None:
+        if description not in self._tasks:
+            self._tasks[description] = self._progress.add_task(description, total=total, facts=facts)
+        self._progress.update(self._tasks[description], completed=done, total=total, facts=facts)
+
+
+class LineDisplay:
+    """Plain lines, at most one in five seconds for what moves steadily; for logs and pipes."""
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._meter = TrainingMeter()
+        self._last_line_s = float("-inf")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the lines as they stand."""
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+        self._console.print(escape(text), soft_wrap=True)
+
+    def dataset(self, name: str) -> OnProgress:
+        """Return what shows the progress of the dataset called `name`."""
+
+        def on_progress(progress: DatasetProgress) -> None:
+            cached = f" ({progress.cached_count} from the cache)" if progress.cached_count else ""
+            done = progress.done_count == progress.total_count
+            text = f"{progress.phase} {name}: {progress.done_count} of {progress.total_count}{cached}"
+            self._now_and_then(text, important=done)
+
+        return on_progress
+
+    def event(self, event: Event) -> None:
+        """Show an event of the job."""
+        match event:
+            case StepsCompleted():
+                self._meter.take(event)
+                done = self._meter.step == self._meter.total_steps
+                text = f"step {self._meter.step} of {self._meter.total_steps}  {self._meter}"
+                self._now_and_then(text, important=done)
+            case StateChanged() | ValidationCompleted() | JobWarning():
+                self.note(str(event))
+
+    def _now_and_then(self, text: str, *, important: bool) -> None:
+        now_s = self._clock()
+        if important or now_s - self._last_line_s >= _LINE_INTERVAL_S:
+            self._last_line_s = now_s
+            self.note(text)

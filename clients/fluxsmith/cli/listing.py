@@ -1,0 +1,88 @@
+"""The commands that list: `jobs` and `datasets`."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from fluxsmith.cli.session import Session
+from fluxsmith.cli.text import time_text, to_json
+from fluxsmith.data import Dataset
+from fluxsmith.training import TrainingJob
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
+
+
+def jobs(
+    context: typer.Context,
+    user: Annotated[str | None, typer.Option(help="Only jobs for this user of your product.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    session: Session = context.obj
+    with session.client() as client:
+        found = [job.snapshot for job in client.jobs(user_id=user)]
+    if as_json:
+        typer.echo(to_json(found))
+    elif found:
+        session.out.print(_jobs_table(found))
+    else:
+        session.say("No jobs yet.")
+
+
+def datasets(context: typer.Context, as_json: AsJson = False) -> None:
+    """List datasets."""
+    session: Session = context.obj
+    with session.client() as client:
+        found = list(client.datasets.list())
+    if as_json:
+        typer.echo(to_json(found))
+    elif found:
+        session.out.print(_datasets_table(found))
+    else:
+        session.say("No datasets yet.")
+
+
+def _jobs_table(found: list[TrainingJob]) -> Table:
+    table = _table("job", "state", "step", "held-out loss", "created", "user", "name")
+    for job in found:
+        table.add_row(
+            job.id,
+            job.state.lower(),
+            f"{job.step} of {job.total_steps}" if job.total_steps else "",
+            _held_out_cell(job),
+            time_text(job.create_time),
+            job.user_id,
+            job.name,
+        )
+    return table
+
+
+def _held_out_cell(job: TrainingJob) -> str:
+    result = job.result
+    if result is None or result.held_out_loss_base is None or result.held_out_loss_lora is None:
+        return ""
+    return f"{result.held_out_loss_base:.4f} to {result.held_out_loss_lora:.4f}"
+
+
+def _datasets_table(found: list[Dataset]) -> Table:
+    table = _table("dataset", "state", "samples", "encoded", "created", "name")
+    for dataset in found:
+        table.add_row(
+            dataset.id,
+            dataset.state.lower(),
+            str(dataset.sample_count),
+            str(dataset.encoded_count),
+            time_text(dataset.create_time),
+            dataset.name,
+        )
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    """Return an empty table whose first column, the identifier, is never cut."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, no_wrap=True, overflow="fold")
+    for title in others:
+        table.add_column(title)
+    return table

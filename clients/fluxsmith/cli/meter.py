@@ -1,0 +1,53 @@
+"""What the steps so far say: the smoothed loss, the speed, and the time left."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from fluxsmith.cli.text import duration_text, speed_text
+from fluxsmith.events import StepMetrics, StepsCompleted
+
+_LOSS_DECAY = 0.95  # the loss of single steps jumps with the drawn noise level; this averages over about 20
+_SPEED_STEPS = 20
+
+
+class TrainingMeter:
+    """Takes steps as they are told and keeps the figures that the display shows."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.total_steps = 0
+        self._loss_sum = 0.0
+        self._loss_weight = 0.0
+        self._durations_s: deque[float] = deque(maxlen=_SPEED_STEPS)
+
+    def take(self, event: StepsCompleted) -> None:
+        """Count the event's steps in."""
+        self.total_steps = event.total_steps
+        self._take_steps(event.steps)
+
+    def _take_steps(self, steps: Sequence[StepMetrics]) -> None:
+        for step in steps:
+            self.step = step.step  # falls back when a lost worker's job goes on from a checkpoint
+            self._loss_sum = self._loss_sum * _LOSS_DECAY + step.loss
+            self._loss_weight = self._loss_weight * _LOSS_DECAY + 1.0
+            self._durations_s.append(step.duration_s)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss in which newer steps count more; None before the first step."""
+        return self._loss_sum / self._loss_weight if self._loss_weight else None
+
+    @property
+    def step_s(self) -> float | None:
+        """Mean time of the last steps; None before the first step."""
+        return sum(self._durations_s) / len(self._durations_s) if self._durations_s else None
+
+    @property
+    def left_s(self) -> float | None:
+        """Time that the steps to come will take; None before the first step."""
+        return None if self.step_s is None else self.step_s * max(self.total_steps - self.step, 0)
+
+    def __str__(self) -> str:
+        if self.loss is None or self.step_s is None or self.left_s is None:
+            return ""
+        return f"loss {self.loss:.4f}  {speed_text(self.step_s)}  {duration_text(self.left_s)} left"

@@ -1,0 +1,54 @@
+"""What every command starts from: which services, as which tenant, and where its words go."""
+
+import logging
+import shlex
+
+from rich.console import Console
+from rich.markup import escape
+
+from fluxsmith.client import Client
+
+# Wide enough that no column of a piped table is cut.
+_PIPE_WIDTH = 240
+
+
+class Session:
+    """One run of the command. `console` is standard error, for progress; `out` is standard output, for results."""
+
+    def __init__(self, *, encoder: str | None, trainer: str | None, tenant: str | None) -> None:
+        self._given = {"encoder": encoder, "trainer": trainer, "tenant": tenant}
+        self.console = _console(to_stderr=True)
+        self.out = _console(to_stderr=False)
+
+    def client(self) -> Client:
+        """Return a client of the services named on the command line or in the environment."""
+        given = self._given
+        return Client(encoder=given["encoder"], trainer=given["trainer"], tenant=given["tenant"])
+
+    def command(self, *words: str) -> str:
+        """Return the command line that runs `words` on the same services as the same tenant."""
+        options = [word for name, value in self._given.items() if value for word in (f"--{name}", value)]
+        return shlex.join(["fluxsmith", *options, *words])
+
+    def say(self, text: str) -> None:
+        """Print a line on standard error."""
+        self.console.print(escape(text), soft_wrap=True)
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes log messages to a console, each as a line that stays above a bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the message alone: a person reads it."""
+        self._console.print(escape(record.getMessage()), soft_wrap=True)
+
+
+def _console(*, to_stderr: bool) -> Console:
+    console = Console(stderr=to_stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console

@@ -1,0 +1,77 @@
+"""Words for people, and JSON for programs: pure functions from values to text."""
+
+import dataclasses
+import json
+from datetime import datetime
+from pathlib import Path
+
+from fluxsmith.training import TrainingJob
+
+
+def error_line(text: str) -> str:
+    """Return the one line that an error becomes."""
+    return f"error: {' '.join(text.split())}"
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a size as people read it, such as `1.4 MB`."""
+    size = float(size_bytes)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a time as people read it: `45 s`, `3:07 min`, `2:05 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02} h"
+
+
+def speed_text(step_s: float) -> str:
+    """Return the time of a step, with more places the shorter it is."""
+    places = 1 if step_s >= 10 else 2 if step_s >= 0.1 else 3
+    return f"{step_s:.{places}f} s/step"
+
+
+def held_out_text(base: float, lora: float) -> str:
+    """Return the held-out loss before and after, and by how much it fell."""
+    change = (lora - base) / base if base else 0.0
+    return f"{base:.4f} before, {lora:.4f} after ({change:+.1%})"
+
+
+def time_text(moment: datetime | None) -> str:
+    """Return a moment in the time zone of this machine."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M") if moment else ""
+
+
+def report_lines(job: TrainingJob, *, written: Path | None) -> list[str]:
+    """Return what a job that has succeeded made, a fact a line."""
+    facts = {"job": job.id}
+    if result := job.result:
+        facts |= {"LoRA": result.lora_uri, "size": size_text(result.lora_bytes)}
+        if result.held_out_loss_base is not None and result.held_out_loss_lora is not None:
+            facts["held-out loss"] = held_out_text(result.held_out_loss_base, result.held_out_loss_lora)
+        if result.step_time_s is not None:
+            facts["speed"] = speed_text(result.step_time_s)
+    if written:
+        facts["written"] = str(written)
+    return [f"{name:<13}  {fact}" for name, fact in facts.items()]
+
+
+def to_json(value: object) -> str:
+    """Return a dataclass, or a list or mapping of plain values and dataclasses, as JSON."""
+    return json.dumps(value, default=_plain, indent=2, ensure_ascii=False)
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value)

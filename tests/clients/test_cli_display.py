@@ -1,0 +1,106 @@
+"""Progress: the figures from the steps, and plain lines where there is no terminal."""
+
+from io import StringIO
+
+import pytest
+from fluxsmith import (
+    DatasetPhase,
+    DatasetProgress,
+    JobState,
+    JobWarning,
+    StateChanged,
+    StepMetrics,
+    StepsCompleted,
+    ValidationCompleted,
+)
+from fluxsmith.cli.display import BarDisplay, LineDisplay, display_for
+from fluxsmith.cli.meter import TrainingMeter
+from rich.console import Console
+
+
+def steps(*numbers: int, loss: float = 1.0, duration_s: float = 0.5, total: int = 100) -> StepsCompleted:
+    metrics = tuple(
+        StepMetrics(step=number, loss=loss, learning_rate=1e-4, gradient_norm=1.0, duration_s=duration_s)
+        for number in numbers
+    )
+    return StepsCompleted(sequence=1, steps=metrics, total_steps=total)
+
+
+def test_meter_gives_loss_speed_and_time_left() -> None:
+    meter = TrainingMeter()
+    meter.take(steps(1, 2, 3, 4))
+    assert meter.loss == pytest.approx(1.0)
+    assert meter.step_s == pytest.approx(0.5)
+    assert meter.left_s == pytest.approx(48.0)
+    assert str(meter) == "loss 1.0000  0.50 s/step  48 s left"
+
+
+def test_smoothed_loss_follows_newer_steps() -> None:
+    meter = TrainingMeter()
+    meter.take(steps(*range(1, 51), loss=2.0))
+    meter.take(steps(*range(51, 101), loss=1.0))
+    assert meter.loss == pytest.approx(1.0, abs=0.1)
+
+
+def test_slow_first_step_is_forgotten() -> None:
+    meter = TrainingMeter()
+    meter.take(steps(1, duration_s=60.0))
+    meter.take(steps(*range(2, 30), duration_s=0.1))
+    assert meter.step_s == pytest.approx(0.1)
+
+
+def test_time_left_counts_from_the_checkpoint_after_a_lost_worker() -> None:
+    meter = TrainingMeter()
+    meter.take(steps(*range(1, 91)))
+    meter.take(steps(51))
+    assert meter.left_s == pytest.approx(24.5)
+
+
+def test_meter_is_silent_before_the_first_step() -> None:
+    assert str(TrainingMeter()) == ""
+
+
+def test_bars_are_for_terminals_only() -> None:
+    assert isinstance(display_for(Console(file=StringIO())), LineDisplay)
+    assert isinstance(display_for(Console(file=StringIO(), force_terminal=True)), BarDisplay)
+
+
+def test_lines_come_now_and_then_but_the_last_step_always() -> None:
+    out = StringIO()
+    display = LineDisplay(Console(file=out), clock=lambda: 0.0)
+    for number in range(1, 101):
+        display.event(steps(number))
+    lines = out.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["step 1 of 100", "step 100 of 100"]
+
+
+def test_held_out_loss_warnings_and_states_are_always_told() -> None:
+    out = StringIO()
+    display = LineDisplay(Console(file=out), clock=lambda: 0.0)
+    display.event(StateChanged(sequence=1, state=JobState.RUNNING))
+    display.event(ValidationCompleted(sequence=2, step=0, loss=1.5))
+    display.event(ValidationCompleted(sequence=3, step=10, loss=1.25))
+    display.event(JobWarning(sequence=4, reason="SHORT_RUN", message="only [10] steps"))
+    assert out.getvalue().splitlines() == [
+        "running",
+        "held-out loss 1.5000 of the base",
+        "held-out loss 1.2500 after step 10",
+        "warning: only [10] steps",
+    ]
+
+
+def test_dataset_progress_names_phase_and_cache() -> None:
+    out = StringIO()
+    show = LineDisplay(Console(file=out), clock=lambda: 0.0).dataset("ink")
+    show(DatasetProgress(phase=DatasetPhase.UPLOAD, done_count=24, total_count=24))
+    show(DatasetProgress(phase=DatasetPhase.ENCODE, done_count=24, total_count=24, cached_count=20))
+    assert out.getvalue().splitlines() == ["upload ink: 24 of 24", "encode ink: 24 of 24 (20 from the cache)"]
+
+
+def test_bar_shows_steps_and_figures() -> None:
+    out = StringIO()
+    with BarDisplay(Console(file=out, force_terminal=True, width=120)) as display:
+        display.event(StateChanged(sequence=1, state=JobState.QUEUED))
+        display.event(steps(1, 2))
+    assert "2/100" in out.getvalue()
+    assert "loss 1.0000" in out.getvalue()

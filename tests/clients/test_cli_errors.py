@@ -1,0 +1,122 @@
+"""The command's way of failing: one line on standard error, no traceback, a documented exit code."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fluxsmith import (
+    Dataset,
+    DatasetState,
+    JobState,
+    SampleProblem,
+    SampleProblemReason,
+    TrainConfig,
+    TrainingJob,
+    errors,
+)
+from fluxsmith.cli.app import exit_code, run
+from fluxsmith.cli.session import Session
+
+
+def dataset_failed(*problems: SampleProblem) -> errors.DatasetFailed:
+    dataset = Dataset(id="d", state=DatasetState.FAILED, problems=problems, failure_message="the encoding failed")
+    return errors.DatasetFailed(dataset)
+
+
+PROBLEM = SampleProblem(sample_name="a.png", reason=SampleProblemReason.NOT_AN_IMAGE, message="is no image")
+JOB = TrainingJob(id="j", state=JobState.FAILED, config=TrainConfig(), dataset_id="d")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.JobFailed(JOB), 1),
+        (errors.JobCancelled(JOB), 1),
+        (errors.InternalError("broken"), 1),
+        (errors.DownloadFailed("broken"), 1),
+        (dataset_failed(), 1),
+        (dataset_failed(PROBLEM), 2),
+        (errors.InvalidRequest("wrong"), 2),
+        (errors.InvalidFolder("wrong"), 2),
+        (errors.NotFound("no such job"), 2),
+        (errors.FailedPrecondition("not yet"), 2),
+        (errors.Unavailable("away"), 3),
+        (errors.DeadlineExceeded("late"), 3),
+    ],
+)
+def test_error_has_its_exit_code(error: errors.FluxsmithError, code: int) -> None:
+    assert exit_code(error) == code
+
+
+def test_failed_dataset_names_each_sample_once() -> None:
+    second = SampleProblem(sample_name="b.png", reason=SampleProblemReason.TRUNCATED, message="ends too early.")
+    dataset = Dataset(
+        id="d", state=DatasetState.FAILED, problems=(PROBLEM, second), failure_message="2 of 9 are bad, first a.png"
+    )
+    assert str(errors.DatasetFailed(dataset)) == (
+        "dataset d could not be encoded: 2 of 9 are bad, first a.png; b.png: ends too early. "
+        "Mend or remove these samples and try again."
+    )
+
+
+@pytest.fixture
+def closed_address() -> Iterator[str]:
+    """An address that refuses connections for as long as the test runs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def only_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["train"],
+        ["train", "nowhere"],
+        ["train", ".", "--rank", "0"],
+        ["train", ".", "--steps", "many"],
+        ["--encoder", "http://somewhere", "datasets"],
+        ["--tenant", "My Team", "jobs"],
+    ],
+)
+def test_bad_usage_is_one_line_and_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    only_line(capsys)
+
+
+def test_output_in_a_missing_folder_is_refused_before_anything_is_sent(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(["train", str(tmp_path), "--output", str(tmp_path / "nowhere" / "x")]) == 2
+    assert "folder that does not exist" in only_line(capsys)
+
+
+def test_absent_service_is_one_line_and_code_3(capsys: pytest.CaptureFixture[str], closed_address: str) -> None:
+    assert run(["--trainer", closed_address, "jobs"]) == 3
+    line = only_line(capsys)
+    assert closed_address in line
+    assert "make up" in line
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "--help"], []])
+def test_help_and_version_succeed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 0
+    assert "fluxsmith" in capsys.readouterr().out
+
+
+def test_advice_names_the_same_services_and_tenant() -> None:
+    session = Session(encoder=None, trainer="host:1", tenant="me")
+    assert session.command("watch", "j 1") == "fluxsmith --trainer host:1 --tenant me watch 'j 1'"

@@ -1,0 +1,65 @@
+"""What the command prints: sizes, times, reports and JSON."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from fluxsmith import JobState, TrainConfig, TrainingJob, TrainingResult
+from fluxsmith.cli.text import duration_text, error_line, report_lines, size_text, speed_text, to_json
+
+JOB = TrainingJob(
+    id="j-1",
+    state=JobState.SUCCEEDED,
+    config=TrainConfig(rank=16),
+    dataset_id="d-1",
+    create_time=datetime(2026, 1, 2, tzinfo=UTC),
+    result=TrainingResult(
+        lora_uri="s3://bucket/lora.safetensors",
+        lora_bytes=1_400_000,
+        lora_digest="0" * 64,
+        held_out_loss_base=1.5,
+        held_out_loss_lora=1.2,
+        step_time_s=0.1111,
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1400, "1.4 kB"), (2.5e9, "2.5 GB"), (7e12, "7000.0 GB")],
+)
+def test_size(size_bytes: int, text: str) -> None:
+    assert size_text(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (60, "1:00 min"), (187, "3:07 min"), (7500, "2:05 h")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("step_s", "text"), [(0.0123, "0.012 s/step"), (0.1111, "0.11 s/step"), (12.34, "12.3 s/step")]
+)
+def test_speed(step_s: float, text: str) -> None:
+    assert speed_text(step_s) == text
+
+
+def test_error_is_one_line_whatever_it_quotes() -> None:
+    assert error_line("first\n  second\tthird") == "error: first second third"
+
+
+def test_report_names_address_size_losses_and_file() -> None:
+    report = "\n".join(report_lines(JOB, written=Path("style.safetensors")))
+    for fact in ("s3://bucket/lora.safetensors", "1.4 MB", "1.5000 before, 1.2000 after (-20.0%)", "style.safetensors"):
+        assert fact in report
+
+
+def test_json_holds_every_field_of_the_job() -> None:
+    job = json.loads(to_json(JOB))
+    assert job["state"] == "SUCCEEDED"
+    assert job["config"]["rank"] == 16
+    assert job["result"]["held_out_loss_lora"] == 1.2
+    assert job["create_time"] == "2026-01-02T00:00:00+00:00"

@@ -1,0 +1,26 @@
+"""Where the services are: argument, then environment, then the embedded stack."""
+
+import pytest
+from fluxsmith import Client
+from fluxsmith._settings import resolve_settings
+from fluxsmith.errors import InvalidRequest
+
+
+def test_argument_beats_environment_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUXSMITH_ENCODER", "encoder.example:1")
+    monkeypatch.setenv("FLUXSMITH_TRAINER", "trainer.example:2")
+    monkeypatch.delenv("FLUXSMITH_TENANT", raising=False)
+    settings = resolve_settings(encoder="10.0.0.1:3", trainer=None, tenant=None)
+    assert (settings.encoder, settings.trainer, settings.tenant) == ("10.0.0.1:3", "trainer.example:2", "default")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:7401", "127.0.0.1", "some host:1", ":"])
+def test_address_without_host_and_port_is_refused(address: str) -> None:
+    with pytest.raises(InvalidRequest, match="host:port"):
+        Client(encoder=address)
+
+
+@pytest.mark.parametrize("tenant", ["My Team", "a" * 64, "ünïcode"])
+def test_tenant_that_cannot_be_one_is_refused(tenant: str) -> None:
+    with pytest.raises(InvalidRequest, match="tenant"):
+        Client(tenant=tenant)
