@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import snapshot_download
 
 from services.common.errors import ServiceError
-from services.common.settings import ServiceSettings
+
+if TYPE_CHECKING:  # who loads a model without settings, as the benchmarks do, needs no pydantic-settings
+    from services.common.settings import ServiceSettings
 
 
 class BaseModelError(ServiceError):

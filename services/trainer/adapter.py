@@ -47,7 +47,7 @@ def lora_config(config: TrainConfig) -> LoraConfig:
 @contextmanager
 def attached(transformer: nn.Module, config: TrainConfig) -> Iterator[LoraModel]:
     """Attach a fresh float32 adapter, initialised from the job's seed; afterwards the base is what it was."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         tuner = LoraModel(transformer, lora_config(config), ADAPTER)
     try:

@@ -23,9 +23,10 @@ def unpack(tokens_BLP: Tensor, height: int, width: int) -> Tensor:
 
 def image_ids(height: int, width: int, device: torch.device) -> Tensor:
     """Positions of the image tokens (L, 3): channel 0 is zero, 1 the row and 2 the column of the packed grid."""
-    rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
+    grid = (torch.arange(side // 2, device=device, dtype=torch.float32) for side in (height, width))
+    rows, columns = torch.meshgrid(*grid, indexing="ij")
     ids_HW3 = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1)
-    return rearrange(ids_HW3, "h w axis -> (h w) axis").to(device, torch.float32)
+    return rearrange(ids_HW3, "h w three -> (h w) three")
 
 
 def text_ids(tokens: int, device: torch.device) -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from diffusers import FluxTransformer2DModel
 from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings
 from torch import Tensor, nn
 
 from services.common.base_model import base_folder, pick_device, pick_dtype
-from services.common.settings import ServiceSettings
+
+if TYPE_CHECKING:  # see services/common/base_model.py
+    from services.common.settings import ServiceSettings
 
 
 def load_transformer(settings: ServiceSettings) -> FluxTransformer2DModel:
@@ -15,8 +19,13 @@ def load_transformer(settings: ServiceSettings) -> FluxTransformer2DModel:
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     folder = base_folder(settings, ("transformer",))
-    transformer = FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
-    return prepared(transformer.to(device))
+    transformer = FluxTransformer2DModel.from_pretrained(
+        folder,
+        subfolder="transformer",
+        torch_dtype=dtype,
+        device_map={"": device},  # straight to the device, shard by shard: never 24 GB of host memory
+    )
+    return prepared(transformer)
 
 
 def prepared(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:
