@@ -57,7 +57,9 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours and stricter
             image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise BadSample(Problem.TOO_LARGE, f"more than the limit of {max_pixels} px; scale it down") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise BadSample(
             Problem.NOT_AN_IMAGE, f"not an image of a known format; use one of {', '.join(IMAGE_FORMATS)}"
         ) from error
@@ -68,11 +70,22 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
         )
     try:
         image.load()
-        rgba = ImageOps.exif_transpose(image).convert("RGBA")
-    except Exception as error:
+        rgba = ImageOps.exif_transpose(_as_8_bit(image)).convert("RGBA")
+    except Exception as error:  # a decoder may raise anything on damaged bytes, and all of it means the same
         raise BadSample(Problem.TRUNCATED, f"the image is damaged ({error}); export it again") from error
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _as_8_bit(image: Image.Image) -> Image.Image:
+    """Greyscale of 16 bits scaled to 8; Pillow's own conversion would clip all but the darkest to white."""
+    if not image.mode.startswith("I"):
+        return image
+    scaled = Image.fromarray(np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8))
+    scaled.info, exif = dict(image.info), image.getexif()
+    if exif:
+        scaled.info["exif"] = exif.tobytes()
+    return scaled
 
 
 def pixel_digest(image: Image.Image) -> str:

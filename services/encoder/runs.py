@@ -61,8 +61,7 @@ class EncodingRuns:
     def _run(self, tenant: str, dataset_id: str, options: EncodingOptions) -> None:
         while not self._stopping.is_set():
             try:
-                update = self._on_progress(tenant, dataset_id)
-                outcome = self._encoder.encode_dataset(tenant, dataset_id, options, update)
+                outcome = self._outcome(tenant, dataset_id, options)
                 self._datasets.end_encoding(tenant, dataset_id, outcome)
                 break
             except _Stopping:
@@ -70,12 +69,18 @@ class EncodingRuns:
             except Unavailable as error:
                 log.warning("dataset %s: %s; trying again in %.0f s", dataset_id, error.message, RETRY_S)
                 self._stopping.wait(RETRY_S)
-            except Exception:
-                log.exception("encoding of dataset %s failed", dataset_id)
-                outcome = EncodingOutcome(failure="internal error; the encoder's log has the traceback")
-                self._datasets.end_encoding(tenant, dataset_id, outcome)
-                break
         self._forget(tenant, dataset_id)
+
+    def _outcome(self, tenant: str, dataset_id: str, options: EncodingOptions) -> EncodingOutcome:
+        try:
+            return self._encoder.encode_dataset(tenant, dataset_id, options, self._on_progress(tenant, dataset_id))
+        except (Unavailable, _Stopping):
+            raise
+        except ServiceError as error:
+            return EncodingOutcome(failure=error.line)
+        except Exception:  # the broad except of this thread: the encoding failed, the service goes on
+            log.exception("encoding of dataset %s failed", dataset_id)
+            return EncodingOutcome(failure="internal error; the encoder's log has the traceback")
 
     def _on_progress(self, tenant: str, dataset_id: str) -> Callable[[Progress], None]:
         def update(progress: Progress) -> None:

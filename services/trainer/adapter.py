@@ -56,9 +56,6 @@ def attached(transformer: nn.Module, config: TrainConfig) -> Iterator[LoraModel]
         yield tuner
     finally:
         tuner.unload()
-        transformer.zero_grad(set_to_none=True)
-        if hasattr(transformer, "peft_config"):
-            del transformer.peft_config
 
 
 def adapter_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:

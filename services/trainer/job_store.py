@@ -142,6 +142,7 @@ class JobStore:
                     reason="JOB_NOT_ENDED",
                     remedy="Cancel it and wait for its end, then delete it.",
                 )
+            connection.execute(delete(requests).where(requests.c.job_id == job_id))
             connection.execute(delete(events).where(events.c.job_id == job_id))
             connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
 
@@ -178,7 +179,7 @@ class JobStore:
             job = _job(row)
             message = f"attempt {job.attempt}"
             _append(connection, job.job_id, [StateChanged(state=job.state, message=message)])
-            return job
+            return _read(connection, job.job_id, job.tenant)
 
     def heartbeat(self, job: Job, *, step: int, total_steps: int, lease_s: float) -> JobState:
         """Keep the job for another lease, note the step reached, and return the state that is wanted of it."""
@@ -218,18 +219,13 @@ class JobStore:
 
     def release(self, job: Job, message: str) -> None:
         """Put a job that this worker holds back into the queue; the attempt does not count."""
+        free: dict[str, Any] = {"owner": None, "lease_until_s": None}
         with self._writing() as connection:
-            state = _update_held(connection, job)
-            target = JobState.CANCELLED if state is JobState.CANCELLING else JobState.QUEUED
-            _move(
-                connection,
-                job.job_id,
-                target,
-                message=message,
-                owner=None,
-                lease_until_s=None,
-                attempt=jobs.c.attempt - 1,
-            )
+            if _update_held(connection, job) is JobState.CANCELLING:
+                _move(connection, job.job_id, JobState.CANCELLED, end_time_s=now_s(), **free)
+            else:
+                queued = {"attempt": jobs.c.attempt - 1, **free}
+                _move(connection, job.job_id, JobState.QUEUED, message=message, **queued)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:

@@ -22,7 +22,8 @@ RUN = """
 import sys
 from benchmarks.gpu import main
 status = main(sys.argv[1:])
-print([name for name in ("grpc", "minio", "pydantic_settings", "sqlalchemy", "google.protobuf", "typer") if name in sys.modules])
+heavy = ("grpc", "minio", "pydantic_settings", "sqlalchemy", "google.protobuf", "typer")
+print([name for name in heavy if name in sys.modules])
 sys.exit(status)
 """
 

@@ -1,0 +1,59 @@
+"""The wheel: the client library alone, with everything it needs and nothing heavy."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import packages_distributions
+from typing import Any
+
+from tests.policy.sources import ROOT, imports, is_standard, sources
+
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def canonical(requirement: str) -> str:
+    """Name of a distribution without version, as the index compares it."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~\[; ]", requirement)[0]).lower()
+
+
+def required() -> set[str]:
+    """Distributions that a plain `pip install fluxsmith` brings."""
+    return {canonical(requirement) for requirement in PROJECT["project"]["dependencies"]}
+
+
+def test_wheel_has_the_client_library_and_no_services() -> None:
+    target = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert target["packages"] == ["clients/fluxsmith"]
+    assert not {"include", "force-include", "only-include", "artifacts", "sources"} & set(target)
+
+
+def test_folder_that_becomes_the_wheel_holds_code_and_its_types_only() -> None:
+    files = {
+        path for path in (ROOT / "clients/fluxsmith").rglob("*") if path.is_file() and path.parent.name != "__pycache__"
+    }
+    assert {path.suffix for path in files} <= {".py", ".pyi", ".typed", ""}
+    assert ROOT / "clients/fluxsmith/py.typed" in files
+    assert [path.name for path in (ROOT / "clients").iterdir() if path.name != "__pycache__"] == ["fluxsmith"]
+
+
+def test_wheel_requires_what_the_client_library_imports() -> None:
+    distributions = packages_distributions()
+    stubs = sorted((ROOT / "clients/fluxsmith/v1").glob("*.py"))
+    names = {name.partition(".")[0] for path in (*sources("clients"), *stubs) for name in imports(path)}
+    needed = {
+        name: {canonical(distribution) for distribution in distributions[name]}
+        for name in names - {"fluxsmith"}
+        if not is_standard(name)
+    }
+    assert not {name for name, providers in needed.items() if not providers & required()}
+
+
+def test_plain_install_is_light() -> None:
+    assert not required() & {"torch", "numpy", "pillow", "diffusers", "transformers", "safetensors", "minio"}
+
+
+def test_every_extra_but_the_full_one_pins_torch_through_server() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert [line for line in extras["server"] if canonical(line) == "torch"] == ["torch==2.13.0"]
+    assert all("fluxsmith[server]" in extras[name] for name in ("encoder", "trainer"))

@@ -1,0 +1,42 @@
+"""Checks that both services make: pages without gaps or repetitions, limits that name what they limit."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.common.errors import InvalidInput
+from services.common.fields import check_length, page_limit, page_of
+
+IDS = [f"ds-{number:02}" for number in range(10)]
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 5, 9, 10, 11])
+def test_pages_show_everything_once(page_size: int) -> None:
+    seen, token = page_of(IDS, page_size, "")
+    assert len(seen) == min(page_size, 10)
+    while token:
+        page, token = page_of(IDS, page_size, token)
+        seen += page
+    assert seen == IDS
+
+
+def test_page_goes_on_after_an_entry_that_was_deleted() -> None:
+    _, token = page_of(IDS, 3, "")
+    assert page_of([name for name in IDS if name != token], 2, token)[0] == IDS[3:5]
+
+
+@pytest.mark.parametrize("page_size", [-1, 1001])
+def test_page_size_out_of_range_is_refused(page_size: int) -> None:
+    with pytest.raises(InvalidInput, match=f"page_size is {page_size}"):
+        page_limit(page_size)
+
+
+def test_unset_page_size_means_the_default() -> None:
+    assert (page_limit(0), page_limit(1), page_limit(1000)) == (100, 1, 1000)
+
+
+def test_text_over_its_length_is_refused_with_its_field() -> None:
+    check_length("display_name", "x" * 200, 200)
+    with pytest.raises(InvalidInput, match="has 201 characters") as caught:
+        check_length("display_name", "x" * 201, 200)
+    assert caught.value.violations[0].field == "display_name"

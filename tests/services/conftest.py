@@ -1,0 +1,78 @@
+"""The services' collaborators, real and loaded once: models, diffusers' pipeline as the reference, an S3 server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+
+from services.common.logs import set_up_logging
+from services.common.object_store import ObjectStore
+from services.common.settings import ServiceSettings
+from services.encoder.models import EncoderModels, ModelThread, load_models
+from services.encoder.settings import EncoderSettings
+from services.stack import Stack
+from services.trainer.transformer import load_transformer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_libraries() -> None:
+    set_up_logging("WARNING")
+
+
+@pytest.fixture(scope="session")
+def service_settings(base_model: Path) -> ServiceSettings:
+    """Settings of both services: everything in float32 on the CPU."""
+    return ServiceSettings(base_model=str(base_model), device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="session")
+def transformer(service_settings: ServiceSettings) -> FluxTransformer2DModel:
+    """The resident base transformer. Shared: whoever attaches something to it takes it off again."""
+    return load_transformer(service_settings)
+
+
+@pytest.fixture(scope="session")
+def pipeline(base_model: Path) -> FluxPipeline:
+    """Diffusers' own pipeline over the same folder, the reference for what the services compute."""
+    return FluxPipeline.from_pretrained(base_model, torch_dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def encoder_models(service_settings: ServiceSettings) -> EncoderModels:
+    """The encoder's models with T5 in float32."""
+    return load_models(service_settings, EncoderSettings(t5_precision="fp32"))
+
+
+@pytest.fixture(scope="session")
+def model_thread(encoder_models: EncoderModels) -> Iterator[ModelThread]:
+    """The thread that runs the encoder's models."""
+    thread = ModelThread(encoder_models)
+    yield thread
+    thread.close()
+
+
+@pytest.fixture(scope="session")
+def store_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of which only the S3 server runs."""
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    try:
+        stack.start_store()
+        yield stack
+    finally:
+        stack.stop()
+
+
+@pytest.fixture(scope="session")
+def store(store_stack: Stack) -> ObjectStore:
+    """The object store on a real S3 server. Shared by all tests, so keys begin with a tenant of the test's own."""
+    return ObjectStore(store_stack.store_settings)
+
+
+@pytest.fixture
+def tenant(request: pytest.FixtureRequest) -> str:
+    """A tenant that no other test uses."""
+    return f"t{abs(hash(request.node.nodeid)):x}"

@@ -1,0 +1,94 @@
+"""Encodings under way: one a dataset, and none is forgotten."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from services.encoder.datasets import Datasets, EncodingOptions
+from services.encoder.encoding import DatasetEncoder
+from services.encoder.runs import EncodingRuns
+from tests.services.encoder.conftest import AddSample
+
+OPTIONS = EncodingOptions(resolution_px=64)
+
+
+@pytest.fixture
+def runs(datasets: Datasets, encoder: DatasetEncoder) -> Iterator[EncodingRuns]:
+    """Nothing under way yet."""
+    runs = EncodingRuns(datasets, encoder)
+    yield runs
+    runs.close()
+
+
+def wait(runs: EncodingRuns, tenant: str, dataset_id: str) -> None:
+    """Wait until the encoding has ended."""
+    deadline = time.monotonic() + 60
+    while runs.progress(tenant, dataset_id) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_started_encoding_ends_with_a_manifest(
+    runs: EncodingRuns, datasets: Datasets, tenant: str, dataset_id: str, add_sample: AddSample
+) -> None:
+    add_sample("a")
+    runs.start(tenant, dataset_id, OPTIONS)
+    wait(runs, tenant, dataset_id)
+    assert datasets.pointer(tenant, dataset_id)
+    assert datasets.wanted_encoding(tenant, dataset_id) is None
+
+
+def test_asking_twice_is_one_encoding(
+    runs: EncodingRuns, datasets: Datasets, tenant: str, dataset_id: str, add_sample: AddSample
+) -> None:
+    for number in range(4):
+        add_sample(f"{number}")
+    for _ in range(3):
+        runs.start(tenant, dataset_id, OPTIONS)
+    wait(runs, tenant, dataset_id)
+    pointer = datasets.pointer(tenant, dataset_id)
+    assert pointer
+    assert (pointer.sample_count, pointer.cached_count) == (4, 0)
+
+
+def test_encoding_of_a_stopped_encoder_is_taken_up_by_the_next(
+    datasets: Datasets, encoder: DatasetEncoder, tenant: str, dataset_id: str, add_sample: AddSample
+) -> None:
+    add_sample("a")
+    stopped = EncodingRuns(datasets, encoder)
+    stopped._stopping.set()  # as if the stop came between the note and the first sample
+    stopped.start(tenant, dataset_id, OPTIONS)
+    stopped.close()
+    assert datasets.pointer(tenant, dataset_id) is None
+    assert datasets.wanted_encoding(tenant, dataset_id) == OPTIONS
+    following = EncodingRuns(datasets, encoder)
+    assert following.take_up() >= 1
+    wait(following, tenant, dataset_id)
+    following.close()
+    assert datasets.pointer(tenant, dataset_id)
+
+
+def test_failure_is_kept_for_whoever_asks(
+    runs: EncodingRuns, datasets: Datasets, tenant: str, dataset_id: str, add_sample: AddSample
+) -> None:
+    add_sample("text", data=b"hello")
+    runs.start(tenant, dataset_id, OPTIONS)
+    wait(runs, tenant, dataset_id)
+    outcome = datasets.outcome(tenant, dataset_id)
+    assert outcome
+    assert "'text'" in outcome.failure
+
+
+def test_lost_original_fails_the_encoding_with_its_remedy(
+    runs: EncodingRuns, datasets: Datasets, tenant: str, dataset_id: str, add_sample: AddSample
+) -> None:
+    record = add_sample("a")
+    datasets.store.delete(f"{tenant}/datasets/{dataset_id}/originals/{record.content_digest}")
+    runs.start(tenant, dataset_id, OPTIONS)
+    wait(runs, tenant, dataset_id)
+    outcome = datasets.outcome(tenant, dataset_id)
+    assert outcome
+    assert "internal error" not in outcome.failure  # it is known what is wrong, and what to do

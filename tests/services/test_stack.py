@@ -1,0 +1,52 @@
+"""The embedded stack: one a folder, its secret kept, and a clear word when a part does not start."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from services.common.object_store import ObjectStore
+from services.stack import Stack, StackError
+
+
+def test_folder_has_one_stack_at_a_time(tmp_path: Path) -> None:
+    first = Stack(tmp_path)
+    with pytest.raises(StackError, match=f"process {os.getpid()}"):
+        Stack(tmp_path)
+    first.stop()
+    Stack(tmp_path).stop()
+
+
+def test_secret_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
+    secrets = []
+    for _ in range(2):
+        stack = Stack(tmp_path)
+        secrets.append(stack.store_settings.secret_key.get_secret_value())
+        stack.stop()
+    assert secrets[0] == secrets[1]
+    assert stat.S_IMODE((tmp_path / "store-secret").stat().st_mode) == 0o600
+
+
+def test_what_was_stored_is_there_the_next_time(tmp_path: Path) -> None:
+    for turn in range(2):
+        stack = Stack(tmp_path)
+        try:
+            stack.start_store()
+            store = ObjectStore(stack.store_settings)
+            if turn == 0:
+                store.put("t/a", b"kept")
+            assert store.get("t/a") == b"kept"
+        finally:
+            stack.stop()
+
+
+def test_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    stack.start_service("decoder", stack.encoder_address)
+    with pytest.raises(StackError, match=r"the decoder ended with code 1; its log is .*decoder\.log") as caught:
+        stack.wait_for_service("decoder", stack.encoder_address)
+    stack.stop()
+    assert "No module named services.decoder" in str(caught.value)

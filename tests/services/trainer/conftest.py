@@ -1,0 +1,96 @@
+"""Cached datasets as the encoder would leave them, and an empty job store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from services.common import cache
+from services.common.cache import CachedCaption, CachedObject, CachedSample, DatasetManifest
+from services.common.object_store import ObjectStore
+from services.common.settings import ServiceSettings
+from services.trainer.flow_matching import Batch
+from services.trainer.job_store import JobStore
+from services.trainer.transformer import load_transformer
+
+T5_TOKENS, T5_WIDTH, CLIP_WIDTH = 8, 128, 64
+SHIFT, SCALE = 0.25, 2.0
+MakeDataset = Callable[..., DatasetManifest]
+
+
+@pytest.fixture(scope="session")
+def transformer_bf16(service_settings: ServiceSettings) -> FluxTransformer2DModel:
+    """The base transformer in the precision that it has on a GPU."""
+    return load_transformer(service_settings.model_copy(update={"dtype": "bf16"}))
+
+
+@pytest.fixture
+def job_store(tmp_path: Path) -> JobStore:
+    """An empty job store in SQLite."""
+    return JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+
+
+@pytest.fixture
+def make_dataset(store: ObjectStore, tenant: str) -> MakeDataset:
+    """Writes a cached dataset: one sample for each size given in px, `captions` each, in one or two variants."""
+
+    def make(sizes: list[tuple[int, int]], *, captions: int = 1, variants: int = 1) -> DatasetManifest:
+        def put(kind: str, name: str, tensors: dict[str, Tensor]) -> CachedObject:
+            key = f"{cache.cache_prefix(tenant, 'f' * 64)}{kind}/{hashlib.sha256(name.encode()).hexdigest()}"
+            return CachedObject(**vars(store.put(key, safetensors.torch.save(tensors))))
+
+        def caption(text: str) -> CachedCaption:
+            tensors = {cache.T5_EMBEDDING: draw(text, T5_TOKENS, T5_WIDTH), cache.CLIP_POOLED: draw(text, CLIP_WIDTH)}
+            return CachedCaption(caption=text, embedding=put("captions", text, tensors))
+
+        def latents(name: str, height: int, width: int) -> CachedObject:
+            mean = draw(name, 16, height // 8, width // 8)
+            tensors = {cache.LATENT_MEAN: mean, cache.LATENT_LOGVAR: torch.full_like(mean, -6.0)}
+            return put("latents", name, tensors)
+
+        samples = tuple(
+            CachedSample(
+                sample_name=f"sample-{index:03}",
+                height_px=height,
+                width_px=width,
+                latents=tuple(latents(f"{index}/{variant}", height, width) for variant in range(variants)),
+                captions=tuple(caption(f"caption {index}/{number}") for number in range(captions)),
+            )
+            for index, (height, width) in enumerate(sizes)
+        )
+        manifest = DatasetManifest(
+            dataset_id="ds-test",
+            encoder_fingerprint="f" * 64,
+            latent_shift=SHIFT,
+            latent_scale=SCALE,
+            empty_caption=caption(""),
+            samples=samples,
+        )
+        cache.publish_manifest(store, tenant, manifest, cached_count=0)
+        return manifest
+
+    return make
+
+
+def draw(name: str, *shape: int) -> Tensor:
+    """Normal numbers that depend on the name only."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_batch(size: int = 2, *, height: int = 8, width: int = 8, name: str = "batch") -> Batch:
+    """A batch of noise, as the tiny transformer takes it; height and width are those of the latents."""
+    return Batch(
+        clean_BCHW=draw(f"{name} clean", size, 16, height, width),
+        noise_BCHW=draw(f"{name} noise", size, 16, height, width),
+        sigma_B=torch.linspace(0.1, 0.9, size),
+        t5_BSD=draw(f"{name} t5", size, T5_TOKENS, T5_WIDTH),
+        clip_BD=draw(f"{name} clip", size, CLIP_WIDTH),
+    )
