@@ -20,7 +20,7 @@ from fluxsmith.errors import FluxsmithError
 from demo.history import History
 from demo.pictures import draw_before_after, draw_losses, draw_previews
 from demo.report import write_report
-from services.stack import ROOT, Stack, StackError
+from services.stack import ROOT, Stack, StackError, exit_on_sigterm
 
 DEMO_ASSETS = ROOT / "assets" / "demo"
 BASE_MODEL = ROOT / "assets" / "flux-tiny"
@@ -54,6 +54,7 @@ def main() -> int:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()
+    exit_on_sigterm()
     try:
         say("Starting object store, encoder and trainer on loopback")
         with Stack(arguments.data) as stack:
@@ -62,6 +63,8 @@ def main() -> int:
     except (StackError, FluxsmithError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        return 130
     summary = summarise(history, job, seconds_total=time.monotonic() - started_s)
     show(out, history, summary)
     return 0

@@ -18,9 +18,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -34,7 +34,7 @@ from services.common.object_store import ObjectStore
 from services.common.settings import StoreSettings
 
 ROOT = Path(__file__).resolve().parent.parent
-START_S = 120.0
+START_S = 600.0  # FLUX.1-dev's files are read and hashed; one that ends early is noticed at once
 STOP_S = 20.0
 
 
@@ -49,14 +49,15 @@ class Stack:
         self, data: Path, *, encoder_port: int = 0, trainer_port: int = 0, environment: Mapping[str, str] | None = None
     ) -> None:
         self.data = data.resolve()
-        self.encoder_address = f"127.0.0.1:{encoder_port or free_port()}"
-        self.trainer_address = f"127.0.0.1:{trainer_port or free_port()}"
+        free_encoder_port, free_trainer_port, store_port = free_ports(3)
+        self.encoder_address = f"127.0.0.1:{encoder_port or free_encoder_port}"
+        self.trainer_address = f"127.0.0.1:{trainer_port or free_trainer_port}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._extra = dict(environment or {})
         self.data.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.data / "lock")
         self.store_settings = StoreSettings(
-            endpoint=f"127.0.0.1:{free_port()}", access_key="fluxsmith", secret_key=SecretStr(_secret(self.data))
+            endpoint=f"127.0.0.1:{store_port}", access_key="fluxsmith", secret_key=SecretStr(_secret(self.data))
         )
 
     def __enter__(self) -> Stack:
@@ -125,6 +126,16 @@ class Stack:
             self.stop_process(name)
         self._lock.close()
 
+    def wait(self) -> None:
+        """Wait for as long as everything runs; raises `StackError` when a process has ended."""
+        while True:
+            for name, process in self.processes.items():
+                if process.poll() is not None:
+                    raise StackError(
+                        f"the {name} ended with code {process.returncode}; its log is {self.log_path(name)}"
+                    )
+            time.sleep(1)
+
     def stop_process(self, name: str, *, signal_number: int = signal.SIGTERM) -> None:
         """Send one process a signal, and wait for its end."""
         process = self.processes.pop(name, None)
@@ -167,12 +178,18 @@ class Stack:
             time.sleep(0.1)
 
 
-def free_port() -> int:
-    """A TCP port on loopback that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def exit_on_sigterm() -> None:
+    """Make SIGTERM leave the context manager like any other exit, so that it stops what it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different TCP ports on loopback that nothing listens on at this moment."""
+    with ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
 
 
 def _locked(path: Path) -> IO[str]:
@@ -204,9 +221,8 @@ def _secret(data: Path) -> str:
 
 def _weed_command(folder: Path, settings: StoreSettings) -> list[str]:
     port = settings.endpoint.rpartition(":")[2]
-    ports = {
-        f"-{role}.port{kind}={free_port()}" for role in ("master", "volume", "filer", "admin") for kind in ("", ".grpc")
-    }
+    flags = [f"-{role}.port{kind}" for role in ("master", "volume", "filer", "admin") for kind in ("", ".grpc")]
+    flags.append("-s3.port.grpc")
     return [
         str(Path(sys.executable).with_name("weed")),
         "mini",
@@ -214,7 +230,6 @@ def _weed_command(folder: Path, settings: StoreSettings) -> list[str]:
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
         f"-s3.port={port}",
-        f"-s3.port.grpc={free_port()}",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         f"-s3.localSocket={tempfile.gettempdir()}/fluxsmith-{port}.sock",  # such paths may have 107 bytes at most
@@ -222,7 +237,7 @@ def _weed_command(folder: Path, settings: StoreSettings) -> list[str]:
         "-webdav=false",
         "-admin.ui=false",
         "-master.telemetry=false",
-        *sorted(ports),
+        *(f"{flag}={number}" for flag, number in zip(flags, free_ports(len(flags)), strict=True)),
     ]
 
 
@@ -251,9 +266,7 @@ def main() -> int:
     parser.add_argument("--encoder-port", type=int, default=7401)
     parser.add_argument("--trainer-port", type=int, default=7402)
     arguments = parser.parse_args()
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    exit_on_sigterm()
     try:
         with Stack(arguments.data, encoder_port=arguments.encoder_port, trainer_port=arguments.trainer_port) as stack:
             addresses = {"encoder": stack.encoder_address, "trainer": stack.trainer_address}
@@ -261,7 +274,9 @@ def main() -> int:
                 f"{json.dumps(addresses)}\nServing; data and logs in {stack.data}. Ctrl-C stops everything.\n"
             )
             sys.stdout.flush()
-            stop.wait()
+            stack.wait()
+    except KeyboardInterrupt:
+        return 0
     except StackError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

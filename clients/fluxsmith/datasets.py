@@ -179,9 +179,17 @@ class Datasets:
 
     def samples(self, dataset: Dataset | str) -> tuple[Sample, ...]:
         """Return the samples stored in the dataset, by name."""
-        request = encoder_pb2.GetDatasetRequest(dataset_id=_id_of(dataset), include_samples=True)
-        response = self._connection.call(self._stub.GetDataset, request)
-        return tuple(read_sample(sample) for sample in response.samples)
+        found: list[Sample] = []
+        page_token = ""
+        while True:
+            request = encoder_pb2.GetDatasetRequest(
+                dataset_id=_id_of(dataset), include_samples=True, page_size=1000, page_token=page_token
+            )
+            response = self._connection.call(self._stub.GetDataset, request)
+            found += map(read_sample, response.samples)
+            page_token = response.next_page_token
+            if not page_token:
+                return tuple(found)
 
     def delete(self, dataset: Dataset | str) -> None:
         """Remove the dataset and its images. Raises `FailedPrecondition` while it is being encoded."""

@@ -34,13 +34,7 @@ def base_folder(settings: ServiceSettings, parts: Iterable[str]) -> Path:
                 f"FLUXSMITH_BASE_MODEL is {settings.base_model!r}, which is no folder",
                 "Name a folder in diffusers' layout, or a hub identifier together with FLUXSMITH_BASE_MODEL_REVISION.",
             )
-        folder = Path(
-            snapshot_download(
-                settings.base_model,
-                revision=settings.base_model_revision,
-                allow_patterns=["model_index.json", *(f"{part}/*" for part in parts)],
-            )
-        )
+        folder = _fetched(settings.base_model, settings.base_model_revision, parts)
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         raise BaseModelError(
@@ -48,6 +42,17 @@ def base_folder(settings: ServiceSettings, parts: Iterable[str]) -> Path:
             "Name the folder that holds model_index.json of a FLUX.1 model in diffusers' layout.",
         )
     return folder
+
+
+def _fetched(identifier: str, revision: str, parts: Iterable[str]) -> Path:
+    patterns = ["model_index.json", *(f"{part}/*" for part in parts)]
+    try:
+        return Path(snapshot_download(identifier, revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(
+            f"{identifier!r} cannot be fetched from the hub: {str(error).splitlines()[0]}",
+            "Check the name, the revision and the access token (HF_TOKEN), and set HF_HUB_OFFLINE=0.",
+        ) from error
 
 
 def pick_device(name: str) -> torch.device:

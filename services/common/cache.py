@@ -89,7 +89,7 @@ def publish_manifest(store: ObjectStore, tenant: str, manifest: DatasetManifest,
     prefix = dataset_prefix(tenant, manifest.dataset_id)
     data = manifest.model_dump_json(indent=1).encode()
     digest = hashlib.sha256(data).hexdigest()
-    store.put(_manifest_key(prefix, digest), data, content_type="application/json")
+    store.put(_manifest_key(tenant, digest), data, content_type="application/json")
     pointer = ManifestPointer(
         manifest_digest=digest,
         encoder_fingerprint=manifest.encoder_fingerprint,
@@ -109,11 +109,12 @@ def read_pointer(store: ObjectStore, tenant: str, dataset_id: str) -> ManifestPo
     return ManifestPointer.model_validate_json(data)
 
 
-def read_manifest(store: ObjectStore, tenant: str, dataset_id: str, digest: str) -> DatasetManifest:
+def read_manifest(store: ObjectStore, tenant: str, digest: str) -> DatasetManifest:
     """The manifest with this digest; raises `ObjectMissing` or `ObjectDamaged`."""
-    data = store.get(_manifest_key(dataset_prefix(tenant, dataset_id), digest), digest=digest)
+    data = store.get(_manifest_key(tenant, digest), digest=digest)
     return DatasetManifest.model_validate_json(data)
 
 
-def _manifest_key(prefix: str, digest: str) -> str:
-    return f"{prefix}manifests/{digest}.json"
+def _manifest_key(tenant: str, digest: str) -> str:
+    # Not under the dataset's prefix: a job keeps its manifest when the dataset is deleted.
+    return f"{tenant}/manifests/{digest}.json"

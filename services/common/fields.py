@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from services.common.errors import FieldViolation, InvalidInput
+from services.common.errors import FieldViolation, InvalidInput, NotFound
 
 DEFAULT_PAGE = 100
 LARGEST_PAGE = 1000
+_ID_PREFIXES = {"dataset": "ds", "job": "job"}
 
 
 def invalid_field(field: str, description: str, remedy: str, *, reason: str = "FIELD_INVALID") -> InvalidInput:
@@ -21,9 +23,27 @@ def invalid_field(field: str, description: str, remedy: str, *, reason: str = "F
 
 
 def check_length(field: str, text: str, most: int) -> None:
-    """Raise `InvalidInput` when a text has more than `most` characters."""
+    """Raise `InvalidInput` when a text has more than `most` characters, or one that cannot be printed."""
     if len(text) > most:
         raise invalid_field(field, f"has {len(text)} characters", f"Use at most {most}.")
+    if text and not text.isprintable():
+        raise invalid_field(field, "has a control character", "Use printable characters only.")
+
+
+def require_id(kind: str, identifier: str) -> None:
+    """Raise `NotFound` for what cannot be an identifier of this kind, such as `../x`: it would become part of a key."""
+    prefix = _ID_PREFIXES[kind]
+    if not re.fullmatch(prefix + "-[0-9a-f]{20}", identifier):
+        raise unknown(kind, identifier)
+
+
+def unknown(kind: str, identifier: str) -> NotFound:
+    """The error for an identifier that names nothing of the caller's tenant."""
+    return NotFound(
+        f"there is no {kind} {identifier[:80]!r}",
+        reason=f"{kind.upper()}_NOT_FOUND",
+        remedy=f"List the {kind}s of your tenant, or create one.",
+    )
 
 
 def page_limit(page_size: int) -> int:

@@ -2,7 +2,8 @@
 
 Keys begin with the tenant:
 
-    {tenant}/datasets/{dataset}/...                what a user uploaded, and manifests
+    {tenant}/datasets/{dataset}/...                what a user uploaded
+    {tenant}/manifests/{digest}.json               what was encoded, as datasets and jobs point to it
     {tenant}/cache/{encoder fingerprint}/...       tensors by content, shared by the tenant's datasets
     {tenant}/jobs/{job}/...                        what a job made
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import urllib3
 from minio import Minio
@@ -24,6 +27,9 @@ from minio.error import MinioException, S3Error
 from services.common.errors import ServiceError, Unavailable
 from services.common.settings import StoreSettings
 
+T = TypeVar("T")
+
+RETRY_S = 1.0
 DIGEST_METADATA = "x-amz-meta-sha256"
 
 
@@ -41,7 +47,7 @@ class ObjectMissing(ServiceError):
 
     def __init__(self, key: str) -> None:
         super().__init__(
-            f"the store has no object {key!r}",
+            f"the store has no object {key[:200]!r}",
             reason="OBJECT_MISSING",
             remedy="Encode the dataset again; only what is missing is encoded.",
         )
@@ -59,11 +65,15 @@ class ObjectDamaged(ServiceError):
 
 
 class ObjectStore:
-    """Objects by key. Safe to use from several threads. Raises `Unavailable` when the server does not answer."""
+    """Objects by key. Safe to use from several threads.
 
-    def __init__(self, settings: StoreSettings) -> None:
+    Raises `Unavailable` when the server does not answer, `get` and `put` only after trying for `patience_s` seconds.
+    """
+
+    def __init__(self, settings: StoreSettings, *, patience_s: float = 0.0) -> None:
         self._bucket = settings.bucket
         self._endpoint = settings.endpoint
+        self._patience_s = patience_s
         self._client = _minio_client(settings, settings.endpoint)
         self._public_client = _minio_client(settings, settings.public_endpoint or settings.endpoint)
 
@@ -85,26 +95,12 @@ class ObjectStore:
     def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> StoredObject:
         """Write an object whole, replacing what was there, and return once it is durable."""
         digest = hashlib.sha256(data).hexdigest()
-        with self._translated(key):
-            self._client.put_object(
-                self._bucket,
-                key,
-                io.BytesIO(data),
-                len(data),
-                content_type=content_type,
-                metadata={DIGEST_METADATA: digest},
-            )
+        self._patiently(lambda: self._put_once(key, data, content_type, {DIGEST_METADATA: digest}))
         return StoredObject(key=key, digest=digest, size_bytes=len(data))
 
     def get(self, key: str, *, digest: str | None = None) -> bytes:
         """Read an object whole. With `digest`, raise `ObjectDamaged` unless the bytes have it."""
-        with self._translated(key):
-            response = self._client.get_object(self._bucket, key)
-            try:
-                data = response.read()
-            finally:
-                response.close()
-                response.release_conn()
+        data = self._patiently(lambda: self._get_once(key))
         if digest is not None and hashlib.sha256(data).hexdigest() != digest:
             raise ObjectDamaged(key)
         return data
@@ -163,6 +159,31 @@ class ObjectStore:
         """An address from which anyone can GET the object until `lifetime` has passed."""
         return self._public_client.presigned_get_object(self._bucket, key, expires=lifetime)
 
+    def _put_once(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> None:
+        with self._translated(key):
+            self._client.put_object(
+                self._bucket, key, io.BytesIO(data), len(data), content_type=content_type, metadata=dict(metadata)
+            )
+
+    def _get_once(self, key: str) -> bytes:
+        with self._translated(key):
+            response = self._client.get_object(self._bucket, key)
+            try:
+                return response.read()
+            finally:
+                response.close()
+                response.release_conn()
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        deadline_s = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return action()
+            except Unavailable:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(RETRY_S)
+
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
         try:
@@ -171,6 +192,8 @@ class ObjectStore:
             if error.code in {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}:
                 raise ObjectMissing(key) from error
             raise self._unavailable(error) from error
+        except ValueError as error:  # how the SDK refuses a key that is none
+            raise ObjectMissing(key) from error
         except (urllib3.exceptions.HTTPError, MinioException, OSError) as error:
             raise self._unavailable(error) from error
 

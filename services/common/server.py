@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 DOMAIN = "fluxsmith"
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 DRAIN_S = 2.0
+LONGEST_MESSAGE = 2000
 SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -46,13 +47,20 @@ async def serve(
     *,
     on_stop: Callable[[], Awaitable[None]],
 ) -> None:
-    """Run a server on `address` until SIGTERM or SIGINT; then say NOT_SERVING, call `on_stop`, and drain the calls."""
+    """Run a server on `address` until SIGTERM or SIGINT; then say NOT_SERVING, drain the calls, call `on_stop`."""
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
     register(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((service_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    server.add_insecure_port(address)
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise errors.Unavailable(
+            f"cannot serve on {address}: {error}",
+            reason="ADDRESS_UNUSABLE",
+            remedy="Stop what listens there, or set another address.",
+        ) from error
     await server.start()
     for name in ("", service_name):
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -63,8 +71,8 @@ async def serve(
     await stop.wait()
     log.info("stopping")
     await health_servicer.enter_graceful_shutdown()
+    await server.stop(DRAIN_S)  # first: a call that came later would find nobody to do its work
     await on_stop()
-    await server.stop(DRAIN_S)
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -128,8 +136,9 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, 
     code = next(code for kind, code in STATUS_OF.items() if isinstance(error, kind))
     if isinstance(error, errors.Unavailable):
         log.warning("%s: %s", method, error.message)
-    status = status_pb2.Status(code=code.value[0], message=error.message, details=_details(error))
-    await context.abort(code, error.message, (("grpc-status-details-bin", status.SerializeToString()),))
+    message = error.message[:LONGEST_MESSAGE]  # it travels in a header, whose size is limited
+    status = status_pb2.Status(code=code.value[0], message=message, details=_details(error))
+    await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
 
 
 def _details(error: errors.ServiceError) -> Sequence[any_pb2.Any]:

@@ -37,7 +37,7 @@ class ServiceSettings(BaseSettings):
     base_model_revision: str | None = None
     """Commit of the hub repository; required with a hub identifier."""
     device: str = "auto"
-    """Torch device of the models: `cuda`, `cuda:1`, `cpu`; `auto` takes CUDA where there is one."""
+    """Torch device: `cuda`, `cpu`; `auto` takes CUDA where there is one. CUDA_VISIBLE_DEVICES says which."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of weights and activations; `auto` means bf16 on CUDA and fp32 on the CPU."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO")

@@ -31,14 +31,14 @@ def main() -> int:
         store = ObjectStore(StoreSettings())
         store.ensure_bucket()
         models = ModelThread(load_models(service, settings))
+        datasets = Datasets(store)
+        encoder = DatasetEncoder(datasets, models, settings)
+        runs = EncodingRuns(datasets, encoder)
+        if count := runs.take_up():
+            log.info("went on with %d unfinished encodings", count)
     except ServiceError as error:
         log.error(error.line)
         return 1
-    datasets = Datasets(store)
-    encoder = DatasetEncoder(datasets, models, settings)
-    runs = EncodingRuns(datasets, encoder)
-    if count := runs.take_up():
-        log.info("went on with %d unfinished encodings", count)
     servicer = EncoderServicer(
         datasets=datasets, runs=runs, encoder=encoder, models=models, service=service, settings=settings
     )
@@ -47,14 +47,20 @@ def main() -> int:
         await asyncio.to_thread(runs.close)
         models.close()
 
-    asyncio.run(
-        serve(
-            settings.address,
-            encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
-            lambda server: encoder_pb2_grpc.add_EncoderServiceServicer_to_server(servicer, server),
-            on_stop=on_stop,
+    try:
+        asyncio.run(
+            serve(
+                settings.address,
+                encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
+                lambda server: encoder_pb2_grpc.add_EncoderServiceServicer_to_server(servicer, server),
+                on_stop=on_stop,
+            )
         )
-    )
+    except ServiceError as error:
+        log.error(error.line)
+        runs.close()
+        models.close()
+        return 1
     return 0
 
 

@@ -1,26 +1,29 @@
 """Datasets as they lie in the object store: who reads these keys needs nothing else to know a dataset's state.
 
-dataset.json                 made by CreateDataset
-originals/{sha256}           image files as uploaded
-samples/{quoted name}.json   one record a sample, written after its image: what is listed is complete
-encoding.json                options of the encoding that is wanted; removed when it has ended
-outcome.json                 how the last encoding ended: what failed it, and problems of single samples
-manifests/, manifest.json    the result (services/common/cache.py)
+dataset.json                    made by CreateDataset
+originals/{sha256}              image files as uploaded
+samples/{sha256 of name}.json   one record a sample, written after its image: what is listed is complete
+encoding.json                   options of the encoding that is wanted; removed when it has ended
+outcome.json                    how the last encoding ended: what failed it, and problems of single samples
+manifest.json                   pointer to the result (services/common/cache.py)
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.common.cache import ManifestPointer, dataset_prefix, read_pointer
-from services.common.errors import AlreadyExists, NotFound
+from services.common.errors import AlreadyExists, NotFound, NotReady
+from services.common.fields import require_id, unknown
 from services.common.object_store import ObjectMissing, ObjectStore
 from services.encoder.images import Problem
 
@@ -76,6 +79,7 @@ class Datasets:
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
+        self._locks: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
 
     def create(self, tenant: str, *, display_name: str, request_id: str) -> DatasetRecord:
         """Make a dataset. The same `request_id` gives the same dataset; raises `AlreadyExists` for another name."""
@@ -96,32 +100,35 @@ class Datasets:
 
     def get(self, tenant: str, dataset_id: str) -> DatasetRecord:
         """The dataset; raises `NotFound`."""
+        require_id("dataset", dataset_id)
         try:
             return DatasetRecord.model_validate_json(self._read(tenant, dataset_id, "dataset.json"))
         except ObjectMissing as error:
-            raise NotFound(
-                f"there is no dataset {dataset_id!r}",
-                reason="DATASET_NOT_FOUND",
-                remedy="List the datasets of your tenant, or create one.",
-            ) from error
+            raise unknown("dataset", dataset_id) from error
 
     def ids(self, tenant: str) -> Iterator[str]:
         """Identifiers of a tenant's datasets, in order."""
         return self.store.folders(f"{tenant}/datasets/")
 
     def delete(self, tenant: str, dataset_id: str) -> None:
-        """Remove a dataset, its record first, so that it is gone at once."""
+        """Remove a dataset, its record last, so that a deletion that was cut short can be repeated."""
         prefix = dataset_prefix(tenant, dataset_id)
-        self.store.delete(f"{prefix}dataset.json")
-        self.store.delete_prefix(prefix)
+        with self._changing(tenant, dataset_id):
+            self.store.delete(f"{prefix}manifest.json")
+            for part in ("originals/", "samples/"):
+                self.store.delete_prefix(f"{prefix}{part}")
+            self.store.delete(f"{prefix}outcome.json")
+            self.store.delete(f"{prefix}dataset.json")
 
     def put_sample(self, tenant: str, dataset_id: str, record: SampleRecord, image: bytes) -> None:
         """Store a sample durably. The dataset is no longer READY: what was encoded is not what is there."""
         prefix = dataset_prefix(tenant, dataset_id)
-        self.store.put(f"{prefix}originals/{record.content_digest}", image)
-        for name in ("manifest.json", "outcome.json"):
-            self.store.delete(f"{prefix}{name}")
-        self._write(tenant, dataset_id, f"samples/{quote(record.sample_name, safe='')}.json", record)
+        with self._changing(tenant, dataset_id):
+            self.store.put(f"{prefix}originals/{record.content_digest}", image)
+            for name in ("manifest.json", "outcome.json"):
+                self.store.delete(f"{prefix}{name}")
+            name = hashlib.sha256(record.sample_name.encode()).hexdigest()
+            self._write(tenant, dataset_id, f"samples/{name}.json", record)
 
     def samples(self, tenant: str, dataset_id: str) -> list[SampleRecord]:
         """The samples by name."""
@@ -141,7 +148,9 @@ class Datasets:
 
     def begin_encoding(self, tenant: str, dataset_id: str, options: EncodingOptions) -> None:
         """Note durably that an encoding is wanted; a restarted encoder takes it up again."""
-        self._write(tenant, dataset_id, "encoding.json", options)
+        with self._lock(tenant, dataset_id):
+            self.get(tenant, dataset_id)
+            self._write(tenant, dataset_id, "encoding.json", options)
 
     def wanted_encoding(self, tenant: str, dataset_id: str) -> EncodingOptions | None:
         """Options of the encoding that has not ended, or None."""
@@ -175,6 +184,26 @@ class Datasets:
     def pointer(self, tenant: str, dataset_id: str) -> ManifestPointer | None:
         """The result of the last encoding if the dataset is READY, else None."""
         return read_pointer(self.store, tenant, dataset_id)
+
+    def refuse_while_encoding(self, tenant: str, dataset_id: str) -> None:
+        """Raise `NotReady` while an encoding is under way, `NotFound` when there is no dataset."""
+        self.get(tenant, dataset_id)
+        if self.wanted_encoding(tenant, dataset_id):
+            raise NotReady(
+                f"dataset {dataset_id!r} is being encoded",
+                reason="DATASET_ENCODING",
+                remedy="Wait until it is READY or FAILED (WatchDataset), then try again.",
+            )
+
+    @contextmanager
+    def _changing(self, tenant: str, dataset_id: str) -> Iterator[None]:
+        """Hold the dataset while its samples change: no encoding begins meanwhile, and none is under way."""
+        with self._lock(tenant, dataset_id):
+            self.refuse_while_encoding(tenant, dataset_id)
+            yield
+
+    def _lock(self, tenant: str, dataset_id: str) -> threading.Lock:
+        return self._locks[tenant, dataset_id]
 
     def _read(self, tenant: str, dataset_id: str, name: str) -> bytes:
         return self.store.get(f"{dataset_prefix(tenant, dataset_id)}{name}")

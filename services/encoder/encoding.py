@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import safetensors.torch
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
@@ -27,6 +28,7 @@ from services.encoder.models import EncoderModels, ModelThread
 from services.encoder.settings import EncoderSettings
 
 LATENT_CHANNELS = 16
+LATENT_SIDES = range(2, 257, 2)  # up to 2048 px
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +129,13 @@ def read_latents(data: bytes) -> Tensor:
             reason="LATENTS_INVALID",
             remedy="Write latents of shape (16, height/8, width/8) in model space under that name.",
         ) from error
-    if latents_Chw.ndim != 3 or latents_Chw.shape[0] != LATENT_CHANNELS:
+    channels, *sides = latents_Chw.shape or (0,)
+    shaped = channels == LATENT_CHANNELS and len(sides) == 2 and all(side in LATENT_SIDES for side in sides)
+    if not shaped or not latents_Chw.is_floating_point() or not torch.isfinite(latents_Chw.float()).all():
         raise InvalidInput(
-            f"latents have shape {tuple(latents_Chw.shape)}",
+            f"latents have shape {tuple(latents_Chw.shape)} and type {latents_Chw.dtype}, or a number is not finite",
             reason="LATENTS_INVALID",
-            remedy="Write latents of shape (16, height/8, width/8).",
+            remedy="Write finite floating-point latents of shape (16, height/8, width/8), sides even, from 2 to 256.",
         )
     return latents_Chw
 

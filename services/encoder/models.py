@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 import bitsandbytes
 import diffusers
 import numpy as np
+import tokenizers
 import torch
+import transformers
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
@@ -153,7 +155,8 @@ def _load_t5(folder: Path, precision: str, device: torch.device, dtype: torch.dt
 
 def _fingerprint(folder: Path, t5_precision: str, dtype: torch.dtype) -> str:
     """sha256 over every file of the encoders and whatever else decides their output, in hexadecimal."""
-    versions = f"torch {torch.__version__} diffusers {diffusers.__version__} bitsandbytes {bitsandbytes.__version__}"
+    libraries = (torch, diffusers, transformers, tokenizers, bitsandbytes)
+    versions = " ".join(f"{library.__name__} {library.__version__}" for library in libraries)
     digest = hashlib.sha256(f"format {FORMAT_VERSION} t5 {t5_precision} dtype {dtype} {versions}".encode())
     for part in PARTS:
         for path in sorted((folder / part).iterdir()):

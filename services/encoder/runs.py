@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from services.common.errors import ServiceError, Unavailable
+from services.common.errors import NotReady, ServiceError, Unavailable
 from services.encoder.datasets import Datasets, EncodingOptions, EncodingOutcome
 from services.encoder.encoding import DatasetEncoder, Progress
 
@@ -32,6 +32,7 @@ class EncodingRuns:
         """Note durably that the dataset is to be encoded, and begin unless it is under way."""
         with self._lock:
             if (tenant, dataset_id) in self._progress:
+                self._refuse_other_options(tenant, dataset_id, options)
                 return
             self._progress[tenant, dataset_id] = Progress()
         try:
@@ -59,17 +60,19 @@ class EncodingRuns:
         self._executor.shutdown(cancel_futures=True)
 
     def _run(self, tenant: str, dataset_id: str, options: EncodingOptions) -> None:
-        while not self._stopping.is_set():
-            try:
-                outcome = self._outcome(tenant, dataset_id, options)
-                self._datasets.end_encoding(tenant, dataset_id, outcome)
-                break
-            except _Stopping:
-                return
-            except Unavailable as error:
-                log.warning("dataset %s: %s; trying again in %.0f s", dataset_id, error.message, RETRY_S)
-                self._stopping.wait(RETRY_S)
-        self._forget(tenant, dataset_id)
+        try:
+            while not self._stopping.is_set():
+                try:
+                    outcome = self._outcome(tenant, dataset_id, options)
+                    self._datasets.end_encoding(tenant, dataset_id, outcome)
+                    return
+                except Unavailable as error:
+                    log.warning("dataset %s: %s; trying again in %.0f s", dataset_id, error.message, RETRY_S)
+                    self._stopping.wait(RETRY_S)
+        except _Stopping:
+            log.info("dataset %s: stopped; the next encoder goes on", dataset_id)
+        finally:
+            self._forget(tenant, dataset_id)
 
     def _outcome(self, tenant: str, dataset_id: str, options: EncodingOptions) -> EncodingOutcome:
         try:
@@ -81,6 +84,15 @@ class EncodingRuns:
         except Exception:  # the broad except of this thread: the encoding failed, the service goes on
             log.exception("encoding of dataset %s failed", dataset_id)
             return EncodingOutcome(failure="internal error; the encoder's log has the traceback")
+
+    def _refuse_other_options(self, tenant: str, dataset_id: str, options: EncodingOptions) -> None:
+        wanted = self._datasets.wanted_encoding(tenant, dataset_id)
+        if wanted and wanted != options:
+            raise NotReady(
+                f"dataset {dataset_id!r} is being encoded with other options",
+                reason="DATASET_ENCODING",
+                remedy="Wait until it is READY or FAILED (WatchDataset), then encode with these.",
+            )
 
     def _on_progress(self, tenant: str, dataset_id: str) -> Callable[[Progress], None]:
         def update(progress: Progress) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from services.common.caller import Caller, caller_from
 from services.common.errors import NotFound, NotReady
 from services.common.fields import check_length, page_of
 from services.common.object_store import ObjectStore
+from services.common.server import MAX_MESSAGE_BYTES
 from services.common.settings import ServiceSettings
 from services.encoder.datasets import Datasets, SampleProblem
 from services.encoder.encoding import DatasetEncoder, Progress
@@ -29,7 +33,8 @@ from services.encoder.runs import EncodingRuns
 from services.encoder.settings import EncoderSettings
 from services.encoder.upload import Upload
 
-WATCH_INTERVAL_S = 0.2
+WATCH_INTERVAL_S, IDLE_WATCH_INTERVAL_S = 0.2, 1.0
+MODEL_CALLERS = 8
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -52,6 +57,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self._models = models
         self._service = service
         self._settings = settings
+        # Of their own: they wait for the model thread, and must not keep others from reading the store meanwhile.
+        self._model_callers = ThreadPoolExecutor(MODEL_CALLERS, thread_name_prefix="model-caller")
 
     async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Context) -> pb.CreateDatasetResponse:
         caller = _caller(context)
@@ -71,7 +78,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         async for part in request_iterator:
             if part.WhichOneof("part") == "target":
                 upload.begin(part.target.dataset_id)
-                await self._refuse_while_encoding(caller, part.target.dataset_id)
+                await asyncio.to_thread(self._datasets.refuse_while_encoding, caller.tenant, part.target.dataset_id)
                 upload.expect(await self._sample_names(caller, part.target.dataset_id))
             elif part.WhichOneof("part") == "sample":
                 upload.begin_sample(sample_record(part.sample, self._settings))
@@ -102,7 +109,12 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         if not request.include_samples:
             return pb.GetDatasetResponse(dataset=dataset)
         records = await asyncio.to_thread(self._datasets.samples, caller.tenant, request.dataset_id)
-        return pb.GetDatasetResponse(dataset=dataset, samples=[pb.Sample(**record.model_dump()) for record in records])
+        names, _ = page_of([r.sample_name for r in records], request.page_size, request.page_token)
+        samples = _that_fit([pb.Sample(**r.model_dump()) for r in records if names and r.sample_name in set(names)])
+        more = bool(samples) and samples[-1].sample_name != records[-1].sample_name
+        return pb.GetDatasetResponse(
+            dataset=dataset, samples=samples, next_page_token=samples[-1].sample_name if more else ""
+        )
 
     async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Context) -> pb.ListDatasetsResponse:
         caller = _caller(context)
@@ -113,7 +125,6 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Context) -> pb.DeleteDatasetResponse:
         caller = _caller(context)
-        await self._refuse_while_encoding(caller, request.dataset_id)
         await asyncio.to_thread(self._datasets.delete, caller.tenant, request.dataset_id)
         return pb.DeleteDatasetResponse()
 
@@ -129,19 +140,23 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
                 last = dataset
             if dataset.state in (pb.DATASET_STATE_READY, pb.DATASET_STATE_FAILED):
                 return
-            await asyncio.sleep(WATCH_INTERVAL_S)
+            busy = dataset.state == pb.DATASET_STATE_ENCODING
+            await asyncio.sleep(WATCH_INTERVAL_S if busy else IDLE_WATCH_INTERVAL_S)
 
     async def EncodePrompts(self, request: pb.EncodePromptsRequest, context: Context) -> pb.EncodePromptsResponse:
         caller = _caller(context)
         check_captions("captions", request.captions, self._settings, most=64, empty_allowed=True)
-        cached = await asyncio.to_thread(self._encoder.embed_captions, caller.tenant, list(request.captions))
+        embed = partial(self._encoder.embed_captions, caller.tenant, list(request.captions))
+        cached = await asyncio.get_running_loop().run_in_executor(self._model_callers, embed)
         store = self._datasets.store
         return pb.EncodePromptsResponse(embeddings=[_reference(store, caption.embedding) for caption in cached])
 
     async def DecodeLatents(self, request: pb.DecodeLatentsRequest, context: Context) -> pb.DecodeLatentsResponse:
         caller = _caller(context)
-        keys = latents_keys(request.latents_uris, caller, self._datasets.store)
-        images = [await asyncio.to_thread(self._encoder.decode_to_png, key) for key in keys]
+        keys = await asyncio.to_thread(latents_keys, request.latents_uris, caller, self._datasets.store)
+        loop = asyncio.get_running_loop()
+        decode = self._encoder.decode_to_png
+        images = [await loop.run_in_executor(self._model_callers, decode, key) for key in keys]
         return pb.DecodeLatentsResponse(images=[_reference(self._datasets.store, image) for image in images])
 
     async def GetCapabilities(
@@ -195,15 +210,6 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
                 dataset.encoded_count, dataset.cached_count = pointer.sample_count, pointer.cached_count
         return dataset
 
-    async def _refuse_while_encoding(self, caller: Caller, dataset_id: str) -> None:
-        dataset = await self._dataset(caller, dataset_id)
-        if dataset.state == pb.DATASET_STATE_ENCODING:
-            raise NotReady(
-                f"dataset {dataset_id!r} is being encoded",
-                reason="DATASET_ENCODING",
-                remedy="Wait until it is READY or FAILED (WatchDataset), then try again.",
-            )
-
     async def _sample_names(self, caller: Caller, dataset_id: str) -> set[str]:
         records = await asyncio.to_thread(self._datasets.samples, caller.tenant, dataset_id)
         return {record.sample_name for record in records}
@@ -211,6 +217,12 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
 def _caller(context: Context) -> Caller:
     return caller_from(context.invocation_metadata() or ())
+
+
+def _that_fit(samples: list[pb.Sample]) -> list[pb.Sample]:
+    """As many samples, from the first, as a message holds."""
+    sizes = accumulate(sample.ByteSize() for sample in samples)
+    return [sample for sample, size in zip(samples, sizes, strict=True) if size <= MAX_MESSAGE_BYTES // 2]
 
 
 def _timestamp(time: datetime) -> Timestamp:

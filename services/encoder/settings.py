@@ -19,8 +19,8 @@ class EncoderSettings(BaseSettings):
     """Precision of the T5 weights; `int8` is LLM.int8 by bitsandbytes, on CUDA and on the CPU."""
     max_image_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """Largest image file in bytes."""
-    max_image_pixels: int = Field(default=100_000_000, ge=64 * 64)
-    """Largest image in pixels, checked before decoding."""
+    max_image_pixels: int = Field(default=50_000_000, ge=64 * 64)
+    """Largest image in pixels, checked before decoding; decoding takes about 16 bytes a pixel at its peak."""
     max_caption_bytes: int = Field(default=8192, ge=1)
     """Longest caption in bytes of UTF-8."""
     max_samples: int = Field(default=10_000, ge=1)

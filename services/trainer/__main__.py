@@ -31,10 +31,10 @@ def main() -> int:
     try:
         objects = ObjectStore(StoreSettings())
         jobs = JobStore(settings.database_url)
+        supervisor = Supervisor(settings.workers)
     except ServiceError as error:
         log.error(error.line)
         return 1
-    supervisor = Supervisor(settings.workers)
     supervisor.start()
     servicer = TrainerServicer(jobs=jobs, objects=objects, service=service, settings=settings)
     try:
@@ -46,6 +46,9 @@ def main() -> int:
                 on_stop=lambda: asyncio.to_thread(supervisor.close),
             )
         )
+    except ServiceError as error:
+        log.error(error.line)
+        return 1
     finally:
         supervisor.close()
     return 0

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from services.trainer.config import TargetPreset, TrainConfig
@@ -47,15 +48,25 @@ def lora_config(config: TrainConfig) -> LoraConfig:
 @contextmanager
 def attached(transformer: nn.Module, config: TrainConfig) -> Iterator[LoraModel]:
     """Attach a fresh float32 adapter, initialised from the job's seed; afterwards the base is what it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        tuner = LoraModel(transformer, lora_config(config), ADAPTER)
     try:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            tuner = LoraModel(transformer, lora_config(config), ADAPTER)
         for parameter in adapter_parameters(transformer).values():
             parameter.data = parameter.data.float()
         yield tuner
     finally:
-        tuner.unload()
+        detach(transformer)
+
+
+def detach(transformer: nn.Module) -> None:
+    """Put the base's own layers back, also when an adapter was attached only in part."""
+    for name, module in list(transformer.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, own_name = name.rpartition(".")
+            setattr(transformer.get_submodule(parent), own_name, module.get_base_layer())
+    if hasattr(transformer, "peft_config"):
+        del transformer.peft_config
 
 
 def adapter_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:

@@ -45,16 +45,23 @@ class Batch:
 def loss_per_sample(transformer: FluxTransformer2DModel, batch: Batch) -> Tensor:
     """Mean squared error of the predicted velocity, (B,) float32.
 
-    diffusers rounds the timestep to the activations' dtype, in bf16 to steps of 0.004 near 1. So sigma is rounded first
-    and the rounded one used in both places: the model is told the noise level that the latents really have.
+    The noise is mixed with the level that the transformer will be told, not with the one drawn: see `told_sigma`.
     """
     dtype = transformer.dtype
-    sigma_B = batch.sigma_B.to(dtype).float()
-    noisy_BCHW = interpolate(batch.clean_BCHW, batch.noise_BCHW, sigma_B)
+    sigma_B = batch.sigma_B.to(dtype)
+    noisy_BCHW = interpolate(batch.clean_BCHW, batch.noise_BCHW, told_sigma(sigma_B))
     with torch.autocast(noisy_BCHW.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         velocity_BCHW = predict_velocity(transformer, noisy_BCHW.to(dtype), sigma_B, batch.t5_BSD, batch.clip_BD)
     error_BCHW = velocity_BCHW.float() - velocity_target(batch.clean_BCHW, batch.noise_BCHW)
     return error_BCHW.square().mean(dim=(1, 2, 3))
+
+
+def told_sigma(sigma_B: Tensor) -> Tensor:
+    """The noise level that reaches the transformer's embedding, float32, given sigma in the transformer's dtype.
+
+    diffusers multiplies by 1000 in that dtype: in bf16 a second rounding, and together steps of 0.004 near 1.
+    """
+    return (sigma_B * 1000).float() / 1000
 
 
 def interpolate(clean_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from services.common.errors import AlreadyExists, NotFound, NotReady, Unavailable
+from services.common.errors import AlreadyExists, NotReady, Unavailable
+from services.common.fields import require_id, unknown
 from services.trainer.jobs import (
     Event,
     Fault,
@@ -48,22 +49,23 @@ class JobStore:
         # Not the manifests: the same request is the same job, also when a dataset was encoded again in between.
         asked = new.model_dump_json(exclude={"dataset": {"manifest_digest"}, "held_out": {"manifest_digest"}})
         digest = hashlib.sha256(asked.encode()).hexdigest()
-        while True:
-            try:
-                return self._create(tenant, new, request_id=request_id, digest=digest)
-            except IntegrityError:
-                continue  # somebody else created a job with this request_id in between: find theirs
+        try:
+            return self._create(tenant, new, request_id=request_id, digest=digest)
+        except IntegrityError:  # somebody else created a job with this request_id in between: find theirs
+            return self._create(tenant, new, request_id=request_id, digest=digest)
+
+    def created_by(self, tenant: str, request_id: str) -> Job | None:
+        """The job that this `request_id` made before, or None."""
+        with self._reading() as connection:
+            known = _known_request(connection, tenant, request_id) if request_id else None
+            return _read(connection, known["job_id"], tenant) if known else None
 
     def _create(self, tenant: str, new: NewJob, *, request_id: str, digest: str) -> Job:
         job_id = f"job-{secrets.token_hex(10)}"
         with self._writing() as connection:
             if request_id and (known := _known_request(connection, tenant, request_id)):
                 if known["payload_digest"] != digest:
-                    raise AlreadyExists(
-                        f"request_id {request_id!r} was used with another payload",
-                        reason="REQUEST_ID_REUSED",
-                        remedy="Use a new request_id for a new job.",
-                    )
+                    raise request_id_reused(request_id)
                 return _read(connection, known["job_id"], tenant)
             connection.execute(
                 insert(jobs).values(
@@ -119,7 +121,7 @@ class JobStore:
     def cancel(self, tenant: str, job_id: str) -> Job:
         """Ask for the end of a job. A queued one ends here, a running one when its worker sees it."""
         with self._writing() as connection:
-            job = _read(connection, job_id, tenant)
+            job = _read(connection, job_id, tenant, for_update=True)
             if job.state is JobState.QUEUED:
                 _move(connection, job_id, JobState.CANCELLED, end_time_s=now_s())
             elif job.state is JobState.RUNNING:
@@ -132,16 +134,20 @@ class JobStore:
                 )
             return _read(connection, job_id, tenant)
 
+    def require_ended(self, tenant: str, job_id: str) -> None:
+        """Raise `NotReady` while more may happen to the job."""
+        job = self.get(tenant, job_id)
+        if not job.state.ended:
+            raise NotReady(
+                f"job {job_id!r} is {job.state}",
+                reason="JOB_NOT_ENDED",
+                remedy="Cancel it and wait for its end, then delete it.",
+            )
+
     def delete(self, tenant: str, job_id: str) -> None:
-        """Remove an ended job and its events."""
+        """Remove an ended job and its events; an ended job stays ended, so nothing can come in between."""
+        self.require_ended(tenant, job_id)
         with self._writing() as connection:
-            job = _read(connection, job_id, tenant)
-            if not job.state.ended:
-                raise NotReady(
-                    f"job {job_id!r} is {job.state}",
-                    reason="JOB_NOT_ENDED",
-                    remedy="Cancel it and wait for its end, then delete it.",
-                )
             connection.execute(delete(requests).where(requests.c.job_id == job_id))
             connection.execute(delete(events).where(events.c.job_id == job_id))
             connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
@@ -150,7 +156,8 @@ class JobStore:
         """Take the oldest job that waits or whose worker has gone silent, in one statement; None when there is none."""
         self._give_up_exhausted(max_attempts)
         abandoned = and_(jobs.c.state.in_(_HELD), jobs.c.lease_until_s < now_s())
-        waiting = or_(jobs.c.state == JobState.QUEUED, abandoned)
+        queued = and_(jobs.c.state == JobState.QUEUED, jobs.c.not_before_s <= now_s())
+        waiting = or_(queued, abandoned)
         oldest = (
             select(jobs.c.job_id)
             .where(waiting)
@@ -200,10 +207,16 @@ class JobStore:
         last_events: Sequence[Event] = (),
         failure: JobFailure | None = None,
         result: TrainingResult | None = None,
+        progress: Mapping[str, int] | None = None,
     ) -> None:
-        """End a job that this worker holds, with its last events, in one transaction; raises `LostJob`."""
+        """End a job that this worker holds, with its last events, in one transaction; raises `LostJob`.
+
+        A job whose cancellation was acknowledged in the meantime ends CANCELLED, whatever it made. `progress` has the
+        final `step` and `total_steps`.
+        """
         with self._writing() as connection:
-            _update_held(connection, job)
+            if _update_held(connection, job, **(progress or {})) is JobState.CANCELLING:
+                state, last_events, failure, result = JobState.CANCELLED, (), None, None
             _append(connection, job.job_id, last_events)
             _move(
                 connection,
@@ -217,15 +230,19 @@ class JobStore:
                 result=result and result.model_dump(mode="json"),
             )
 
-    def release(self, job: Job, message: str) -> None:
-        """Put a job that this worker holds back into the queue; the attempt does not count."""
+    def release(self, job: Job, message: str, *, delay_s: float = 0.0, counted: bool = False) -> None:
+        """Put a job that this worker holds back into the queue, not to be claimed for `delay_s` seconds.
+
+        The attempt does not count unless `counted`.
+        """
         free: dict[str, Any] = {"owner": None, "lease_until_s": None}
         with self._writing() as connection:
             if _update_held(connection, job) is JobState.CANCELLING:
                 _move(connection, job.job_id, JobState.CANCELLED, end_time_s=now_s(), **free)
             else:
-                queued = {"attempt": jobs.c.attempt - 1, **free}
-                _move(connection, job.job_id, JobState.QUEUED, message=message, **queued)
+                attempt = jobs.c.attempt if counted else jobs.c.attempt - 1
+                again = {"step": 0, "attempt": attempt, "not_before_s": now_s() + delay_s, **free}
+                _move(connection, job.job_id, JobState.QUEUED, message=message, **again)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -251,7 +268,8 @@ class JobStore:
             if not connection.execute(select(jobs.c.job_id).where(exhausted).limit(1)).first():
                 return
         with self._writing() as connection:
-            for job_id in connection.execute(select(jobs.c.job_id).where(exhausted)).scalars().all():
+            locked = select(jobs.c.job_id).where(exhausted).with_for_update(skip_locked=True)
+            for job_id in connection.execute(locked).scalars().all():
                 _move(
                     connection,
                     job_id,
@@ -261,6 +279,15 @@ class JobStore:
                     epoch=jobs.c.epoch + 1,
                     failure=failure.model_dump(mode="json"),
                 )
+
+
+def request_id_reused(request_id: str) -> AlreadyExists:
+    """The error for a `request_id` that came before with another payload."""
+    return AlreadyExists(
+        f"request_id {request_id!r} was used with another payload",
+        reason="REQUEST_ID_REUSED",
+        remedy="Use a new request_id for a new job.",
+    )
 
 
 @contextmanager
@@ -277,13 +304,12 @@ def _translated() -> Iterator[None]:
         ) from error
 
 
-def _read(connection: Connection, job_id: str, tenant: str) -> Job:
-    mine = and_(jobs.c.job_id == job_id, jobs.c.tenant == tenant)
-    row = connection.execute(select(jobs).where(mine)).mappings().one_or_none()
+def _read(connection: Connection, job_id: str, tenant: str, *, for_update: bool = False) -> Job:
+    require_id("job", job_id)
+    query = select(jobs).where(jobs.c.job_id == job_id, jobs.c.tenant == tenant)
+    row = connection.execute(query.with_for_update() if for_update else query).mappings().one_or_none()
     if row is None:
-        raise NotFound(
-            f"there is no job {job_id!r}", reason="JOB_NOT_FOUND", remedy="List the jobs of your tenant, or create one."
-        )
+        raise unknown("job", job_id)
     return _job(row)
 
 

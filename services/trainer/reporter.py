@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -19,6 +19,7 @@ from services.trainer.train import Step
 log = logging.getLogger(__name__)
 
 FLUSH_S = 0.3
+RETRY_S = 1.0
 
 
 class CancelJob(Exception):
@@ -89,8 +90,23 @@ class Reporter:
         self._last_flush_s = time.monotonic()
 
     def write(self, events: Sequence[Event]) -> None:
-        """Write events now."""
-        self._store.append(self._job, events)
+        """Write events now, or as soon as the database is back; raises `LostJob` when that was too late."""
+        self.patiently(lambda: self._store.append(self._job, events))
+
+    def patiently(self, action: Callable[[], None]) -> None:
+        """Try until the database serves. A run of hours is worth more than a short outage."""
+        while True:
+            try:
+                return action()
+            except Unavailable as error:
+                log.warning("%s: %s; trying again", self._job.job_id, error.message)
+                self.check()
+                time.sleep(RETRY_S)
+
+    @property
+    def progress(self) -> dict[str, int]:
+        """The last step done, and the steps in all."""
+        return {"step": self._step, "total_steps": self.total_steps}
 
     def _measure_duration(self) -> float:
         now_s = time.monotonic()
@@ -101,9 +117,7 @@ class Reporter:
     def _keep_lease(self) -> None:
         while not self._ended.wait(self._settings.heartbeat_s):
             try:
-                state = self._store.heartbeat(
-                    self._job, step=self._step, total_steps=self.total_steps, lease_s=self._settings.lease_s
-                )
+                state = self._store.heartbeat(self._job, **self.progress, lease_s=self._settings.lease_s)
                 self._cancelled = self._cancelled or state is JobState.CANCELLING
             except LostJob:
                 self._lost = True

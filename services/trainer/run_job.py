@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import statistics
 from importlib.metadata import version
 
@@ -21,7 +22,7 @@ from services.trainer.jobs import (
     TrainingResult,
     ValidationCompleted,
 )
-from services.trainer.reporter import Reporter
+from services.trainer.reporter import NonFiniteLoss, Reporter
 from services.trainer.train import Step, train
 from services.trainer.validation import held_out_loss
 
@@ -46,6 +47,8 @@ def run_job(job: Job, transformer: FluxTransformer2DModel, store: ObjectStore, r
     def validate(step: int) -> None:
         if held_out:
             losses[step] = held_out_loss(transformer, held_out, config.batch_size, reporter.check)
+            if not math.isfinite(losses[step]):
+                raise NonFiniteLoss(f"held-out loss {losses[step]} after step {step}")
             reporter.write([ValidationCompleted(step=step, loss=losses[step])])
             reporter.restart_clock()
 
@@ -96,7 +99,7 @@ def job_prefix(tenant: str, job_id: str) -> str:
 
 
 def _manifest(store: ObjectStore, tenant: str, reference: DatasetReference) -> DatasetManifest:
-    return read_manifest(store, tenant, reference.dataset_id, reference.manifest_digest)
+    return read_manifest(store, tenant, reference.manifest_digest)
 
 
 def _provenance(job: Job, dataset: CachedDataset) -> dict[str, str]:

@@ -18,18 +18,18 @@ from services.common.base_model import pick_device
 from services.common.cache import ManifestPointer, dataset_prefix, read_pointer
 from services.common.caller import Caller, caller_from
 from services.common.errors import NotFound, NotImplementedYet, NotReady
-from services.common.fields import check_length, invalid_field, page_limit
+from services.common.fields import check_length, invalid_field, page_limit, require_id, unknown
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
 from services.trainer.config import TrainConfig
-from services.trainer.job_store import JobStore
+from services.trainer.job_store import JobStore, request_id_reused
 from services.trainer.jobs import Artifact, DatasetReference, Job, JobState, NewJob
 from services.trainer.run_job import LORA_FILE, job_prefix
 from services.trainer.settings import TrainerSettings
 from services.trainer.wire import artifact_message, config_from, config_message, event_message, job_message
 
 WATCH_INTERVAL_S = 0.1
-LONGEST_LIFETIME = timedelta(days=7)
+DEFAULT_LIFETIME, LONGEST_LIFETIME_S = timedelta(hours=1), 7 * 24 * 3600
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -63,6 +63,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self, request: pb.ListTrainingJobsRequest, context: Context
     ) -> pb.ListTrainingJobsResponse:
         caller = _caller(context)
+        check_length("user_id", request.user_id, 64)
         limit = page_limit(request.page_size)
         before = _position(request.page_token)
         found = await asyncio.to_thread(
@@ -77,6 +78,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> AsyncIterator[pb.WatchTrainingJobResponse]:
         job = await self._job(context, request.job_id)
         sequence = request.after_sequence
+        if sequence < 0:
+            raise invalid_field("after_sequence", f"is {sequence}", "Send the last sequence seen, or 0.")
         while True:
             events = await asyncio.to_thread(self._jobs.events_after, job.job_id, sequence)
             for event in events:
@@ -98,17 +101,16 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self, request: pb.DeleteTrainingJobRequest, context: Context
     ) -> pb.DeleteTrainingJobResponse:
         caller = _caller(context)
-        await asyncio.to_thread(self._jobs.delete, caller.tenant, request.job_id)
-        await asyncio.to_thread(self._objects.delete_prefix, job_prefix(caller.tenant, request.job_id))
+        await asyncio.to_thread(self._delete, caller.tenant, request.job_id)
         return pb.DeleteTrainingJobResponse()
 
     async def CreateDownloadUrl(
         self, request: pb.CreateDownloadUrlRequest, context: Context
     ) -> pb.CreateDownloadUrlResponse:
+        if request.HasField("lifetime") and not 1 <= request.lifetime.seconds <= LONGEST_LIFETIME_S:
+            raise invalid_field("lifetime", f"is {request.lifetime.seconds} s", "Use 1 s to 7 days.")
         artifact = _artifact(await self._job(context, request.job_id), request.artifact_name or LORA_FILE)
-        lifetime = request.lifetime.ToTimedelta() if request.HasField("lifetime") else timedelta(hours=1)
-        if not timedelta(seconds=1) <= lifetime <= LONGEST_LIFETIME:
-            raise invalid_field("lifetime", f"is {lifetime.total_seconds():.0f} s", "Use 1 s to 7 days.")
+        lifetime = timedelta(seconds=request.lifetime.seconds) if request.HasField("lifetime") else DEFAULT_LIFETIME
         expire_time = Timestamp()
         expire_time.FromDatetime(datetime.now(UTC) + lifetime)
         url = self._objects.download_url(self._objects.key_of(artifact.uri) or "", lifetime)
@@ -149,7 +151,15 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         position = await asyncio.to_thread(self._jobs.queue_position, job) if queued else 0
         return job_message(job, queue_position=position)
 
+    def _delete(self, tenant: str, job_id: str) -> None:
+        self._jobs.require_ended(tenant, job_id)
+        self._objects.delete_prefix(job_prefix(tenant, job_id))  # first: what is left over can be deleted again
+        self._jobs.delete(tenant, job_id)
+
     def _create(self, caller: Caller, request: pb.CreateTrainingJobRequest, config: TrainConfig) -> Job:
+        if known := self._jobs.created_by(caller.tenant, request.request_id):
+            require_same(known, request, config)
+            return known
         dataset, held_out = self._ready(caller, "dataset_id", request.dataset_id), None
         if request.held_out_dataset_id:
             held_out = self._ready(caller, "held_out_dataset_id", request.held_out_dataset_id)
@@ -172,19 +182,25 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     def _ready(self, caller: Caller, field: str, dataset_id: str) -> ManifestPointer:
         if not dataset_id:
             raise invalid_field(field, "is empty", "Name a dataset that the encoder has encoded.")
+        require_id("dataset", dataset_id)
         if pointer := read_pointer(self._objects, caller.tenant, dataset_id):
             return pointer
         if not self._objects.exists(f"{dataset_prefix(caller.tenant, dataset_id)}dataset.json"):
-            raise NotFound(
-                f"{field}: there is no dataset {dataset_id!r}",
-                reason="DATASET_NOT_FOUND",
-                remedy="List the datasets of your tenant with the encoder, or create one there.",
-            )
+            raise unknown("dataset", dataset_id)
         raise NotReady(
             f"{field}: dataset {dataset_id!r} is not encoded yet",
             reason="DATASET_NOT_READY",
             remedy="Encode it (EncodeDataset), wait until it is READY, then create the job.",
         )
+
+
+def require_same(known: Job, request: pb.CreateTrainingJobRequest, config: TrainConfig) -> None:
+    """Raise `AlreadyExists` when a request_id comes again for another job than it made."""
+    held_out = known.held_out.dataset_id if known.held_out else ""
+    made = (known.user_id, known.display_name, known.dataset.dataset_id, held_out, known.config)
+    asked = (request.user_id, request.display_name, request.dataset_id, request.held_out_dataset_id, config)
+    if made != asked:
+        raise request_id_reused(request.request_id)
 
 
 def _caller(context: Context) -> Caller:
@@ -206,9 +222,10 @@ def _position(token: str) -> tuple[float, str] | None:
         return None
     time_s, _, job_id = token.partition("/")
     try:
+        require_id("job", job_id)
         return float(time_s), job_id
-    except ValueError as error:
-        raise invalid_field("page_token", f"is {token!r}", "Send next_page_token as it came.") from error
+    except (ValueError, NotFound) as error:
+        raise invalid_field("page_token", f"is {token[:80]!r}", "Send next_page_token as it came.") from error
 
 
 def _not_implemented(method: str) -> NotImplementedYet:

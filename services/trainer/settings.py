@@ -22,4 +22,6 @@ class TrainerSettings(BaseSettings):
     heartbeat_s: float = Field(default=0.5, gt=0)
     """Seconds between a worker's signs of life; also how soon it notices a cancellation."""
     max_attempts: int = Field(default=3, ge=1)
-    """Workers that may be lost over one job before it is given up."""
+    """Tries of one job, by lost workers or with errors of the service's own, before it is given up."""
+    retry_delay_s: float = Field(default=10.0, ge=0)
+    """Seconds before a job is tried again after an error of the service's own; more with each attempt."""

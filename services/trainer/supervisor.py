@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 
+from services.common.errors import NotReady
+
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
@@ -17,9 +19,13 @@ STOP_S = 15.0
 
 
 class Supervisor:
-    """Starts `count` workers and restarts those that die, more slowly the more often they do."""
+    """Starts `count` workers and restarts those that die, more slowly the more often they do.
+
+    Raises `NotReady` when there are fewer GPUs to share than workers.
+    """
 
     def __init__(self, count: int) -> None:
+        refuse_more_workers_than_gpus(count)
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._keep_alive, args=(index,), name=f"worker-{index}") for index in range(count)
@@ -54,11 +60,30 @@ class Supervisor:
 
 def start_worker(index: int) -> subprocess.Popen[bytes]:
     """Start one worker, on GPU number `index` of those visible. Never forked: gRPC's threads forbid it."""
-    visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": visible[index] if index < len(visible) else str(index)}
+    environment = dict(os.environ)
+    visible = visible_gpus()
+    if visible != []:
+        environment["CUDA_VISIBLE_DEVICES"] = visible[index] if visible else str(index)
     return subprocess.Popen(
         [sys.executable, "-m", "services.trainer.worker", "--supervised"], env=environment, stdin=subprocess.PIPE
     )
+
+
+def visible_gpus() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES names; empty when it hides all, None when it is not set."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if value is None else [gpu for gpu in value.split(",") if gpu]
+
+
+def refuse_more_workers_than_gpus(count: int) -> None:
+    """Raise `NotReady` when CUDA_VISIBLE_DEVICES names some GPUs, but fewer than `count`."""
+    visible = visible_gpus()
+    if visible and count > len(visible):
+        raise NotReady(
+            f"{count} workers cannot share {len(visible)} GPUs",
+            reason="TOO_FEW_GPUS",
+            remedy="Lower FLUXSMITH_TRAINER_WORKERS, or name more in CUDA_VISIBLE_DEVICES.",
+        )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     Engine,
     Float,
@@ -44,9 +45,10 @@ jobs = Table(
     Column("epoch", Integer, nullable=False, default=0),  # counts claims; fences off whoever claimed before
     Column("owner", String(120)),
     Column("lease_until_s", Float),
+    Column("not_before_s", Float, nullable=False, default=0.0),  # a released job waits until then
     Column("failure", JSON),
     Column("result", JSON),
-    Column("last_sequence", Integer, nullable=False, default=0),
+    Column("last_sequence", BigInteger, nullable=False, default=0),
     Index("jobs_by_state", "state", "create_time_s"),
     Index("jobs_by_tenant", "tenant", "create_time_s"),
 )
@@ -55,7 +57,7 @@ events = Table(
     "events",
     metadata,
     Column("job_id", ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True),
-    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("time_s", Float, nullable=False),
     Column("event", JSON, nullable=False),
 )
@@ -92,8 +94,8 @@ def open_engines(database_url: str) -> tuple[Engine, Engine]:
     url = make_url(database_url)
     if url.get_backend_name() == "sqlite" and url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    writer = create_engine(url)
-    reader = create_engine(url, isolation_level="AUTOCOMMIT")
+    writer = create_engine(url, pool_pre_ping=True)
+    reader = create_engine(url, pool_pre_ping=True, isolation_level="AUTOCOMMIT")
     if url.get_backend_name() == "sqlite":
         event.listen(writer, "connect", _set_up_sqlite)
         event.listen(reader, "connect", _set_up_sqlite)

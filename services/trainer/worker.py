@@ -13,13 +13,14 @@ import signal
 import socket
 import sys
 import threading
+from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
 
 from services.common.errors import ServiceError, Unavailable
 from services.common.logs import set_up_logging
-from services.common.object_store import ObjectStore
+from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
 from services.common.settings import ServiceSettings, StoreSettings
 from services.trainer.adapter import NonFiniteAdapter
 from services.trainer.job_store import JobStore, LostJob
@@ -33,6 +34,8 @@ log = logging.getLogger("services.trainer.worker")
 
 IDLE_S = 0.2
 RETRY_S = 2.0
+RELEASE_S = 15.0  # before a job that met an outage is claimed again; others go first
+STORE_PATIENCE_S = 60.0
 
 
 class Worker:
@@ -78,29 +81,34 @@ class Worker:
                 reporter.check()
                 result = run_job(job, self._transformer, self._objects, reporter)
                 published = ArtifactPublished(artifact=result.lora)
-                self._jobs.finish(job, JobState.SUCCEEDED, last_events=[published], result=result)
+                self._finish(job, reporter, JobState.SUCCEEDED, last_events=[published], result=result)
             except CancelJob:
-                self._jobs.finish(job, JobState.CANCELLED)
+                self._finish(job, reporter, JobState.CANCELLED)
             except StopWorker:
                 self._jobs.release(job, "its worker was stopped; it starts again")
             except Unavailable as error:
                 log.warning("%s: %s", job.job_id, error.line)
-                self._jobs.release(job, f"{error.message}; it starts again")
-                self._stop.wait(RETRY_S)
+                self._jobs.release(job, f"{error.message}; it starts again", delay_s=RELEASE_S)
             except LostJob:
-                raise  # the lease runs out by itself
-            except Exception as error:
-                failure = failure_of(error)
-                log.log(
-                    logging.ERROR if failure.fault is Fault.SYSTEM else logging.INFO,
-                    "%s failed: %s",
-                    job.job_id,
-                    failure.message,
-                    exc_info=error,
-                )
-                self._jobs.finish(job, JobState.FAILED, failure=failure)
+                raise
+            except Exception as error:  # noqa: BLE001 - the broad except of this process: the worker goes on
+                self._fail(job, reporter, error)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _finish(self, job: Job, reporter: Reporter, state: JobState, **result: Any) -> None:
+        reporter.patiently(lambda: self._jobs.finish(job, state, progress=reporter.progress, **result))
+
+    def _fail(self, job: Job, reporter: Reporter, error: Exception) -> None:
+        """End the job as FAILED; what may be the service's fault is tried again first, a while later."""
+        failure = failure_of(error)
+        level = logging.ERROR if failure.fault is Fault.SYSTEM else logging.INFO
+        log.log(level, "%s failed: %s", job.job_id, failure.message, exc_info=error)
+        if failure.fault is Fault.SYSTEM and job.attempt < self._settings.max_attempts:
+            message = f"{failure.message}; it starts again"
+            self._jobs.release(job, message, delay_s=self._settings.retry_delay_s * job.attempt, counted=True)
+        else:
+            self._finish(job, reporter, JobState.FAILED, failure=failure)
 
 
 def failure_of(error: Exception) -> JobFailure:
@@ -120,7 +128,8 @@ def failure_of(error: Exception) -> JobFailure:
             remedy="Reduce batch_size, resolution_px or rank, and keep gradient_checkpointing on.",
         )
     if isinstance(error, ServiceError):
-        return JobFailure(fault=Fault.USER, reason=error.reason, message=error.message, remedy=error.remedy)
+        fault = Fault.SYSTEM if isinstance(error, (ObjectMissing, ObjectDamaged)) else Fault.USER
+        return JobFailure(fault=fault, reason=error.reason, message=error.message, remedy=error.remedy)
     return JobFailure(
         fault=Fault.SYSTEM,
         reason="INTERNAL",
@@ -139,7 +148,7 @@ def main() -> int:
     if "--supervised" in sys.argv:
         threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
     try:
-        objects = ObjectStore(StoreSettings())
+        objects = ObjectStore(StoreSettings(), patience_s=STORE_PATIENCE_S)
         transformer = load_transformer(service)
         log.info("%s resident on %s in %s", service.base_model, transformer.device, transformer.dtype)
         Worker(JobStore(settings.database_url), objects, transformer, settings, stop).run()

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from fluxsmith.cli.session import Session
@@ -52,8 +53,8 @@ def _jobs_table(found: list[TrainingJob]) -> Table:
             f"{job.step} of {job.total_steps}" if job.total_steps else "",
             _held_out_cell(job),
             time_text(job.create_time),
-            job.user_id,
-            job.name,
+            escape(job.user_id),
+            escape(job.name),
         )
     return table
 
@@ -74,7 +75,7 @@ def _datasets_table(found: list[Dataset]) -> Table:
             str(dataset.sample_count),
             str(dataset.encoded_count),
             time_text(dataset.create_time),
-            dataset.name,
+            escape(dataset.name),
         )
     return table
 

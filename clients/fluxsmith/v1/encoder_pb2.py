@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66luxsmith/v1/encoder.proto\x12\x0c\x66luxsmith.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x02\n\x07\x44\x61taset\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.fluxsmith.v1.DatasetState\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0csample_count\x18\x05 \x01(\x05\x12\x15\n\rencoded_count\x18\x06 \x01(\x05\x12\x14\n\x0c\x63\x61\x63hed_count\x18\x07 \x01(\x05\x12-\n\x08problems\x18\x08 \x03(\x0b\x32\x1b.fluxsmith.v1.SampleProblem\x12\x17\n\x0fmanifest_digest\x18\t \x01(\t\x12\x17\n\x0f\x66\x61ilure_message\x18\n \x01(\t\"h\n\rSampleProblem\x12\x13\n\x0bsample_name\x18\x01 \x01(\t\x12\x31\n\x06reason\x18\x02 \x01(\x0e\x32!.fluxsmith.v1.SampleProblemReason\x12\x0f\n\x07message\x18\x03 \x01(\t\"[\n\x06Sample\x12\x13\n\x0bsample_name\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61ptions\x18\x02 \x03(\t\x12\x16\n\x0e\x63ontent_digest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\"@\n\x14\x43reateDatasetRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\"?\n\x15\x43reateDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.fluxsmith.v1.Dataset\"\x8b\x01\n\x14UploadSamplesRequest\x12,\n\x06target\x18\x01 \x01(\x0b\x32\x1a.fluxsmith.v1.UploadTargetH\x00\x12,\n\x06sample\x18\x02 \x01(\x0b\x32\x1a.fluxsmith.v1.SampleHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"\"\n\x0cUploadTarget\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"a\n\x0cSampleHeader\x12\x13\n\x0bsample_name\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61ptions\x18\x02 \x03(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x16\n\x0e\x63ontent_digest\x18\x04 \x01(\t\"-\n\x15UploadSamplesResponse\x12\x14\n\x0cstored_count\x18\x01 \x01(\x05\"Z\n\x14\x45ncodeDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12.\n\x07options\x18\x02 \x01(\x0b\x32\x1d.fluxsmith.v1.EncodingOptions\"\x95\x01\n\x0f\x45ncodingOptions\x12\x1a\n\rresolution_px\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04\x66lip\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x38\n\x11\x62\x61\x64_sample_policy\x18\x03 \x01(\x0e\x32\x1d.fluxsmith.v1.BadSamplePolicyB\x10\n\x0e_resolution_pxB\x07\n\x05_flip\"?\n\x15\x45ncodeDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.fluxsmith.v1.Dataset\"@\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x17\n\x0finclude_samples\x18\x02 \x01(\x08\"c\n\x12GetDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.fluxsmith.v1.Dataset\x12%\n\x07samples\x18\x02 \x03(\x0b\x32\x14.fluxsmith.v1.Sample\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x14ListDatasetsResponse\x12\'\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x15.fluxsmith.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\")\n\x13WatchDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\">\n\x14WatchDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.fluxsmith.v1.Dataset\"(\n\x14\x45ncodePromptsRequest\x12\x10\n\x08\x63\x61ptions\x18\x01 \x03(\t\"J\n\x15\x45ncodePromptsResponse\x12\x31\n\nembeddings\x18\x01 \x03(\x0b\x32\x1d.fluxsmith.v1.ObjectReference\"J\n\x0fObjectReference\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontent_digest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\",\n\x14\x44\x65\x63odeLatentsRequest\x12\x14\n\x0clatents_uris\x18\x01 \x03(\t\"F\n\x15\x44\x65\x63odeLatentsResponse\x12-\n\x06images\x18\x01 \x03(\x0b\x32\x1d.fluxsmith.v1.ObjectReference\"&\n$EncoderServiceGetCapabilitiesRequest\"\xab\x02\n%EncoderServiceGetCapabilitiesResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x03 \x01(\t\x12\x14\n\x0ct5_precision\x18\x04 \x01(\t\x12\x11\n\tt5_tokens\x18\x05 \x01(\x05\x12\x1d\n\x15\x64\x65\x66\x61ult_resolution_px\x18\x06 \x01(\x05\x12\x15\n\rimage_formats\x18\x07 \x03(\t\x12\x17\n\x0fmax_image_bytes\x18\x08 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\t \x01(\x03\x12\x19\n\x11max_caption_bytes\x18\n \x01(\x05\x12\x13\n\x0bmax_samples\x18\x0b \x01(\x05*\x94\x01\n\x0c\x44\x61tasetState\x12\x1d\n\x19\x44\x41TASET_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASET_STATE_OPEN\x10\x01\x12\x1a\n\x16\x44\x41TASET_STATE_ENCODING\x10\x02\x12\x17\n\x13\x44\x41TASET_STATE_READY\x10\x03\x12\x18\n\x14\x44\x41TASET_STATE_FAILED\x10\x04*\xfa\x02\n\x13SampleProblemReason\x12%\n!SAMPLE_PROBLEM_REASON_UNSPECIFIED\x10\x00\x12&\n\"SAMPLE_PROBLEM_REASON_NOT_AN_IMAGE\x10\x01\x12#\n\x1fSAMPLE_PROBLEM_REASON_TRUNCATED\x10\x02\x12#\n\x1fSAMPLE_PROBLEM_REASON_TOO_LARGE\x10\x03\x12#\n\x1fSAMPLE_PROBLEM_REASON_TOO_SMALL\x10\x04\x12\'\n#SAMPLE_PROBLEM_REASON_CAPTION_EMPTY\x10\x05\x12*\n&SAMPLE_PROBLEM_REASON_CAPTION_TOO_LONG\x10\x06\x12#\n\x1fSAMPLE_PROBLEM_REASON_DUPLICATE\x10\x07\x12+\n\'SAMPLE_PROBLEM_REASON_CAPTION_TRUNCATED\x10\x08*l\n\x0f\x42\x61\x64SamplePolicy\x12!\n\x1d\x42\x41\x44_SAMPLE_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x42\x41\x44_SAMPLE_POLICY_FAIL\x10\x01\x12\x1a\n\x16\x42\x41\x44_SAMPLE_POLICY_SKIP\x10\x02\x32\xab\x07\n\x0e\x45ncoderService\x12X\n\rCreateDataset\x12\".fluxsmith.v1.CreateDatasetRequest\x1a#.fluxsmith.v1.CreateDatasetResponse\x12Z\n\rUploadSamples\x12\".fluxsmith.v1.UploadSamplesRequest\x1a#.fluxsmith.v1.UploadSamplesResponse(\x01\x12X\n\rEncodeDataset\x12\".fluxsmith.v1.EncodeDatasetRequest\x1a#.fluxsmith.v1.EncodeDatasetResponse\x12O\n\nGetDataset\x12\x1f.fluxsmith.v1.GetDatasetRequest\x1a .fluxsmith.v1.GetDatasetResponse\x12U\n\x0cListDatasets\x12!.fluxsmith.v1.ListDatasetsRequest\x1a\".fluxsmith.v1.ListDatasetsResponse\x12X\n\rDeleteDataset\x12\".fluxsmith.v1.DeleteDatasetRequest\x1a#.fluxsmith.v1.DeleteDatasetResponse\x12W\n\x0cWatchDataset\x12!.fluxsmith.v1.WatchDatasetRequest\x1a\".fluxsmith.v1.WatchDatasetResponse0\x01\x12X\n\rEncodePrompts\x12\".fluxsmith.v1.EncodePromptsRequest\x1a#.fluxsmith.v1.EncodePromptsResponse\x12X\n\rDecodeLatents\x12\".fluxsmith.v1.DecodeLatentsRequest\x1a#.fluxsmith.v1.DecodeLatentsResponse\x12z\n\x0fGetCapabilities\x12\x32.fluxsmith.v1.EncoderServiceGetCapabilitiesRequest\x1a\x33.fluxsmith.v1.EncoderServiceGetCapabilitiesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66luxsmith/v1/encoder.proto\x12\x0c\x66luxsmith.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x02\n\x07\x44\x61taset\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.fluxsmith.v1.DatasetState\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0csample_count\x18\x05 \x01(\x05\x12\x15\n\rencoded_count\x18\x06 \x01(\x05\x12\x14\n\x0c\x63\x61\x63hed_count\x18\x07 \x01(\x05\x12-\n\x08problems\x18\x08 \x03(\x0b\x32\x1b.fluxsmith.v1.SampleProblem\x12\x17\n\x0fmanifest_digest\x18\t \x01(\t\x12\x17\n\x0f\x66\x61ilure_message\x18\n \x01(\t\"h\n\rSampleProblem\x12\x13\n\x0bsample_name\x18\x01 \x01(\t\x12\x31\n\x06reason\x18\x02 \x01(\x0e\x32!.fluxsmith.v1.SampleProblemReason\x12\x0f\n\x07message\x18\x03 \x01(\t\"[\n\x06Sample\x12\x13\n\x0bsample_name\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61ptions\x18\x02 \x03(\t\x12\x16\n\x0e\x63ontent_digest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\"@\n\x14\x43reateDatasetRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\"?\n\x15\x43reateDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.fluxsmith.v1.Dataset\"\x8b\x01\n\x14UploadSamplesRequest\x12,\n\x06target\x18\x01 \x01(\x0b\x32\x1a.fluxsmith.v1.UploadTargetH\x00\x12,\n\x06sample\x18\x02 \x01(\x0b\x32\x1a.fluxsmith.v1.SampleHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"\"\n\x0cUploadTarget\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"a\n\x0cSampleHeader\x12\x13\n\x0bsample_name\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61ptions\x18\x02 \x03(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x16\n\x0e\x63ontent_digest\x18\x04 \x01(\t\"-\n\x15UploadSamplesResponse\x12\x14\n\x0cstored_count\x18\x01 \x01(\x05\"Z\n\x14\x45ncodeDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12.\n\x07options\x18\x02 \x01(\x0b\x32\x1d.fluxsmith.v1.EncodingOptions\"\x95\x01\n\x0f\x45ncodingOptions\x12\x1a\n\rresolution_px\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04\x66lip\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x38\n\x11\x62\x61\x64_sample_policy\x18\x03 \x01(\x0e\x32\x1d.fluxsmith.v1.BadSamplePolicyB\x10\n\x0e_resolution_pxB\x07\n\x05_flip\"?\n\x15\x45ncodeDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.fluxsmith.v1.Dataset\"g\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x17\n\x0finclude_samples\x18\x02 \x01(\x08\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"|\n\x12GetDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.fluxsmith.v1.Dataset\x12%\n\x07samples\x18\x02 \x03(\x0b\x32\x14.fluxsmith.v1.Sample\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x14ListDatasetsResponse\x12\'\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x15.fluxsmith.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\")\n\x13WatchDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\">\n\x14WatchDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.fluxsmith.v1.Dataset\"(\n\x14\x45ncodePromptsRequest\x12\x10\n\x08\x63\x61ptions\x18\x01 \x03(\t\"J\n\x15\x45ncodePromptsResponse\x12\x31\n\nembeddings\x18\x01 \x03(\x0b\x32\x1d.fluxsmith.v1.ObjectReference\"J\n\x0fObjectReference\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontent_digest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\",\n\x14\x44\x65\x63odeLatentsRequest\x12\x14\n\x0clatents_uris\x18\x01 \x03(\t\"F\n\x15\x44\x65\x63odeLatentsResponse\x12-\n\x06images\x18\x01 \x03(\x0b\x32\x1d.fluxsmith.v1.ObjectReference\"&\n$EncoderServiceGetCapabilitiesRequest\"\xab\x02\n%EncoderServiceGetCapabilitiesResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x03 \x01(\t\x12\x14\n\x0ct5_precision\x18\x04 \x01(\t\x12\x11\n\tt5_tokens\x18\x05 \x01(\x05\x12\x1d\n\x15\x64\x65\x66\x61ult_resolution_px\x18\x06 \x01(\x05\x12\x15\n\rimage_formats\x18\x07 \x03(\t\x12\x17\n\x0fmax_image_bytes\x18\x08 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\t \x01(\x03\x12\x19\n\x11max_caption_bytes\x18\n \x01(\x05\x12\x13\n\x0bmax_samples\x18\x0b \x01(\x05*\x94\x01\n\x0c\x44\x61tasetState\x12\x1d\n\x19\x44\x41TASET_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASET_STATE_OPEN\x10\x01\x12\x1a\n\x16\x44\x41TASET_STATE_ENCODING\x10\x02\x12\x17\n\x13\x44\x41TASET_STATE_READY\x10\x03\x12\x18\n\x14\x44\x41TASET_STATE_FAILED\x10\x04*\xfa\x02\n\x13SampleProblemReason\x12%\n!SAMPLE_PROBLEM_REASON_UNSPECIFIED\x10\x00\x12&\n\"SAMPLE_PROBLEM_REASON_NOT_AN_IMAGE\x10\x01\x12#\n\x1fSAMPLE_PROBLEM_REASON_TRUNCATED\x10\x02\x12#\n\x1fSAMPLE_PROBLEM_REASON_TOO_LARGE\x10\x03\x12#\n\x1fSAMPLE_PROBLEM_REASON_TOO_SMALL\x10\x04\x12\'\n#SAMPLE_PROBLEM_REASON_CAPTION_EMPTY\x10\x05\x12*\n&SAMPLE_PROBLEM_REASON_CAPTION_TOO_LONG\x10\x06\x12#\n\x1fSAMPLE_PROBLEM_REASON_DUPLICATE\x10\x07\x12+\n\'SAMPLE_PROBLEM_REASON_CAPTION_TRUNCATED\x10\x08*l\n\x0f\x42\x61\x64SamplePolicy\x12!\n\x1d\x42\x41\x44_SAMPLE_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x42\x41\x44_SAMPLE_POLICY_FAIL\x10\x01\x12\x1a\n\x16\x42\x41\x44_SAMPLE_POLICY_SKIP\x10\x02\x32\xab\x07\n\x0e\x45ncoderService\x12X\n\rCreateDataset\x12\".fluxsmith.v1.CreateDatasetRequest\x1a#.fluxsmith.v1.CreateDatasetResponse\x12Z\n\rUploadSamples\x12\".fluxsmith.v1.UploadSamplesRequest\x1a#.fluxsmith.v1.UploadSamplesResponse(\x01\x12X\n\rEncodeDataset\x12\".fluxsmith.v1.EncodeDatasetRequest\x1a#.fluxsmith.v1.EncodeDatasetResponse\x12O\n\nGetDataset\x12\x1f.fluxsmith.v1.GetDatasetRequest\x1a .fluxsmith.v1.GetDatasetResponse\x12U\n\x0cListDatasets\x12!.fluxsmith.v1.ListDatasetsRequest\x1a\".fluxsmith.v1.ListDatasetsResponse\x12X\n\rDeleteDataset\x12\".fluxsmith.v1.DeleteDatasetRequest\x1a#.fluxsmith.v1.DeleteDatasetResponse\x12W\n\x0cWatchDataset\x12!.fluxsmith.v1.WatchDatasetRequest\x1a\".fluxsmith.v1.WatchDatasetResponse0\x01\x12X\n\rEncodePrompts\x12\".fluxsmith.v1.EncodePromptsRequest\x1a#.fluxsmith.v1.EncodePromptsResponse\x12X\n\rDecodeLatents\x12\".fluxsmith.v1.DecodeLatentsRequest\x1a#.fluxsmith.v1.DecodeLatentsResponse\x12z\n\x0fGetCapabilities\x12\x32.fluxsmith.v1.EncoderServiceGetCapabilitiesRequest\x1a\x33.fluxsmith.v1.EncoderServiceGetCapabilitiesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fluxsmith.v1.encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATASETSTATE']._serialized_start=2500
-  _globals['_DATASETSTATE']._serialized_end=2648
-  _globals['_SAMPLEPROBLEMREASON']._serialized_start=2651
-  _globals['_SAMPLEPROBLEMREASON']._serialized_end=3029
-  _globals['_BADSAMPLEPOLICY']._serialized_start=3031
-  _globals['_BADSAMPLEPOLICY']._serialized_end=3139
+  _globals['_DATASETSTATE']._serialized_start=2564
+  _globals['_DATASETSTATE']._serialized_end=2712
+  _globals['_SAMPLEPROBLEMREASON']._serialized_start=2715
+  _globals['_SAMPLEPROBLEMREASON']._serialized_end=3093
+  _globals['_BADSAMPLEPOLICY']._serialized_start=3095
+  _globals['_BADSAMPLEPOLICY']._serialized_end=3203
   _globals['_DATASET']._serialized_start=78
   _globals['_DATASET']._serialized_end=385
   _globals['_SAMPLEPROBLEM']._serialized_start=387
@@ -63,35 +63,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENCODEDATASETRESPONSE']._serialized_start=1285
   _globals['_ENCODEDATASETRESPONSE']._serialized_end=1348
   _globals['_GETDATASETREQUEST']._serialized_start=1350
-  _globals['_GETDATASETREQUEST']._serialized_end=1414
-  _globals['_GETDATASETRESPONSE']._serialized_start=1416
-  _globals['_GETDATASETRESPONSE']._serialized_end=1515
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1517
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1577
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1579
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1667
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1669
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1711
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=1713
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=1736
-  _globals['_WATCHDATASETREQUEST']._serialized_start=1738
-  _globals['_WATCHDATASETREQUEST']._serialized_end=1779
-  _globals['_WATCHDATASETRESPONSE']._serialized_start=1781
-  _globals['_WATCHDATASETRESPONSE']._serialized_end=1843
-  _globals['_ENCODEPROMPTSREQUEST']._serialized_start=1845
-  _globals['_ENCODEPROMPTSREQUEST']._serialized_end=1885
-  _globals['_ENCODEPROMPTSRESPONSE']._serialized_start=1887
-  _globals['_ENCODEPROMPTSRESPONSE']._serialized_end=1961
-  _globals['_OBJECTREFERENCE']._serialized_start=1963
-  _globals['_OBJECTREFERENCE']._serialized_end=2037
-  _globals['_DECODELATENTSREQUEST']._serialized_start=2039
-  _globals['_DECODELATENTSREQUEST']._serialized_end=2083
-  _globals['_DECODELATENTSRESPONSE']._serialized_start=2085
-  _globals['_DECODELATENTSRESPONSE']._serialized_end=2155
-  _globals['_ENCODERSERVICEGETCAPABILITIESREQUEST']._serialized_start=2157
-  _globals['_ENCODERSERVICEGETCAPABILITIESREQUEST']._serialized_end=2195
-  _globals['_ENCODERSERVICEGETCAPABILITIESRESPONSE']._serialized_start=2198
-  _globals['_ENCODERSERVICEGETCAPABILITIESRESPONSE']._serialized_end=2497
-  _globals['_ENCODERSERVICE']._serialized_start=3142
-  _globals['_ENCODERSERVICE']._serialized_end=4081
+  _globals['_GETDATASETREQUEST']._serialized_end=1453
+  _globals['_GETDATASETRESPONSE']._serialized_start=1455
+  _globals['_GETDATASETRESPONSE']._serialized_end=1579
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1581
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1641
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1643
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1731
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1733
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1775
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=1777
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1800
+  _globals['_WATCHDATASETREQUEST']._serialized_start=1802
+  _globals['_WATCHDATASETREQUEST']._serialized_end=1843
+  _globals['_WATCHDATASETRESPONSE']._serialized_start=1845
+  _globals['_WATCHDATASETRESPONSE']._serialized_end=1907
+  _globals['_ENCODEPROMPTSREQUEST']._serialized_start=1909
+  _globals['_ENCODEPROMPTSREQUEST']._serialized_end=1949
+  _globals['_ENCODEPROMPTSRESPONSE']._serialized_start=1951
+  _globals['_ENCODEPROMPTSRESPONSE']._serialized_end=2025
+  _globals['_OBJECTREFERENCE']._serialized_start=2027
+  _globals['_OBJECTREFERENCE']._serialized_end=2101
+  _globals['_DECODELATENTSREQUEST']._serialized_start=2103
+  _globals['_DECODELATENTSREQUEST']._serialized_end=2147
+  _globals['_DECODELATENTSRESPONSE']._serialized_start=2149
+  _globals['_DECODELATENTSRESPONSE']._serialized_end=2219
+  _globals['_ENCODERSERVICEGETCAPABILITIESREQUEST']._serialized_start=2221
+  _globals['_ENCODERSERVICEGETCAPABILITIESREQUEST']._serialized_end=2259
+  _globals['_ENCODERSERVICEGETCAPABILITIESRESPONSE']._serialized_start=2262
+  _globals['_ENCODERSERVICEGETCAPABILITIESRESPONSE']._serialized_end=2561
+  _globals['_ENCODERSERVICE']._serialized_start=3206
+  _globals['_ENCODERSERVICE']._serialized_end=4145
 # @@protoc_insertion_point(module_scope)

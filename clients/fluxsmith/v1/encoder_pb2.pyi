@@ -5,8 +5,8 @@ The encoder: turns captioned images into cached tensors that any number of train
 
 Conventions of both services
 
-Caller: every call may carry the metadata `fluxsmith-tenant` (1 to 63 characters of a-z, 0-9 and `-`; unset means
-`default`). What one tenant makes, another does not see.
+Caller: every call may carry the metadata `fluxsmith-tenant` (1 to 63 characters of a-z, 0-9 and `-`, the last not at
+either end; unset means `default`). What one tenant makes, another does not see.
 
 Errors: a gRPC status with one `google.rpc.ErrorInfo` in domain `fluxsmith`. Its `reason` is stable and meant for
 programs, its metadata `remedy` is a sentence that says what to do. Violations of single fields come as
@@ -174,7 +174,7 @@ class Dataset(_message.Message):
 
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___SampleProblem]:
-        """Why the encoding failed, or which samples it left out."""
+        """Samples that cannot be used, and warnings (DUPLICATE, CAPTION_TRUNCATED) about samples that are used."""
 
     def __init__(
         self,
@@ -530,19 +530,27 @@ class GetDatasetRequest(_message.Message):
 
     DATASET_ID_FIELD_NUMBER: _builtins.int
     INCLUDE_SAMPLES_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """The dataset."""
     include_samples: _builtins.bool
-    """Also list its samples; unset means no."""
+    """Also list its samples, a page at a time; unset means no."""
+    page_size: _builtins.int
+    """Samples a page, 1 to 1000; unset means 100. A page may hold fewer where their captions are long."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty means the first page."""
     def __init__(
         self,
         *,
         dataset_id: _builtins.str = ...,
         include_samples: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "include_samples", b"include_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "include_samples", b"include_samples", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -556,23 +564,27 @@ class GetDatasetResponse(_message.Message):
 
     DATASET_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
     @_builtins.property
     def dataset(self) -> Global___Dataset:
         """The dataset."""
 
     @_builtins.property
     def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sample]:
-        """Its samples by name, when asked for."""
+        """One page of its samples by name, when asked for."""
 
     def __init__(
         self,
         *,
         dataset: Global___Dataset | None = ...,
         samples: _abc.Iterable[Global___Sample] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "next_page_token", b"next_page_token", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -109,8 +109,9 @@ class EncoderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EncodeDataset(self, request, context):
-        """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again for what
-        is encoded or under way changes nothing. Samples already in the cache cost no model work.
+        """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again while it
+        is under way changes nothing, with other options it fails with FAILED_PRECONDITION. Asking again once READY checks
+        every cached tensor and encodes only what is missing or damaged; jobs may be created meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

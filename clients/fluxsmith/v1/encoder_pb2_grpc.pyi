@@ -5,8 +5,8 @@ The encoder: turns captioned images into cached tensors that any number of train
 
 Conventions of both services
 
-Caller: every call may carry the metadata `fluxsmith-tenant` (1 to 63 characters of a-z, 0-9 and `-`; unset means
-`default`). What one tenant makes, another does not see.
+Caller: every call may carry the metadata `fluxsmith-tenant` (1 to 63 characters of a-z, 0-9 and `-`, the last not at
+either end; unset means `default`). What one tenant makes, another does not see.
 
 Errors: a gRPC status with one `google.rpc.ErrorInfo` in domain `fluxsmith`. Its `reason` is stable and meant for
 programs, its metadata `remedy` is a sentence that says what to do. Violations of single fields come as
@@ -54,8 +54,9 @@ class EncoderServiceStub:
     A bad sample fails the call with INVALID_ARGUMENT that names it; samples before it stay.
     """
     EncodeDataset: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.EncodeDatasetRequest, _encoder_pb2.EncodeDatasetResponse]
-    """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again for what
-    is encoded or under way changes nothing. Samples already in the cache cost no model work.
+    """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again while it
+    is under way changes nothing, with other options it fails with FAILED_PRECONDITION. Asking again once READY checks
+    every cached tensor and encodes only what is missing or damaged; jobs may be created meanwhile.
     """
     GetDataset: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.GetDatasetRequest, _encoder_pb2.GetDatasetResponse]
     """Fails with NOT_FOUND for an unknown dataset, as all calls that name one."""
@@ -90,8 +91,9 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     A bad sample fails the call with INVALID_ARGUMENT that names it; samples before it stay.
     """
     EncodeDataset: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EncodeDatasetRequest, _encoder_pb2.EncodeDatasetResponse]  # type: ignore[assignment]
-    """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again for what
-    is encoded or under way changes nothing. Samples already in the cache cost no model work.
+    """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again while it
+    is under way changes nothing, with other options it fails with FAILED_PRECONDITION. Asking again once READY checks
+    every cached tensor and encodes only what is missing or damaged; jobs may be created meanwhile.
     """
     GetDataset: _aio.UnaryUnaryMultiCallable[_encoder_pb2.GetDatasetRequest, _encoder_pb2.GetDatasetResponse]  # type: ignore[assignment]
     """Fails with NOT_FOUND for an unknown dataset, as all calls that name one."""
@@ -141,8 +143,9 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _encoder_pb2.EncodeDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_pb2.EncodeDatasetResponse, _abc.Awaitable[_encoder_pb2.EncodeDatasetResponse]]:
-        """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again for what
-        is encoded or under way changes nothing. Samples already in the cache cost no model work.
+        """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again while it
+        is under way changes nothing, with other options it fails with FAILED_PRECONDITION. Asking again once READY checks
+        every cached tensor and encodes only what is missing or damaged; jobs may be created meanwhile.
         """
 
     @_abc_1.abstractmethod

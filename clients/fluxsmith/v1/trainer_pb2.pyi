@@ -312,11 +312,11 @@ class TrainingJob(_message.Message):
     total_steps: _builtins.int
     """Optimizer steps in all, known once it runs."""
     attempt: _builtins.int
-    """Times a worker has taken it up; more than 1 after a worker was lost."""
+    """Workers that have taken it up, but for those that were stopped in good order; more than 1 after one was lost."""
     last_sequence: _builtins.int
     """Sequence of its newest event."""
     queue_position: _builtins.int
-    """Jobs ahead of it; set only while QUEUED."""
+    """Jobs ahead of it; set only while QUEUED, and not by ListTrainingJobs."""
     @_builtins.property
     def config(self) -> Global___TrainConfig:
         """What it computes, with every default filled in."""

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from services.common.errors import Unavailable
 from services.common.object_store import ObjectStore
 from services.common.settings import StoreSettings
-from services.stack import Stack, free_port
+from services.stack import Stack, free_ports
 
 START_S = 30.0
 
@@ -25,7 +25,7 @@ def juicefs_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store
     """Settings of a running `juicefs gateway`, which descends from MinIO."""
     folder = tmp_path_factory.mktemp("juicefs")
     settings = StoreSettings(
-        endpoint=f"127.0.0.1:{free_port()}", access_key="fluxsmith", secret_key=SecretStr("juice-secret")
+        endpoint=f"127.0.0.1:{free_ports(1)[0]}", access_key="fluxsmith", secret_key=SecretStr("juice-secret")
     )
     juicefs, meta = str(Path(sys.executable).with_name("juicefs")), f"sqlite3://{folder}/meta.db"
     blocks = f"{folder}/blocks/"

@@ -42,20 +42,20 @@ def test_published_manifest_is_found_through_its_pointer(store: ObjectStore, ten
     pointer = read_pointer(store, tenant, "ds-1")
     assert pointer
     assert (pointer.manifest_digest, pointer.sample_count, pointer.cached_count) == (digest, 1, 1)
-    assert read_manifest(store, tenant, "ds-1", digest) == manifest
+    assert read_manifest(store, tenant, digest) == manifest
 
 
 def test_dataset_without_manifest_has_no_pointer(store: ObjectStore, tenant: str) -> None:
     assert read_pointer(store, tenant, "ds-1") is None
     with pytest.raises(ObjectMissing):
-        read_manifest(store, tenant, "ds-1", "0" * 64)
+        read_manifest(store, tenant, "0" * 64)
 
 
 def test_manifest_of_a_job_outlives_the_next_encoding(store: ObjectStore, tenant: str) -> None:
     old, new = manifest_of("ds-1"), manifest_of("ds-1", shift=0.2)
     digest = publish_manifest(store, tenant, old, cached_count=0)
     assert publish_manifest(store, tenant, new, cached_count=0) != digest
-    assert read_manifest(store, tenant, "ds-1", digest) == old
+    assert read_manifest(store, tenant, digest) == old
 
 
 def test_equal_manifests_have_equal_digests(store: ObjectStore, tenant: str) -> None:
@@ -65,9 +65,9 @@ def test_equal_manifests_have_equal_digests(store: ObjectStore, tenant: str) -> 
 
 def test_damaged_manifest_is_refused(store: ObjectStore, tenant: str) -> None:
     digest = publish_manifest(store, tenant, manifest_of("ds-1"), cached_count=0)
-    damage(store, f"{dataset_prefix(tenant, 'ds-1')}manifests/{digest}.json", b"{}")
+    damage(store, f"{tenant}/manifests/{digest}.json", b"{}")
     with pytest.raises(ObjectDamaged):
-        read_manifest(store, tenant, "ds-1", digest)
+        read_manifest(store, tenant, digest)
 
 
 def test_every_key_begins_with_its_tenant() -> None:

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from services.common.errors import Unavailable
 from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
 from services.common.settings import StoreSettings
-from services.stack import free_port
+from services.stack import free_ports
 from tests.services.damage import damage
 
 
@@ -115,7 +115,7 @@ def test_wrong_keys_are_refused(store_settings: StoreSettings) -> None:
 
 
 def test_store_that_is_down_is_unavailable_with_a_remedy() -> None:
-    endpoint = f"127.0.0.1:{free_port()}"
+    endpoint = f"127.0.0.1:{free_ports(1)[0]}"
     down = ObjectStore(StoreSettings(endpoint=endpoint, secret_key=SecretStr("s")))
     with pytest.raises(Unavailable, match=endpoint) as caught:
         down.get("t/a")

@@ -42,7 +42,7 @@ class Desk:
         """What the last encoding published."""
         pointer = self.datasets.pointer(self.tenant, self.dataset_id)
         assert pointer
-        return read_manifest(self.datasets.store, self.tenant, self.dataset_id, pointer.manifest_digest)
+        return read_manifest(self.datasets.store, self.tenant, pointer.manifest_digest)
 
     def tensors(self, cached: CachedObject) -> dict[str, torch.Tensor]:
         """The tensors of an object, its digest checked."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,14 +35,19 @@ def int8_models(service_settings: ServiceSettings) -> EncoderModels:
     return load_models(service_settings, EncoderSettings())
 
 
+def test_text_is_padded_to_what_the_model_folder_says(encoder_models: EncoderModels, pipeline: FluxPipeline) -> None:
+    assert encoder_models.t5_tokens == pipeline.tokenizer_2.model_max_length
+
+
+@pytest.mark.parametrize("tokens", [32, 512])
 @pytest.mark.parametrize("caption", CAPTIONS)
 def test_captions_are_embedded_as_the_pipeline_embeds_them(
-    encoder_models: EncoderModels, pipeline: FluxPipeline, caption: str
+    encoder_models: EncoderModels, pipeline: FluxPipeline, caption: str, tokens: int
 ) -> None:
-    t5_SD, clip_D = encoder_models.encode_caption(caption)
+    t5_SD, clip_D = replace(encoder_models, t5_tokens=tokens).encode_caption(caption)
     with torch.inference_mode():
-        t5_BSD, clip_BD, _ = pipeline.encode_prompt(caption, None)
-    assert len(t5_SD) == 512  # padded to the full length, whatever the caption's
+        t5_BSD, clip_BD, _ = pipeline.encode_prompt(caption, None, max_sequence_length=tokens)
+    assert len(t5_SD) == tokens  # padded to the full length, whatever the caption's
     assert torch.equal(t5_SD, t5_BSD[0])
     assert torch.equal(clip_D, clip_BD[0])
 
