@@ -6,14 +6,13 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers.utils.logging
 import torch
-import transformers.utils.logging
 from diffusers import FluxPipeline
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from demo.history import History
+from services.common.logs import set_up_logging
 
 SIDE_PX = 64  # what flux-tiny was trained at
 SHOWN_PX = 192
@@ -35,9 +34,8 @@ class Preview:
 
 def draw_previews(base_model: Path, lora: Path, captions: list[str]) -> list[Preview]:
     """Sample with diffusers' own pipeline and loader, so that the file is shown to work outside this project."""
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    pipeline = FluxPipeline.from_pretrained(base_model, torch_dtype=torch.float32)
+    set_up_logging("ERROR")
+    pipeline = FluxPipeline.from_pretrained(base_model, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     before = [sample(pipeline, caption) for caption in captions]
     pipeline.load_lora_weights(lora)

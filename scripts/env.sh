@@ -7,5 +7,6 @@ export PATH="$VENV/bin:$PATH"
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 # Nothing is ever fetched from a model hub unless asked for.
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" HF_HUB_DISABLE_TELEMETRY=1
+export TRANSFORMERS_VERBOSITY="${TRANSFORMERS_VERBOSITY:-error}" DIFFUSERS_VERBOSITY="${DIFFUSERS_VERBOSITY:-error}"
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }

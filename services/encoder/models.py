@@ -121,7 +121,7 @@ def load_models(service: ServiceSettings, encoder: EncoderSettings) -> EncoderMo
     folder = base_folder(service, PARTS)
     device = pick_device(service.device)
     dtype = pick_dtype(service.dtype, device)
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype).to(device).eval()
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=dtype).to(device).eval()
     clip = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype).to(device).eval()
     t5 = _load_t5(folder, encoder.t5_precision, device, dtype)
     t5_tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer_2")

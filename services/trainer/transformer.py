@@ -22,7 +22,7 @@ def load_transformer(settings: ServiceSettings) -> FluxTransformer2DModel:
     transformer = FluxTransformer2DModel.from_pretrained(
         folder,
         subfolder="transformer",
-        torch_dtype=dtype,
+        dtype=dtype,
         device_map={"": device},  # straight to the device, shard by shard: never 24 GB of host memory
     )
     return prepared(transformer)

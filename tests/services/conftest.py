@@ -38,7 +38,7 @@ def transformer(service_settings: ServiceSettings) -> FluxTransformer2DModel:
 @pytest.fixture(scope="session")
 def pipeline(base_model: Path) -> FluxPipeline:
     """Diffusers' own pipeline over the same folder, the reference for what the services compute."""
-    return FluxPipeline.from_pretrained(base_model, torch_dtype=torch.float32)
+    return FluxPipeline.from_pretrained(base_model, dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")
