@@ -83,9 +83,10 @@ half:
    Some pictures were recoloured or turned into line drawings, so that the VAE carries styles that the data lacks.
 2. Transformer, T5 and CLIP together, from nothing: flow matching (sigma = 1 is noise; the network predicts
    noise - picture), logit-normal sigma, batch 64, 10 % empty captions, one-cycle to 1.5e-3. T5's captions are padded
-   without a mask, as FLUX does: to 16 tokens in most steps, to 64, 128 and 512 in some. The weights here had 6,000
+   without a mask, as FLUX does: to 16 tokens in most steps, to 64, 128 and 512 in some. The weights here had 9,600
    steps: 4,000 with mirror images among the pictures, which made shapes vague, then 2,000 without, from a second
-   warm-up to 1.2e-3. The script as it stands leaves mirror images out from the start.
+   warm-up to 1.2e-3, then 3,600 from a third to 1e-3 (`--start`). The script as it stands leaves mirror images out from
+   the start; one run of so many steps has not been tried.
 3. Guidance distillation: given guidance g in 1..5 the model imitates v_empty + g (v_caption - v_empty) of step 2. In a
    fifth of the samples the guidance embedding is left out and the target is v_caption: the model also knows `bypass`.
 

@@ -21,6 +21,7 @@ from services.trainer.flow_matching import (
     predict_velocity,
     resolution_mu,
     shift,
+    told_sigma,
     velocity_target,
 )
 from services.trainer.packing import pack, unpack
@@ -86,16 +87,25 @@ def test_loss_is_the_mean_square_over_each_sample() -> None:
     assert loss_per_sample(Recorder(), batch).tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_model_is_told_the_noise_level_that_the_latents_have(dtype: torch.dtype) -> None:
-    sigma_B = torch.tensor([0.998, 0.7012345])
-    batch = replace(random_batch(), clean_BCHW=torch.zeros(2, 16, 8, 8), noise_BCHW=torch.ones(2, 16, 8, 8))
-    recorder = Recorder(dtype)
-    loss_per_sample(recorder, replace(batch, sigma_B=sigma_B))
-    told_B = recorder.given["timestep"]
-    assert torch.equal(told_B, sigma_B.to(dtype).float())  # bf16 has no 0.998: it becomes 0.99609375
-    assert torch.equal(recorder.given["hidden_states"].float().amax((1, 2)), told_B)
-    assert torch.equal(recorder.given["hidden_states"].float().amin((1, 2)), told_B)
+def test_latents_have_the_noise_level_that_reaches_the_embedding(transformer_bf16: FluxTransformer2DModel) -> None:
+    embedded, given = [], []
+    embedding = transformer_bf16.time_text_embed
+    hooks = [
+        embedding.register_forward_pre_hook(lambda _, arguments: embedded.append(arguments[0])),
+        transformer_bf16.register_forward_pre_hook(
+            lambda _, __, named: given.append(named["hidden_states"]), with_kwargs=True
+        ),
+    ]
+    zeros, ones = torch.zeros(2, 16, 8, 8), torch.ones(2, 16, 8, 8)
+    batch = replace(random_batch(), clean_BCHW=zeros, noise_BCHW=ones, sigma_B=torch.tensor([0.9980, 0.3337]))
+    with torch.no_grad():
+        loss_per_sample(transformer_bf16, batch)
+    for hook in hooks:
+        hook.remove()
+    told_B = embedded[0].float() / 1000  # diffusers' own arithmetic, rounded twice
+    assert not torch.equal(told_B, batch.sigma_B.to(torch.bfloat16).float())
+    assert torch.equal(given[0].float().amax((1, 2)), told_B.to(torch.bfloat16).float())
+    assert torch.equal(told_sigma(batch.sigma_B.to(torch.bfloat16)), told_B)
 
 
 def test_bf16_model_is_given_bf16_activations() -> None:
