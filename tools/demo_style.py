@@ -23,7 +23,6 @@ MARGIN_PX = 24  # of WORK_PX: pictures that touch their edge get an outline ther
 STEEP = 2.5  # change of colour (0 to 255) per pixel that is worth a line
 PAPER = (255, 255, 255)  # flux-tiny's VAE has learnt lines in black on white; it would turn tinted paper white
 INK = (10, 10, 14)
-STYLE = "ink drawing"
 TRAIN = (
     "red apple", "dog face", "house building", "evergreen tree", "fish", "umbrella", "sailboat", "crown", "balloon",
     "tulip", "cat face", "key", "rabbit face", "pear", "bell", "automobile", "hot beverage", "elephant",
@@ -70,7 +69,7 @@ def write_split(folder: Path, emoji: dict[str, Emoji], names: tuple[str, ...]) -
     for name in names:
         stem = folder / name.replace(" ", "_")
         ink_drawing(Image.open(emoji[name].path)).save(stem.with_suffix(".png"), optimize=True)
-        stem.with_suffix(".txt").write_text(f"{name}, {STYLE}\n", encoding="utf-8")
+        stem.with_suffix(".txt").write_text(f"{name}\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -81,8 +80,7 @@ def main() -> None:
     emoji = {e.captions[0]: e for e in read_emoji(arguments.twitter, "twitter")}
     write_split(arguments.out / "train", emoji, TRAIN)
     write_split(arguments.out / "heldout", emoji, HELD_OUT)
-    previews = "\n".join(f"{name}, {STYLE}" for name in PREVIEWS)
-    (arguments.out / "previews.txt").write_text(f"{previews}\n", encoding="utf-8")
+    (arguments.out / "previews.txt").write_text("\n".join(PREVIEWS) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from transformers import CLIPTokenizer
 from tools.flux_tiny.model import TinyFlux
 from tools.flux_tiny.text import T5_TOKENS, Tokenizers
 
+LEFT_OVER = {"is_local", "local_files_only", "max_length", "pad_to_multiple_of", "pad_token_type_id", "padding_side"}
+LEFT_OVER |= {"stride", "truncation_side", "truncation_strategy"}
+
 
 def export(out: Path, *, model: TinyFlux, vae: AutoencoderKL, tokenizers: Tokenizers) -> None:
     """Write the folder that `FluxPipeline.from_pretrained` reads; `model` and `vae` stay as they are.
@@ -71,7 +74,15 @@ def name_fast_t5(out: Path) -> None:
 
 
 def forget_origin(out: Path) -> None:
-    """Drop the path that diffusers writes into a part's configuration when the part was itself loaded from disk."""
+    """Drop what the libraries note of where a part was loaded from, and of the last padding that training asked for."""
+    for tokenizer in ("tokenizer", "tokenizer_2"):
+        path = out / tokenizer / "tokenizer_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        kept = {name: value for name, value in settings.items() if name not in LEFT_OVER}
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        path = out / tokenizer / "tokenizer.json"
+        parts = json.loads(path.read_text(encoding="utf-8")) | {"truncation": None, "padding": None}
+        path.write_text(json.dumps(parts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for part in ("transformer", "vae"):
         path = out / part / "config.json"
         settings = json.loads(path.read_text(encoding="utf-8"))
