@@ -28,7 +28,7 @@ TRAIN = (
     "tulip", "cat face", "key", "rabbit face", "pear", "bell", "automobile", "hot beverage", "elephant",
 )  # fmt: skip
 HELD_OUT = ("pig face", "cherries", "airplane", "cactus", "penguin", "mushroom")
-PREVIEWS = ("red apple", "dog face", "rocket", "frog face", "banana", "strawberry")
+PREVIEWS = ("red apple", "dog face", "automobile", "rocket", "frog face", "penguin")
 
 
 def ink_drawing(picture: Image.Image) -> Image.Image:
