@@ -36,9 +36,8 @@ def read_folder(folder: Path) -> list[CaptionedImage]:
 def _list_folder(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     """Return the image files, and the caption files by stem."""
     if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "does not exist"
         raise InvalidFolder(
-            f"the folder {folder} {problem}.",
+            f"{folder} is not a folder." if folder.exists() else f"the folder {folder} does not exist.",
             reason="FOLDER_NOT_FOUND",
             remedy="Name a folder that holds images with .txt captions of the same names.",
         )
@@ -70,10 +69,14 @@ class _Faults:
             (self.without_bytes, "with no content", "Replace or remove the empty image files."),
             (self.with_unreadable_name, "with a name that is not UTF-8", "Rename these files."),
         ]
-        problems = [f"{len(names)} {text}: {name_some(names)}" for names, text, _ in found if names]
+        problems = [
+            f"{len(names)} {'image' if len(names) == 1 else 'images'} {text}: {name_some(names)}"
+            for names, text, _ in found
+            if names
+        ]
         if problems:
             raise InvalidFolder(
-                f"the folder {folder} has images {'; '.join(problems)}.",
+                f"the folder {folder} has {'; '.join(problems)}.",
                 reason="FOLDER_INVALID",
                 remedy=" ".join(remedy for names, _, remedy in found if names),
             )

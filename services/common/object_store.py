@@ -215,7 +215,7 @@ def _minio_client(settings: StoreSettings, endpoint: str) -> Minio:
         secure=settings.secure,
         region="us-east-1",  # known, so that the client never asks for it
         http_client=urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=3, read=60),
+            timeout=urllib3.Timeout(connect=3, read=20),
             maxsize=16,
             retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
         ),

@@ -148,6 +148,7 @@ class Datasets:
 
     def begin_encoding(self, tenant: str, dataset_id: str, options: EncodingOptions) -> None:
         """Note durably that an encoding is wanted; a restarted encoder takes it up again."""
+        require_id("dataset", dataset_id)
         with self._lock(tenant, dataset_id):
             self.get(tenant, dataset_id)
             self._write(tenant, dataset_id, "encoding.json", options)
@@ -198,6 +199,7 @@ class Datasets:
     @contextmanager
     def _changing(self, tenant: str, dataset_id: str) -> Iterator[None]:
         """Hold the dataset while its samples change: no encoding begins meanwhile, and none is under way."""
+        require_id("dataset", dataset_id)
         with self._lock(tenant, dataset_id):
             self.refuse_while_encoding(tenant, dataset_id)
             yield

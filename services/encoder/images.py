@@ -59,6 +59,8 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
         raise BadSample(
             Problem.NOT_AN_IMAGE, f"not an image of a known format; use one of {', '.join(IMAGE_FORMATS)}"
         ) from error
+    if image.mode in {"I", "F"}:
+        raise BadSample(Problem.NOT_AN_IMAGE, "its pixels have 32 bits, of which no range is agreed; export 8 or 16")
     if image.width * image.height > max_pixels:
         raise BadSample(
             Problem.TOO_LARGE,

@@ -72,6 +72,9 @@ def encoding_options(options: pb.EncodingOptions, default_resolution_px: int) ->
     if not in_range or resolution_px % BUCKET_STEP_PX:
         remedy = f"Use a multiple of {BUCKET_STEP_PX} from {MIN_RESOLUTION_PX} to {MAX_RESOLUTION_PX}."
         raise invalid_field("options.resolution_px", f"is {resolution_px}", remedy)
+    if options.bad_sample_policy not in pb.BadSamplePolicy.values():
+        remedy = "Use FAIL or SKIP, or leave it unset."
+        raise invalid_field("options.bad_sample_policy", f"is {options.bad_sample_policy}", remedy)
     return EncodingOptions(
         resolution_px=resolution_px,
         flip=options.flip,
@@ -85,9 +88,10 @@ def latents_keys(uris: Sequence[str], caller: Caller, store: ObjectStore) -> lis
         raise invalid_field("latents_uris", f"has {len(uris)} entries", f"Send 1 to {MOST_LATENTS} addresses.")
     keys = [store.key_of(uri) for uri in uris]
     for uri, key in zip(uris, keys, strict=True):
-        if key is None or not key.startswith(f"{caller.tenant}/") or not store.exists(key):
+        named = key is not None and key.startswith(f"{caller.tenant}/") and key.isprintable() and len(key) <= 1024
+        if not named or not store.exists(key or ""):
             raise NotFound(
-                f"there are no latents at {uri!r}",
+                f"there are no latents at {uri[:200]!r}",
                 reason="LATENTS_NOT_FOUND",
                 remedy="Name an object of your tenant in this service's bucket.",
             )

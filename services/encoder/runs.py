@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from services.common.errors import NotReady, ServiceError, Unavailable
 from services.encoder.datasets import Datasets, EncodingOptions, EncodingOutcome
@@ -24,23 +25,27 @@ class EncodingRuns:
         self._datasets = datasets
         self._encoder = encoder
         self._executor = ThreadPoolExecutor(ENCODINGS_AT_ONCE, thread_name_prefix="encoding")
-        self._progress: dict[tuple[str, str], Progress] = {}
+        self._running: dict[tuple[str, str], _Running] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
 
     def start(self, tenant: str, dataset_id: str, options: EncodingOptions) -> None:
-        """Note durably that the dataset is to be encoded, and begin unless it is under way."""
-        with self._lock:
-            if (tenant, dataset_id) in self._progress:
-                self._refuse_other_options(tenant, dataset_id, options)
-                return
-            self._progress[tenant, dataset_id] = Progress()
-        try:
-            self._datasets.begin_encoding(tenant, dataset_id, options)
-        except ServiceError:
-            self._forget(tenant, dataset_id)
-            raise
-        self._executor.submit(self._run, tenant, dataset_id, options)
+        """Note durably that the dataset is to be encoded, and begin unless it is under way.
+
+        Raises `NotReady` when it is under way with other options.
+        """
+        with self._lock:  # held over the store's answer: who asks meanwhile must not be told more than is noted
+            running = self._running.get((tenant, dataset_id))
+            if running is None:
+                self._datasets.begin_encoding(tenant, dataset_id, options)
+                self._running[tenant, dataset_id] = _Running(options=options)
+                self._executor.submit(self._run, tenant, dataset_id, options)
+            elif running.options != options:
+                raise NotReady(
+                    f"dataset {dataset_id!r} is being encoded with other options",
+                    reason="DATASET_ENCODING",
+                    remedy="Wait until it is READY or FAILED (WatchDataset), then encode with these.",
+                )
 
     def take_up(self) -> int:
         """Begin what an encoder before this one did not finish; return how many."""
@@ -52,7 +57,8 @@ class EncodingRuns:
 
     def progress(self, tenant: str, dataset_id: str) -> Progress | None:
         """How far the encoding under way has come, or None when there is none."""
-        return self._progress.get((tenant, dataset_id))
+        running = self._running.get((tenant, dataset_id))
+        return running.progress if running else None
 
     def close(self) -> None:
         """Stop at the next sample; what is not finished is taken up by the next encoder."""
@@ -60,19 +66,18 @@ class EncodingRuns:
         self._executor.shutdown(cancel_futures=True)
 
     def _run(self, tenant: str, dataset_id: str, options: EncodingOptions) -> None:
-        try:
-            while not self._stopping.is_set():
-                try:
-                    outcome = self._outcome(tenant, dataset_id, options)
+        while not self._stopping.is_set():
+            try:
+                outcome = self._outcome(tenant, dataset_id, options)
+                with self._lock:  # no start falls between the end of this one and its being forgotten
                     self._datasets.end_encoding(tenant, dataset_id, outcome)
-                    return
-                except Unavailable as error:
-                    log.warning("dataset %s: %s; trying again in %.0f s", dataset_id, error.message, RETRY_S)
-                    self._stopping.wait(RETRY_S)
-        except _Stopping:
-            log.info("dataset %s: stopped; the next encoder goes on", dataset_id)
-        finally:
-            self._forget(tenant, dataset_id)
+                    del self._running[tenant, dataset_id]
+                return
+            except _Stopping:
+                log.info("dataset %s: stopped; the next encoder goes on", dataset_id)
+            except Unavailable as error:
+                log.warning("dataset %s: %s; trying again in %.0f s", dataset_id, error.message, RETRY_S)
+                self._stopping.wait(RETRY_S)
 
     def _outcome(self, tenant: str, dataset_id: str, options: EncodingOptions) -> EncodingOutcome:
         try:
@@ -85,26 +90,21 @@ class EncodingRuns:
             log.exception("encoding of dataset %s failed", dataset_id)
             return EncodingOutcome(failure="internal error; the encoder's log has the traceback")
 
-    def _refuse_other_options(self, tenant: str, dataset_id: str, options: EncodingOptions) -> None:
-        wanted = self._datasets.wanted_encoding(tenant, dataset_id)
-        if wanted and wanted != options:
-            raise NotReady(
-                f"dataset {dataset_id!r} is being encoded with other options",
-                reason="DATASET_ENCODING",
-                remedy="Wait until it is READY or FAILED (WatchDataset), then encode with these.",
-            )
-
     def _on_progress(self, tenant: str, dataset_id: str) -> Callable[[Progress], None]:
         def update(progress: Progress) -> None:
             if self._stopping.is_set():
                 raise _Stopping
-            self._progress[tenant, dataset_id] = progress
+            self._running[tenant, dataset_id].progress = progress
 
         return update
 
-    def _forget(self, tenant: str, dataset_id: str) -> None:
-        with self._lock:
-            self._progress.pop((tenant, dataset_id), None)
+
+@dataclass(kw_only=True)
+class _Running:
+    """An encoding under way."""
+
+    options: EncodingOptions
+    progress: Progress = field(default_factory=Progress)
 
 
 class _Stopping(Exception):

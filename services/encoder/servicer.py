@@ -20,7 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.common.cache import CachedObject
 from services.common.caller import Caller, caller_from
 from services.common.errors import NotFound, NotReady
-from services.common.fields import check_length, page_of
+from services.common.fields import check_length, page_of, require_id
 from services.common.object_store import ObjectStore
 from services.common.server import MAX_MESSAGE_BYTES
 from services.common.settings import ServiceSettings
@@ -110,7 +110,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             return pb.GetDatasetResponse(dataset=dataset)
         records = await asyncio.to_thread(self._datasets.samples, caller.tenant, request.dataset_id)
         names, _ = page_of([r.sample_name for r in records], request.page_size, request.page_token)
-        samples = _that_fit([pb.Sample(**r.model_dump()) for r in records if names and r.sample_name in set(names)])
+        listed = set(names)
+        samples = _that_fit([pb.Sample(**r.model_dump()) for r in records if r.sample_name in listed])
         more = bool(samples) and samples[-1].sample_name != records[-1].sample_name
         return pb.GetDatasetResponse(
             dataset=dataset, samples=samples, next_page_token=samples[-1].sample_name if more else ""
@@ -118,6 +119,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
     async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Context) -> pb.ListDatasetsResponse:
         caller = _caller(context)
+        if request.page_token:
+            require_id("dataset", request.page_token)
         ids = await asyncio.to_thread(lambda: list(self._datasets.ids(caller.tenant)))
         page, token = page_of(ids, request.page_size, request.page_token)
         found = [await self._dataset_unless_deleted(caller, dataset_id) for dataset_id in page]

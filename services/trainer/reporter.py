@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_S = 0.3
 RETRY_S = 1.0
+T = TypeVar("T")
 
 
 class CancelJob(Exception):
@@ -93,8 +95,8 @@ class Reporter:
         """Write events now, or as soon as the database is back; raises `LostJob` when that was too late."""
         self.patiently(lambda: self._store.append(self._job, events))
 
-    def patiently(self, action: Callable[[], None]) -> None:
-        """Try until the database serves. A run of hours is worth more than a short outage."""
+    def patiently(self, action: Callable[[], T]) -> T:
+        """Try until database and store serve. A run of hours is worth more than a short outage."""
         while True:
             try:
                 return action()

@@ -63,7 +63,7 @@ def run_job(job: Job, transformer: FluxTransformer2DModel, store: ObjectStore, r
         validate(0)  # the adapter starts as the identity: this is the base
         train(transformer, dataset.batches(config, reporter.total_steps), config, on_step)
         data = adapter_file(transformer, config, _provenance(job, dataset))
-    artifact = publish(store, job, data)
+    artifact = reporter.patiently(lambda: publish(store, job, data))
     return TrainingResult(
         lora=artifact,
         held_out_loss_base=losses.get(0),

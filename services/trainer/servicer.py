@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -107,8 +108,9 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def CreateDownloadUrl(
         self, request: pb.CreateDownloadUrlRequest, context: Context
     ) -> pb.CreateDownloadUrlResponse:
-        if request.HasField("lifetime") and not 1 <= request.lifetime.seconds <= LONGEST_LIFETIME_S:
-            raise invalid_field("lifetime", f"is {request.lifetime.seconds} s", "Use 1 s to 7 days.")
+        lifetime_s = request.lifetime.seconds + request.lifetime.nanos / 1e9
+        if request.HasField("lifetime") and not 1 <= lifetime_s <= LONGEST_LIFETIME_S:
+            raise invalid_field("lifetime", f"is {lifetime_s:g} s", "Use 1 s to 7 days.")
         artifact = _artifact(await self._job(context, request.job_id), request.artifact_name or LORA_FILE)
         lifetime = timedelta(seconds=request.lifetime.seconds) if request.HasField("lifetime") else DEFAULT_LIFETIME
         expire_time = Timestamp()
@@ -183,7 +185,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         if not dataset_id:
             raise invalid_field(field, "is empty", "Name a dataset that the encoder has encoded.")
         require_id("dataset", dataset_id)
-        if pointer := read_pointer(self._objects, caller.tenant, dataset_id):
+        encoding = self._objects.exists(f"{dataset_prefix(caller.tenant, dataset_id)}encoding.json")
+        if not encoding and (pointer := read_pointer(self._objects, caller.tenant, dataset_id)):
             return pointer
         if not self._objects.exists(f"{dataset_prefix(caller.tenant, dataset_id)}dataset.json"):
             raise unknown("dataset", dataset_id)
@@ -223,6 +226,8 @@ def _position(token: str) -> tuple[float, str] | None:
     time_s, _, job_id = token.partition("/")
     try:
         require_id("job", job_id)
+        if not math.isfinite(float(time_s)) or repr(float(time_s)) != time_s:
+            raise ValueError(time_s)
         return float(time_s), job_id
     except (ValueError, NotFound) as error:
         raise invalid_field("page_token", f"is {token[:80]!r}", "Send next_page_token as it came.") from error

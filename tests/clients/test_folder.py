@@ -72,10 +72,10 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(InvalidFolder) as caught:
         read_folder(tmp_path)
     for fault in (
-        "1 without a caption file: a.png",
-        "1 with an empty caption: b.png",
-        "1 with a caption that is not UTF-8 text: c.png",
-        "1 with no content: d.png",
+        "1 image without a caption file: a.png",
+        "1 image with an empty caption: b.png",
+        "1 image with a caption that is not UTF-8 text: c.png",
+        "1 image with no content: d.png",
     ):
         assert fault in caught.value.message
 
@@ -83,7 +83,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
 def test_ten_images_are_named_and_the_rest_counted(tmp_path: Path) -> None:
     for number in range(13):
         add_image(tmp_path, f"{number:02}.png", None)
-    with pytest.raises(InvalidFolder, match=r"13 without a caption file: 00\.png, .*09\.png and 3 more\."):
+    with pytest.raises(InvalidFolder, match=r"13 images without a caption file: 00\.png, .*09\.png and 3 more\."):
         read_folder(tmp_path)
 
 
@@ -93,7 +93,7 @@ def test_name_that_is_no_text_is_a_fault(tmp_path: Path) -> None:
         Path(os.fsdecode(path)).write_bytes(b"image")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    with pytest.raises(InvalidFolder, match="1 with a name that is not UTF-8") as caught:
+    with pytest.raises(InvalidFolder, match="1 image with a name that is not UTF-8") as caught:
         read_folder(tmp_path)
     str(caught.value).encode()
 

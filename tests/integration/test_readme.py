@@ -13,7 +13,7 @@ from services.stack import ROOT, Stack
 
 def test_the_example_of_the_readme_runs(stack: Stack, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    code = blocks[0].replace("steps=150", "steps=2").replace("assets/demo", f"{ROOT}/assets/demo")
+    code = blocks[0].replace("steps=250", "steps=2").replace("assets/demo", f"{ROOT}/assets/demo")
     assert len([line for line in code.splitlines() if line.strip()]) <= 8
     addresses = {"FLUXSMITH_ENCODER": stack.encoder_address, "FLUXSMITH_TRAINER": stack.trainer_address}
     process = subprocess.run(

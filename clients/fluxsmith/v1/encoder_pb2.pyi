@@ -12,7 +12,8 @@ Errors: a gRPC status with one `google.rpc.ErrorInfo` in domain `fluxsmith`. Its
 programs, its metadata `remedy` is a sentence that says what to do. Violations of single fields come as
 `google.rpc.BadRequest`, all at once; a call worth repeating carries `google.rpc.RetryInfo`.
 
-Tensors never travel in a message: messages carry references into the object store.
+Tensors never travel in a message: messages carry references into the object store. A message has at most 8 MiB; a
+larger one is refused with RESOURCE_EXHAUSTED before it is read.
 """
 
 from collections import abc as _abc
@@ -416,7 +417,7 @@ class UploadSamplesResponse(_message.Message):
 
     STORED_COUNT_FIELD_NUMBER: _builtins.int
     stored_count: _builtins.int
-    """Samples stored by this call."""
+    """Samples stored by this call, replacements too."""
     def __init__(
         self,
         *,

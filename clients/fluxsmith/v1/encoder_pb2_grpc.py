@@ -111,7 +111,7 @@ class EncoderServiceServicer:
     def EncodeDataset(self, request, context):
         """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again while it
         is under way changes nothing, with other options it fails with FAILED_PRECONDITION. Asking again once READY checks
-        every cached tensor and encodes only what is missing or damaged; jobs may be created meanwhile.
+        every cached tensor and encodes only what is missing or damaged. Jobs created before go on with what they had.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

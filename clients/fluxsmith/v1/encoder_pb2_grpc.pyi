@@ -12,7 +12,8 @@ Errors: a gRPC status with one `google.rpc.ErrorInfo` in domain `fluxsmith`. Its
 programs, its metadata `remedy` is a sentence that says what to do. Violations of single fields come as
 `google.rpc.BadRequest`, all at once; a call worth repeating carries `google.rpc.RetryInfo`.
 
-Tensors never travel in a message: messages carry references into the object store.
+Tensors never travel in a message: messages carry references into the object store. A message has at most 8 MiB; a
+larger one is refused with RESOURCE_EXHAUSTED before it is read.
 """
 
 from collections import abc as _abc
@@ -56,7 +57,7 @@ class EncoderServiceStub:
     EncodeDataset: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.EncodeDatasetRequest, _encoder_pb2.EncodeDatasetResponse]
     """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again while it
     is under way changes nothing, with other options it fails with FAILED_PRECONDITION. Asking again once READY checks
-    every cached tensor and encodes only what is missing or damaged; jobs may be created meanwhile.
+    every cached tensor and encodes only what is missing or damaged. Jobs created before go on with what they had.
     """
     GetDataset: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.GetDatasetRequest, _encoder_pb2.GetDatasetResponse]
     """Fails with NOT_FOUND for an unknown dataset, as all calls that name one."""
@@ -93,7 +94,7 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     EncodeDataset: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EncodeDatasetRequest, _encoder_pb2.EncodeDatasetResponse]  # type: ignore[assignment]
     """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again while it
     is under way changes nothing, with other options it fails with FAILED_PRECONDITION. Asking again once READY checks
-    every cached tensor and encodes only what is missing or damaged; jobs may be created meanwhile.
+    every cached tensor and encodes only what is missing or damaged. Jobs created before go on with what they had.
     """
     GetDataset: _aio.UnaryUnaryMultiCallable[_encoder_pb2.GetDatasetRequest, _encoder_pb2.GetDatasetResponse]  # type: ignore[assignment]
     """Fails with NOT_FOUND for an unknown dataset, as all calls that name one."""
@@ -145,7 +146,7 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_encoder_pb2.EncodeDatasetResponse, _abc.Awaitable[_encoder_pb2.EncodeDatasetResponse]]:
         """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again while it
         is under way changes nothing, with other options it fails with FAILED_PRECONDITION. Asking again once READY checks
-        every cached tensor and encodes only what is missing or damaged; jobs may be created meanwhile.
+        every cached tensor and encodes only what is missing or damaged. Jobs created before go on with what they had.
         """
 
     @_abc_1.abstractmethod

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from services.common.cache import read_manifest
+from services.common.errors import NotReady
 from services.encoder.datasets import Datasets, EncodingOptions
 from services.encoder.encoding import DatasetEncoder
 from services.encoder.runs import EncodingRuns
@@ -92,3 +95,46 @@ def test_lost_original_fails_the_encoding_with_its_remedy(
     outcome = datasets.outcome(tenant, dataset_id)
     assert outcome
     assert "internal error" not in outcome.failure  # it is known what is wrong, and what to do
+
+
+def test_what_was_accepted_is_encoded_however_closely_it_follows(
+    runs: EncodingRuns, datasets: Datasets, tenant: str, dataset_id: str, add_sample: AddSample
+) -> None:
+    add_sample("a")
+    for number in range(20):
+        runs.start(tenant, dataset_id, OPTIONS.model_copy(update={"flip": number % 2 == 1}))
+        wanted = OPTIONS.model_copy(update={"flip": number % 2 == 0})
+        while True:
+            try:
+                runs.start(tenant, dataset_id, wanted)
+                break
+            except NotReady:
+                continue
+        wait(runs, tenant, dataset_id)
+        pointer = datasets.pointer(tenant, dataset_id)
+        assert pointer
+        manifest = read_manifest(datasets.store, tenant, pointer.manifest_digest)
+        assert len(manifest.samples[0].latents) == 1 + wanted.flip
+
+
+def test_of_two_that_ask_at_once_for_different_things_one_is_refused(
+    runs: EncodingRuns, tenant: str, dataset_id: str, add_sample: AddSample
+) -> None:
+    for number in range(6):
+        add_sample(f"{number}")
+    answers: list[str] = []
+
+    def ask(flip: bool) -> None:
+        try:
+            runs.start(tenant, dataset_id, OPTIONS.model_copy(update={"flip": flip}))
+            answers.append("accepted")
+        except NotReady:
+            answers.append("refused")
+
+    threads = [threading.Thread(target=ask, args=(flip,)) for flip in (False, True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait(runs, tenant, dataset_id)
+    assert sorted(answers) == ["accepted", "refused"]
