@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
 import secrets
 import signal
@@ -267,11 +266,13 @@ def main() -> int:
     parser.add_argument("--trainer-port", type=int, default=7402)
     arguments = parser.parse_args()
     exit_on_sigterm()
+    sys.stdout.write("Starting object store, encoder and trainer (ten seconds; longer with FLUX.1-dev)\n")
+    sys.stdout.flush()
     try:
         with Stack(arguments.data, encoder_port=arguments.encoder_port, trainer_port=arguments.trainer_port) as stack:
-            addresses = {"encoder": stack.encoder_address, "trainer": stack.trainer_address}
             sys.stdout.write(
-                f"{json.dumps(addresses)}\nServing; data and logs in {stack.data}. Ctrl-C stops everything.\n"
+                f"Serving: encoder {stack.encoder_address}, trainer {stack.trainer_address}\n"
+                f"Data and logs in {stack.data}. Ctrl-C stops everything.\n"
             )
             sys.stdout.flush()
             stack.wait()
