@@ -1,26 +1,27 @@
 """The encoder's models with random weights in their real sizes: seconds and memory for one caption and one image.
 
-T5 is loaded as the encoder loads it, through `from_pretrained` with bitsandbytes' 8 bit, only that the checkpoint is a
-dictionary made on the device. Each call is the encoder's own (`services/encoder/models.py`), which ends on the CPU.
+T5 is loaded by the encoder's own function, only that the checkpoint is a dictionary instead of files. Each call is what
+the encoder calls (`services/encoder/inference.py`), and ends on the CPU.
 
 Legend: B batch, C channels, H/W height and width in px, S tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from benchmarks.measure import Durations, PeakMemory, log, peak_memory, reset_peak, timed, weights_gb
 from benchmarks.scales import Scale
+from services.encoder.loading import LoadChoices, t5_from
 
 SEED = 0
-WEIGHT_STD = 0.02
 DTYPE = torch.bfloat16
 
 
@@ -40,7 +41,7 @@ class EncodeFigures:
 def measure_t5(scale: Scale, device: torch.device) -> EncodeFigures:
     """T5 in 8 bit on one caption, padded to the full length and unmasked."""
     log.info("T5 in 8 bit")
-    t5 = random_t5(scale, device)
+    t5 = random_t5(scale, LoadChoices(device=device, dtype=DTYPE, t5_precision="int8", vae_tiling=False))
     ids_BS = _ids(scale.t5["vocab_size"], scale.t5_tokens, device)
 
     def encode() -> Tensor:
@@ -53,8 +54,7 @@ def measure_t5(scale: Scale, device: torch.device) -> EncodeFigures:
 def measure_clip(scale: Scale, device: torch.device) -> EncodeFigures:
     """CLIP's text model on one caption, to the pooled output."""
     log.info("CLIP")
-    with torch.device(device):
-        clip = CLIPTextModel(CLIPTextConfig(**scale.clip)).bfloat16().eval()
+    clip = random_clip(scale, device)
     tokens = scale.clip["max_position_embeddings"]
     ids_BS = _ids(scale.clip["vocab_size"], tokens, device)
 
@@ -68,8 +68,7 @@ def measure_clip(scale: Scale, device: torch.device) -> EncodeFigures:
 def measure_vae(scale: Scale, device: torch.device) -> EncodeFigures:
     """The VAE on one image, to the mean and log-variance of its posterior."""
     log.info("VAE")
-    with torch.device(device):
-        vae = AutoencoderKL(**scale.vae).bfloat16().eval()
+    vae = random_vae(scale, device)
     side_px = max(scale.resolutions_px)
     pixels_BCHW = torch.rand(1, 3, side_px, side_px, device=device, dtype=DTYPE) * 2 - 1
 
@@ -80,34 +79,49 @@ def measure_vae(scale: Scale, device: torch.device) -> EncodeFigures:
     return _measured(vae, f"image of {side_px} x {side_px} px", encode, scale, device)
 
 
-def random_t5(scale: Scale, device: torch.device) -> T5EncoderModel:
-    """T5 as the encoder holds it on CUDA: 8 bit where bitsandbytes does it, the rest as transformers decides.
+def random_clip(scale: Scale, device: torch.device) -> CLIPTextModel:
+    """CLIP's text model with random weights."""
+    with torch.device(device):
+        return CLIPTextModel(CLIPTextConfig(**scale.clip)).bfloat16().eval()
 
-    The dictionary of bf16 weights (9.5 GB for T5-XXL) lives on the device only while this function runs.
-    """
-    config = T5Config(**scale.t5)
+
+def random_vae(scale: Scale, device: torch.device) -> AutoencoderKL:
+    """The VAE with random weights."""
+    with torch.device(device):
+        return AutoencoderKL(**scale.vae).bfloat16().eval()
+
+
+def random_t5(scale: Scale, choices: LoadChoices) -> T5EncoderModel:
+    """T5 with random weights, put on its device and quantised there by the encoder's own loading."""
+    return t5_of(random_t5_weights(scale.t5, choices.device), scale.t5, choices)
+
+
+def t5_of(weights: Mapping[str, Tensor], config: Mapping[str, Any], choices: LoadChoices) -> T5EncoderModel:
+    """T5 of these weights, by the encoder's own loading: as if they came from files."""
+    source = {"pretrained_model_name_or_path": None, "config": T5Config(**config), "state_dict": dict(weights)}
+    return t5_from(source, choices)
+
+
+def random_t5_weights(config: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """T5's weights in bf16 on the CPU (9.5 GB for T5-XXL), drawn on the device as T5 is initialised for training."""
     with torch.device("meta"):
-        empty = T5EncoderModel(config)
+        empty = T5EncoderModel(T5Config(**config))
     generator = torch.Generator(device).manual_seed(SEED)
-    weights = {
-        name: _random_weight(parameter.shape, device, generator)
-        for name, parameter in empty.named_parameters()
-        if name != "encoder.embed_tokens.weight"  # is shared.weight, and not in the published checkpoint either
+    width, heads_width = config["d_model"], config["num_heads"] * config["d_kv"]
+    spread = {  # as T5PreTrainedModel._init_weights has it
+        "shared": 1.0,
+        "q": (width * config["d_kv"]) ** -0.5,
+        "o": heads_width**-0.5,
+        "wo": config["d_ff"] ** -0.5,
     }
-    return T5EncoderModel.from_pretrained(
-        None,
-        config=config,
-        state_dict=weights,
-        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
-        device_map={"": device},
-        dtype=torch.float16,
-    ).eval()
-
-
-def _random_weight(shape: torch.Size, device: torch.device, generator: torch.Generator) -> Tensor:
-    if len(shape) == 1:  # T5 has no biases: this is a norm's
-        return torch.ones(shape, device=device, dtype=DTYPE)
-    return torch.empty(shape, device=device, dtype=DTYPE).normal_(0.0, WEIGHT_STD, generator=generator)
+    weights = {}
+    for name, parameter in empty.named_parameters():
+        weight = torch.ones(parameter.shape, device=device, dtype=DTYPE)
+        if parameter.dim() > 1:  # T5 has no biases: a vector is a norm's
+            weight.normal_(0.0, spread.get(name.split(".")[-2], width**-0.5), generator=generator)
+        if name != "encoder.embed_tokens.weight":  # is shared.weight, and not in the published checkpoint either
+            weights[name] = weight.cpu()
+    return weights
 
 
 def _ids(vocabulary: int, tokens: int, device: torch.device) -> Tensor:

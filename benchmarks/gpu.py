@@ -25,6 +25,7 @@ import torch
 from benchmarks.encoding import EncodeFigures, measure_clip, measure_t5, measure_vae
 from benchmarks.measure import Failure, attempted, log, matmul_tflop_s
 from benchmarks.scales import SCALES, Scale
+from benchmarks.service_memory import ServiceMemory, measure_service_memory
 from benchmarks.table import table
 from benchmarks.training import TrainingFigures, measure_training
 
@@ -58,6 +59,8 @@ class Report:
     t5: EncodeFigures | Failure
     clip: EncodeFigures | Failure
     vae: EncodeFigures | Failure
+    encoders: tuple[ServiceMemory, ...] | Failure
+    """All three models, as the service holds them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,9 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = write(report, options.out)
     print(table(asdict(report)))
     log.info("written to %s", path)
-    return (
-        1 if any(isinstance(part, Failure) for part in (report.transformer, report.t5, report.clip, report.vae)) else 0
-    )
+    parts = (report.transformer, report.t5, report.clip, report.vae, report.encoders)
+    return 1 if any(isinstance(part, Failure) for part in parts) else 0
 
 
 def measured(scale: Scale, device: torch.device) -> Report:
@@ -89,6 +91,7 @@ def measured(scale: Scale, device: torch.device) -> Report:
     t5 = attempted(lambda: measure_t5(scale, device))
     clip = attempted(lambda: measure_clip(scale, device))
     vae = attempted(lambda: measure_vae(scale, device))
+    encoders = attempted(lambda: measure_service_memory(scale, device))
     return Report(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         scale=scale.name,
@@ -99,6 +102,7 @@ def measured(scale: Scale, device: torch.device) -> Report:
         t5=t5,
         clip=clip,
         vae=vae,
+        encoders=encoders,
     )
 
 

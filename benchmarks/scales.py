@@ -50,6 +50,7 @@ FLUX_VAE: Mapping[str, Any] = {
     "use_post_quant_conv": False,
     "scaling_factor": 0.3611,
     "shift_factor": 0.1159,
+    "sample_size": 1024,
 }
 
 
@@ -106,7 +107,7 @@ TINY = Scale(
         "pooled_projection_dim": 64,
         "axes_dims_rope": (8, 12, 12),
     },
-    t5={**T5_XXL, "d_model": 128, "d_ff": 256, "num_layers": 2, "num_heads": 4, "d_kv": 32, "vocab_size": 512},
+    t5={**T5_XXL, "d_model": 128, "d_ff": 256, "num_layers": 2, "num_heads": 4, "d_kv": 32, "vocab_size": 2560},
     clip={
         **CLIP_L,
         "hidden_size": 64,
@@ -114,9 +115,9 @@ TINY = Scale(
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "projection_dim": 64,
-        "vocab_size": 512,
+        "vocab_size": 2304,
     },
-    vae={**FLUX_VAE, "block_out_channels": (32, 32, 64, 64), "layers_per_block": 1},
+    vae={**FLUX_VAE, "block_out_channels": (32, 32, 64, 64), "layers_per_block": 1, "sample_size": 32},
     resolutions_px=(32, 64),
     t5_tokens=32,
     rank=16,

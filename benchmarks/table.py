@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def table(report: Mapping[str, Any]) -> str:
             COLUMNS.format(*heads),
             *(_case_line(case) for case in report["transformer"].get("cases", ())),
             *(_encode_line(name, report[name]) for name in ("t5", "clip", "vae")),
+            *_service_lines(report["encoders"]),
             f"{report['seconds_total']:.0f} s in all",
         ]
     )
@@ -71,6 +72,23 @@ def _encode_line(name: str, figures: Mapping[str, Any]) -> str:
         f"{name}, {figures['input']}", *_time_and_memory(figures["encode"], figures["peak_memory"]), "", "", ""
     )
     return f"{line.rstrip()}   weights {weights} GB" + ("" if figures["finite"] else ", NOT FINITE")
+
+
+def _service_lines(figures: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[str]:
+    if isinstance(figures, Mapping):
+        return [f"{'encoders':<34}  {figures['failed']}"]
+    return [_service_line(case) for case in figures]
+
+
+def _service_line(case: Mapping[str, Any]) -> str:
+    held = "one at a time" if case["one_at_a_time"] else "all"
+    name = f"encoders, {case['t5_precision']}, {held}{', tiles' if case['vae_tiling'] else ''}"
+    peak = case["peak_memory"]
+    allocated, reserved = (_number(peak[kind], ".2f") if peak else NONE for kind in ("allocated_gb", "reserved_gb"))
+    within = {True: "within 10 GiB", False: "MORE THAN 10 GiB", None: ""}[case["within_goal"]]
+    seconds = f"{case['seconds']:.1f}"
+    line = COLUMNS.format(name, seconds, "with loading", allocated, reserved, "", "", "")
+    return f"{line.rstrip()}   {case['resolution_px']} px {within}".rstrip()
 
 
 def _time_and_memory(durations: Mapping[str, Any], peak: Mapping[str, Any] | None) -> tuple[str, str, str, str]:

@@ -26,6 +26,7 @@ from fluxsmith.data import (
     SampleProblemReason,
 )
 from fluxsmith.datasets import Datasets
+from fluxsmith.encoding import AlphaPolicy, ContactSheet, EncodingOptions, EncodingProgress, LatentForm
 from fluxsmith.errors import FluxsmithError
 from fluxsmith.events import (
     ArtifactPublished,
@@ -51,14 +52,18 @@ from fluxsmith.training import (
 __version__ = version("fluxsmith")
 
 __all__ = [
+    "AlphaPolicy",
     "ArtifactPublished",
     "CaptionedImage",
     "Client",
+    "ContactSheet",
     "Dataset",
     "DatasetPhase",
     "DatasetProgress",
     "DatasetState",
     "Datasets",
+    "EncodingOptions",
+    "EncodingProgress",
     "Event",
     "Fault",
     "FluxsmithError",
@@ -66,6 +71,7 @@ __all__ = [
     "JobHandle",
     "JobState",
     "JobWarning",
+    "LatentForm",
     "Sample",
     "SampleProblem",
     "SampleProblemReason",

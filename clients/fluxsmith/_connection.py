@@ -43,11 +43,17 @@ class Connection:
         self._closed = False
         self.channel = grpc.insecure_channel(address, options=_channel_options(address))
 
-    def call(self, method: grpc.UnaryUnaryMultiCallable[_Request, _Response], request: _Request) -> _Response:
-        """Ask once and wait for the answer, at most the default deadline."""
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
+        request: _Request,
+        *,
+        timeout_s: float | None = None,
+    ) -> _Response:
+        """Ask once and wait for the answer, at most the default deadline unless given another."""
         self._require_open()
         try:
-            return method(request, timeout=self._deadline_s, metadata=self._metadata)
+            return method(request, timeout=timeout_s or self._deadline_s, metadata=self._metadata)
         except grpc.RpcError as failure:
             raise to_error(failure, service=self._service, address=self._address) from failure
 

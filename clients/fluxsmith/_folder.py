@@ -7,7 +7,9 @@ from pathlib import Path
 from fluxsmith.data import CaptionedImage
 from fluxsmith.errors import InvalidFolder
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff"}
+)
 _MAX_NAMED = 10
 
 

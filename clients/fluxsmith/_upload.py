@@ -43,13 +43,15 @@ class UploadStream:
 
 
 def missing_images(images: Sequence[CaptionedImage], stored: Sequence[Sample]) -> list[CaptionedImage]:
-    """Return the images that the service does not hold yet, or holds with other captions or other content."""
+    """Return the images that the service does not hold yet, or holds with other captions, repeats or content."""
     known = {sample.name: sample for sample in stored}
     return [image for image in images if not _is_stored(image, known.get(image.name))]
 
 
 def _is_stored(image: CaptionedImage, sample: Sample | None) -> bool:
-    return sample is not None and sample.captions == image.captions and sample.content_digest == _digest(image.path)
+    if sample is None or (sample.captions, sample.repeats) != (image.captions, image.repeats):
+        return False
+    return sample.content_digest == _digest(image.path)
 
 
 def _sample_requests(image: CaptionedImage) -> Iterator[UploadSamplesRequest]:
@@ -58,6 +60,7 @@ def _sample_requests(image: CaptionedImage) -> Iterator[UploadSamplesRequest]:
         captions=image.captions,
         size_bytes=image.path.stat().st_size,
         content_digest=_digest(image.path),
+        repeats=image.repeats,
     )
     yield UploadSamplesRequest(sample=header)
     with image.path.open("rb") as file:

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from fluxsmith._connection import Connection
 from fluxsmith._settings import resolve_settings
-from fluxsmith._wire import read_job, write_config
+from fluxsmith._wire_jobs import read_job, write_config
 from fluxsmith.data import Dataset
 from fluxsmith.datasets import Datasets
 from fluxsmith.jobs import JobHandle
@@ -54,6 +54,7 @@ class Client:
         held_out: Dataset | str | None = None,
         user_id: str = "",
         name: str = "",
+        start_while_encoding: bool = False,
         rank: int | None = None,
         alpha: float | None = None,
         learning_rate: float | None = None,
@@ -71,9 +72,14 @@ class Client:
     ) -> JobHandle:
         """Queue a training job on a READY dataset and return at once.
 
-        `held_out` is a dataset to measure the loss on; `user_id` the user of your product that the job is for; all
-        else is described in `TrainConfig`. Raises `InvalidRequest` with every violation at once, and
-        `FailedPrecondition` while a dataset is not READY.
+        `held_out` is a dataset to measure the loss on; `user_id` the user of your product that the job is for.
+        `start_while_encoding` begins on the samples that are done while others are still being encoded. The first
+        epoch then follows the order of encoding instead of a shuffled one, so the result depends on the data and the
+        seed alone, not on how fast the encoder is. Length must be given in `steps`; should the encoding fail, so does
+        the job. All else is described in `TrainConfig`.
+
+        Raises `InvalidRequest` with every violation at once, and `FailedPrecondition` while a dataset is not READY; the
+        one to train on may be ENCODING with `start_while_encoding`.
         """
         config = TrainConfig(
             rank=rank,
@@ -91,7 +97,14 @@ class Client:
             gradient_checkpointing=gradient_checkpointing,
             validation_interval_steps=validation_interval_steps,
         )
-        return self.submit(dataset, config, held_out=held_out, user_id=user_id, name=name)
+        return self.submit(
+            dataset,
+            config,
+            held_out=held_out,
+            user_id=user_id,
+            name=name,
+            start_while_encoding=start_while_encoding,
+        )
 
     def submit(
         self,
@@ -101,6 +114,7 @@ class Client:
         held_out: Dataset | str | None = None,
         user_id: str = "",
         name: str = "",
+        start_while_encoding: bool = False,
     ) -> JobHandle:
         """Queue a training job as `train` does, from a configuration kept as one value."""
         request = trainer_pb2.CreateTrainingJobRequest(
@@ -110,6 +124,7 @@ class Client:
             dataset_id=_id_of(dataset),
             held_out_dataset_id=_id_of(held_out) if held_out is not None else "",
             config=write_config(config),
+            start_while_encoding=start_while_encoding,
         )
         return self._handle(self._trainer.call(self._trainer_stub.CreateTrainingJob, request).job)
 

@@ -6,6 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
+from fluxsmith.encoding import EncodingOptions, EncodingProgress
+
 
 class DatasetState(StrEnum):
     """Where a dataset stands."""
@@ -15,7 +17,7 @@ class DatasetState(StrEnum):
     ENCODING = "ENCODING"
     """Being encoded; takes no samples."""
     READY = "READY"
-    """Encoded: jobs may train on it."""
+    """Encoded: jobs may train on it. Samples may be added, which makes it OPEN again."""
     FAILED = "FAILED"
     """The encoding failed: see `failure_message` and `problems`."""
     UNKNOWN = "UNKNOWN"
@@ -26,13 +28,29 @@ class SampleProblemReason(StrEnum):
     """Kinds of problem with a sample."""
 
     NOT_AN_IMAGE = "NOT_AN_IMAGE"
+    """The bytes are no image of a format that the encoder reads."""
     TRUNCATED = "TRUNCATED"
+    """The image ends before its data does."""
     TOO_LARGE = "TOO_LARGE"
+    """More bytes or pixels than the encoder takes."""
     TOO_SMALL = "TOO_SMALL"
+    """Fewer pixels than one bucket needs."""
     CAPTION_EMPTY = "CAPTION_EMPTY"
+    """No caption, or one of white space only."""
     CAPTION_TOO_LONG = "CAPTION_TOO_LONG"
+    """The caption has more bytes than the encoder takes."""
     DUPLICATE = "DUPLICATE"
+    """Warning: the same picture is in the dataset under another name."""
     CAPTION_TRUNCATED = "CAPTION_TRUNCATED"
+    """Warning: the caption has more tokens than a text encoder reads; the message has the words that are not read."""
+    ORIGINAL_LOST = "ORIGINAL_LOST"
+    """The store has lost or damaged the uploaded image; upload it again."""
+    NOT_FINITE = "NOT_FINITE"
+    """An encoder's output for it has a number that is not finite."""
+    COLOR_PROFILE_IGNORED = "COLOR_PROFILE_IGNORED"
+    """Warning: its colour profile cannot be used; its pixels were taken as sRGB."""
+    CACHE_REPAIRED = "CACHE_REPAIRED"
+    """Warning: cached tensors of it were damaged or missing and have been encoded again."""
     UNKNOWN = "UNKNOWN"
     """A reason that this version of the library does not know."""
 
@@ -45,6 +63,8 @@ class SampleProblem:
     reason: SampleProblemReason
     message: str
     """The problem and its remedy in a sentence."""
+    warning: bool = False
+    """Whether the sample is used all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +83,22 @@ class Dataset:
     cached_count: int = 0
     """Of those, samples found in the cache, which cost no model work."""
     problems: tuple[SampleProblem, ...] = ()
-    """Why the encoding failed, or which samples it left out."""
+    """The first 100 samples that cannot be used, and then of warnings about samples that are used."""
     manifest_digest: str = ""
     """sha256 as hexadecimal, once READY: equal digests mean equal training data."""
     failure_message: str = ""
     """What failed the encoding as a whole; empty unless FAILED."""
+    problem_count: int = 0
+    """Problems of all samples, warnings included; `Datasets.samples` has all of them."""
+    progress: EncodingProgress | None = None
+    """How the encoding under way moves on; None unless ENCODING."""
+    options: EncodingOptions | None = None
+    """How it is being encoded or was encoded last, every default filled in; None before the first encoding."""
+
+    @property
+    def bad_samples(self) -> tuple[SampleProblem, ...]:
+        """Of the problems told here, those that keep a sample out; the others are warnings."""
+        return tuple(problem for problem in self.problems if not problem.warning)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +111,10 @@ class Sample:
     content_digest: str
     """sha256 of the image file as hexadecimal."""
     size_bytes: int
+    repeats: int = 1
+    """Times that an epoch shows it."""
+    problems: tuple[SampleProblem, ...] = ()
+    """What the last encoding, or the one under way, found wrong with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +126,8 @@ class CaptionedImage:
     """1 to 16, none of them empty; training chooses among them."""
     name: str
     """Name of the sample, unique within the dataset, 1 to 200 characters."""
+    repeats: int = 1
+    """Times that an epoch shows it, 1 to 1000."""
 
 
 class DatasetPhase(StrEnum):
@@ -109,6 +146,8 @@ class DatasetProgress:
     total_count: int
     cached_count: int = 0
     """Of the encoded samples, those found in the cache."""
+    encoding: EncodingProgress | None = None
+    """Speed, time left and bytes; only during ENCODE, and None once that has ended."""
 
 
 OnProgress = Callable[[DatasetProgress], None]

@@ -93,16 +93,20 @@ class Unavailable(FluxsmithError):
 
 
 class DatasetFailed(FluxsmithError):
-    """A dataset could not be encoded: see `dataset.problems`."""
+    """A dataset could not be encoded: see `dataset.bad_samples`."""
 
     def __init__(self, dataset: Dataset) -> None:
         # The service's own sentence may name a sample already.
-        unsaid = [problem for problem in dataset.problems if problem.sample_name not in dataset.failure_message]
+        bad = dataset.bad_samples
+        unsaid = [problem for problem in bad if problem.sample_name not in dataset.failure_message]
         named = [f"{problem.sample_name}: {problem.message.rstrip('.')}" for problem in unsaid[:_MAX_NAMED]]
-        more = [f"and {len(unsaid) - _MAX_NAMED} more"] if len(unsaid) > _MAX_NAMED else []
+        # Only so many travel with a dataset, bad ones first: a list without a warning may be cut.
+        cut = dataset.problem_count > len(dataset.problems) == len(bad)
+        count = f"{'at least ' if cut else ''}{len(unsaid) - _MAX_NAMED}"
+        more = [f"and {count} more"] if len(unsaid) > _MAX_NAMED else []
         causes = [text for text in (dataset.failure_message.rstrip("."), *named, *more) if text]
         message = f"dataset {dataset.id} could not be encoded: {'; '.join(causes)}."
-        remedy = "Mend or remove these samples and try again." if dataset.problems else ""
+        remedy = "Mend or remove these samples and try again." if bad else ""
         super().__init__(message, reason="DATASET_FAILED", remedy=remedy)
         self.dataset = dataset
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fluxsmith._connection import Connection
 from fluxsmith._download import download
 from fluxsmith._resume import Outage, resuming
-from fluxsmith._wire import read_artifact, read_event, read_job
+from fluxsmith._wire_jobs import read_artifact, read_event, read_job
 from fluxsmith.errors import DeadlineExceeded, FailedPrecondition, JobCancelled, JobFailed
 from fluxsmith.events import Event
 from fluxsmith.training import JobState, TrainingJob

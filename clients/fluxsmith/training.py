@@ -151,3 +151,5 @@ class TrainingJob:
     """Sequence of its newest event."""
     queue_position: int = 0
     """Jobs ahead of it; meaningful only while QUEUED."""
+    start_while_encoding: bool = False
+    """Whether it may begin before its dataset is encoded."""

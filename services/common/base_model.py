@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from httpx2 import HTTPError
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+    XetDownloadError,
+)
 
 from services.common.errors import ServiceError
 
 if TYPE_CHECKING:  # who loads a model without settings, as the benchmarks do, needs no pydantic-settings
     from services.common.settings import ServiceSettings
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ERRORS = (OSError, ValueError, HTTPError, EntryNotFoundError, RevisionResolutionError, XetDownloadError)
 
 
 class BaseModelError(ServiceError):
@@ -27,6 +42,7 @@ def base_folder(settings: ServiceSettings, parts: Iterable[str]) -> Path:
 
     Only `parts` (subfolders of diffusers' layout) are fetched, and all of them must be there.
     """
+    parts = tuple(parts)
     folder = Path(settings.base_model)
     if not folder.is_dir():
         if not settings.base_model_revision:
@@ -45,14 +61,45 @@ def base_folder(settings: ServiceSettings, parts: Iterable[str]) -> Path:
 
 
 def _fetched(identifier: str, revision: str, parts: Iterable[str]) -> Path:
-    patterns = ["model_index.json", *(f"{part}/*" for part in parts)]
+    if not COMMIT.fullmatch(revision):
+        raise BaseModelError(
+            f"FLUXSMITH_BASE_MODEL_REVISION is {revision!r}, which is no commit",
+            "Give the 40 hexadecimal digits of a commit: what a branch or tag names may change between two starts.",
+        )
+    patterns = ["model_index.json", *(f"{part}/*" for part in parts)]  # `*` matches across folders here
     try:
         return Path(snapshot_download(identifier, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise BaseModelError(
-            f"{identifier!r} cannot be fetched from the hub: {str(error).splitlines()[0]}",
-            "Check the name, the revision and the access token (HF_TOKEN), and set HF_HUB_OFFLINE=0.",
-        ) from error
+    except HUB_ERRORS as error:
+        raise _hub_error(identifier, revision, error) from error
+
+
+def _hub_error(identifier: str, revision: str, error: Exception) -> BaseModelError:
+    """What the hub's answer means, and what to do. An error that wraps the answer stands for the answer."""
+    answer = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+    page = f"https://huggingface.co/{identifier}"
+    if isinstance(answer, GatedRepoError):
+        return BaseModelError(
+            f"{identifier!r} is gated, and the hub did not let us in",
+            f"Accept its licence on {page} and set HF_TOKEN to a token of that account with read access.",
+        )
+    if isinstance(answer, RevisionNotFoundError):
+        return BaseModelError(
+            f"{identifier!r} has no revision {revision}",
+            f"Set FLUXSMITH_BASE_MODEL_REVISION to a commit listed on {page}/commits/main.",
+        )
+    if isinstance(answer, RepositoryNotFoundError) or _status(answer) in (401, 403):
+        return BaseModelError(
+            f"the hub knows no {identifier!r} that we may read",
+            "Check the name; if the model is private, set HF_TOKEN to a token that may read it.",
+        )
+    return BaseModelError(
+        f"{identifier!r} cannot be fetched from the hub: {(str(answer).strip() or repr(answer)).splitlines()[0]}",
+        "Check the name, the network and the access token (HF_TOKEN), and set HF_HUB_OFFLINE=0.",
+    )
+
+
+def _status(error: BaseException) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 def pick_device(name: str) -> torch.device:

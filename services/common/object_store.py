@@ -3,8 +3,7 @@
 Keys begin with the tenant:
 
     {tenant}/datasets/{dataset}/...                what a user uploaded
-    {tenant}/manifests/{digest}.json               what was encoded, as datasets and jobs point to it
-    {tenant}/cache/{encoder fingerprint}/...       tensors by content, shared by the tenant's datasets
+    {tenant}/cache, manifests, encodings, holds    what was encoded (cache.py)
     {tenant}/jobs/{job}/...                        what a job made
 """
 
@@ -16,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import urllib3
@@ -40,6 +39,15 @@ class StoredObject:
     key: str
     digest: str
     size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedObject:
+    """An object as a listing shows it. `changed` is when it was last written, by the store's clock."""
+
+    key: str
+    size_bytes: int
+    changed: datetime
 
 
 class ObjectMissing(ServiceError):
@@ -100,20 +108,17 @@ class ObjectStore:
 
     def get(self, key: str, *, digest: str | None = None) -> bytes:
         """Read an object whole. With `digest`, raise `ObjectDamaged` unless the bytes have it."""
-        data = self._patiently(lambda: self._get_once(key))
+        data, _ = self._patiently(lambda: self._get_once(key))
         if digest is not None and hashlib.sha256(data).hexdigest() != digest:
             raise ObjectDamaged(key)
         return data
 
-    def verified(self, key: str) -> StoredObject | None:
-        """The object if it is there and has the digest it was written with, else None. Reads it whole."""
-        try:
-            with self._translated(key):
-                written = (self._client.stat_object(self._bucket, key).metadata or {}).get(DIGEST_METADATA)
-            data = self.get(key, digest=written)
-        except (ObjectMissing, ObjectDamaged):
-            return None
-        return StoredObject(key=key, digest=written, size_bytes=len(data)) if written else None
+    def get_verified(self, key: str) -> bytes:
+        """Read an object whole; raise `ObjectDamaged` unless it has the digest that was noted when it was written."""
+        data, written = self._patiently(lambda: self._get_once(key))
+        if hashlib.sha256(data).hexdigest() != written:
+            raise ObjectDamaged(key)
+        return data
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under this key."""
@@ -126,10 +131,15 @@ class ObjectStore:
 
     def keys(self, prefix: str, *, start_after: str | None = None) -> Iterator[str]:
         """Keys under a prefix in order, all levels, read page by page."""
+        for entry in self.listed(prefix, start_after=start_after):
+            yield entry.key
+
+    def listed(self, prefix: str, *, start_after: str | None = None) -> Iterator[ListedObject]:
+        """Objects under a prefix by key, all levels, read page by page."""
         with self._translated(prefix):
             for entry in self._client.list_objects(self._bucket, prefix, recursive=True, start_after=start_after):
-                if entry.object_name:
-                    yield entry.object_name
+                if entry.object_name and entry.last_modified:
+                    yield ListedObject(key=entry.object_name, size_bytes=entry.size or 0, changed=entry.last_modified)
 
     def folders(self, prefix: str) -> Iterator[str]:
         """Names one level below a prefix that ends in `/`, in order."""
@@ -165,11 +175,11 @@ class ObjectStore:
                 self._bucket, key, io.BytesIO(data), len(data), content_type=content_type, metadata=dict(metadata)
             )
 
-    def _get_once(self, key: str) -> bytes:
+    def _get_once(self, key: str) -> tuple[bytes, str | None]:
         with self._translated(key):
             response = self._client.get_object(self._bucket, key)
             try:
-                return response.read()
+                return response.read(), response.headers.get(DIGEST_METADATA)
             finally:
                 response.close()
                 response.release_conn()

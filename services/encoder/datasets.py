@@ -3,14 +3,18 @@
 dataset.json                    made by CreateDataset
 originals/{sha256}              image files as uploaded
 samples/{sha256 of name}.json   one record a sample, written after its image: what is listed is complete
-encoding.json                   options of the encoding that is wanted; removed when it has ended
+revision.json                   another token after every change of the samples
+encoding.json                   the encoding that is wanted; removed when it has ended
 outcome.json                    how the last encoding ended: what failed it, and problems of single samples
-manifest.json                   pointer to the result (services/common/cache.py)
+manifest.json                   pointer to the result, and the revision that it holds for (services/common/cache.py)
+
+Samples are always taken in the order of their keys: random with respect to their names, and the same for everyone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import threading
 from collections import defaultdict
@@ -19,59 +23,32 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
-from services.common.cache import ManifestPointer, dataset_prefix, read_pointer
+from services.common.cache import (
+    EncodingEnd,
+    ManifestPointer,
+    Revision,
+    dataset_prefix,
+    encoding_prefix,
+    read_pointer,
+    read_revision,
+)
 from services.common.errors import AlreadyExists, NotFound, NotReady
 from services.common.fields import require_id, unknown
 from services.common.object_store import ObjectMissing, ObjectStore
-from services.encoder.images import Problem
+from services.encoder.overlap import overlapped
+from services.encoder.records import (
+    DatasetRecord,
+    EncodingOptions,
+    EncodingOutcome,
+    SampleRecord,
+    WantedEncoding,
+)
+
+log = logging.getLogger(__name__)
 
 READERS = 8
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DatasetRecord(_Record):
-    """A dataset as created."""
-
-    dataset_id: str
-    display_name: str
-    create_time: datetime
-
-
-class SampleRecord(_Record):
-    """A stored sample: its captions, and where its image lies."""
-
-    sample_name: str
-    captions: tuple[str, ...]
-    content_digest: str
-    size_bytes: int
-
-
-class SampleProblem(_Record):
-    """What is wrong with one sample."""
-
-    sample_name: str
-    problem: Problem
-    message: str
-
-
-class EncodingOptions(_Record):
-    """How images become latents; part of every cache key."""
-
-    resolution_px: int = Field(ge=64, le=2048, multiple_of=16)
-    flip: bool = False
-    skip_bad_samples: bool = False
-
-
-class EncodingOutcome(_Record):
-    """How an encoding ended. `failure` is empty when a manifest was published."""
-
-    failure: str = ""
-    problems: tuple[SampleProblem, ...] = ()
 
 
 class Datasets:
@@ -80,6 +57,7 @@ class Datasets:
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self._locks: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="records")
 
     def create(self, tenant: str, *, display_name: str, request_id: str) -> DatasetRecord:
         """Make a dataset. The same `request_id` gives the same dataset; raises `AlreadyExists` for another name."""
@@ -115,72 +93,113 @@ class Datasets:
         prefix = dataset_prefix(tenant, dataset_id)
         with self._changing(tenant, dataset_id):
             self.store.delete(f"{prefix}manifest.json")
-            for part in ("originals/", "samples/"):
+            for part in ("originals/", "samples/", "contact_sheets/"):
                 self.store.delete_prefix(f"{prefix}{part}")
-            self.store.delete(f"{prefix}outcome.json")
-            self.store.delete(f"{prefix}dataset.json")
+            for name in ("outcome.json", "revision.json", "dataset.json"):
+                self.store.delete(f"{prefix}{name}")
 
     def put_sample(self, tenant: str, dataset_id: str, record: SampleRecord, image: bytes) -> None:
         """Store a sample durably. The dataset is no longer READY: what was encoded is not what is there."""
         prefix = dataset_prefix(tenant, dataset_id)
         with self._changing(tenant, dataset_id):
             self.store.put(f"{prefix}originals/{record.content_digest}", image)
-            for name in ("manifest.json", "outcome.json"):
-                self.store.delete(f"{prefix}{name}")
-            name = hashlib.sha256(record.sample_name.encode()).hexdigest()
-            self._write(tenant, dataset_id, f"samples/{name}.json", record)
+            self._write(tenant, dataset_id, f"samples/{sample_key(record.sample_name)}.json", record)
+            self._write(tenant, dataset_id, "revision.json", Revision(token=secrets.token_hex(8)))
 
-    def samples(self, tenant: str, dataset_id: str) -> list[SampleRecord]:
-        """The samples by name."""
-        keys = list(self.store.keys(f"{dataset_prefix(tenant, dataset_id)}samples/"))
-        with ThreadPoolExecutor(READERS) as readers:
-            records = [SampleRecord.model_validate_json(data) for data in readers.map(self.store.get, keys)]
-        return sorted(records, key=lambda record: record.sample_name)
+    def samples(self, tenant: str, dataset_id: str, *, after: str | None = None) -> Iterator[SampleRecord]:
+        """The samples in the order of their keys, those after the sample called `after` if given; few in memory."""
+        prefix = f"{dataset_prefix(tenant, dataset_id)}samples/"
+        start_after = None if after is None else f"{prefix}{sample_key(after)}.json"
+        keys = self.store.keys(prefix, start_after=start_after)
+        records = overlapped(keys, self.store.get, self._readers, ahead=4 * READERS)
+        return map(SampleRecord.model_validate_json, records)
+
+    def sample_keys(self, tenant: str, dataset_id: str) -> Iterator[str]:
+        """The keys (`sample_key`) of the stored samples, in order."""
+        for key in self.store.keys(f"{dataset_prefix(tenant, dataset_id)}samples/"):
+            yield key.rpartition("/")[2].removesuffix(".json")
 
     def sample_count(self, tenant: str, dataset_id: str) -> int:
         """How many samples are stored."""
-        return sum(1 for _ in self.store.keys(f"{dataset_prefix(tenant, dataset_id)}samples/"))
+        return sum(1 for _ in self.sample_keys(tenant, dataset_id))
 
     def image(self, tenant: str, dataset_id: str, record: SampleRecord) -> bytes:
         """The image file of a sample, its digest checked."""
         key = f"{dataset_prefix(tenant, dataset_id)}originals/{record.content_digest}"
         return self.store.get(key, digest=record.content_digest)
 
-    def begin_encoding(self, tenant: str, dataset_id: str, options: EncodingOptions) -> None:
-        """Note durably that an encoding is wanted; a restarted encoder takes it up again."""
+    def revision(self, tenant: str, dataset_id: str) -> str:
+        """A token that is another one after every change of the samples."""
+        return read_revision(self.store, tenant, dataset_id).token
+
+    def begin_encoding(self, tenant: str, dataset_id: str, options: EncodingOptions) -> WantedEncoding:
+        """Note durably that an encoding is wanted; a restarted encoder takes it up again.
+
+        One that is under way, here or in another encoder, is joined; raises `NotReady` when it has other options.
+        """
         require_id("dataset", dataset_id)
         with self._lock(tenant, dataset_id):
             self.get(tenant, dataset_id)
-            self._write(tenant, dataset_id, "encoding.json", options)
+            wanted = self.wanted_encoding(tenant, dataset_id)
+            if wanted is None:
+                wanted = WantedEncoding(encoding_id=f"enc-{secrets.token_hex(10)}", options=options)
+                self._write(tenant, dataset_id, "encoding.json", wanted)
+        if wanted.options != options:
+            raise NotReady(
+                f"dataset {dataset_id!r} is being encoded with other options",
+                reason="DATASET_ENCODING",
+                remedy="Wait until it is READY or FAILED (WatchDataset), then encode with these.",
+            )
+        return wanted
 
-    def wanted_encoding(self, tenant: str, dataset_id: str) -> EncodingOptions | None:
-        """Options of the encoding that has not ended, or None."""
+    def wanted_encoding(self, tenant: str, dataset_id: str) -> WantedEncoding | None:
+        """The encoding that has not ended, or None."""
         try:
-            return EncodingOptions.model_validate_json(self._read(tenant, dataset_id, "encoding.json"))
+            return WantedEncoding.model_validate_json(self._read(tenant, dataset_id, "encoding.json"))
         except ObjectMissing:
             return None
 
-    def all_wanted_encodings(self) -> Iterator[tuple[str, str, EncodingOptions]]:
-        """Tenant, dataset and options of every encoding that has not ended."""
+    def all_wanted_encodings(self) -> Iterator[tuple[str, str, WantedEncoding]]:
+        """Tenant, dataset and encoding of all that have not ended."""
         for tenant in self.store.folders(""):
             for dataset_id in self.ids(tenant):
-                if options := self.wanted_encoding(tenant, dataset_id):
-                    yield tenant, dataset_id, options
+                try:
+                    wanted = self.wanted_encoding(tenant, dataset_id)
+                except ValueError:
+                    log.warning("dataset %s: an earlier version's encoding is not taken up; encode again", dataset_id)
+                    continue
+                if wanted:
+                    yield tenant, dataset_id, wanted
 
-    def end_encoding(self, tenant: str, dataset_id: str, outcome: EncodingOutcome) -> None:
-        """Note how the encoding has ended. A failed one takes the result of an earlier one away."""
+    def end_encoding(
+        self,
+        tenant: str,
+        dataset_id: str,
+        wanted: WantedEncoding,
+        outcome: EncodingOutcome,
+        pointer: ManifestPointer | None,
+    ) -> None:
+        """Note how the encoding has ended, unless another encoder has done so. A failed one takes the result away."""
         prefix = dataset_prefix(tenant, dataset_id)
-        self._write(tenant, dataset_id, "outcome.json", outcome)
-        if outcome.failure:
-            self.store.delete(f"{prefix}manifest.json")
-        self.store.delete(f"{prefix}encoding.json")
+        with self._lock(tenant, dataset_id):
+            if self.wanted_encoding(tenant, dataset_id) != wanted:
+                return
+            self._write(tenant, dataset_id, "outcome.json", outcome)
+            if pointer:
+                self._write(tenant, dataset_id, "manifest.json", pointer)
+            else:
+                self.store.delete(f"{prefix}manifest.json")
+            end = EncodingEnd(manifest_digest=pointer.manifest_digest if pointer else "", failure=outcome.failure)
+            self.store.put(f"{encoding_prefix(tenant, wanted.encoding_id)}end.json", end.model_dump_json().encode())
+            self.store.delete(f"{prefix}encoding.json")
 
     def outcome(self, tenant: str, dataset_id: str) -> EncodingOutcome | None:
         """How the last encoding ended, or None when samples have come since."""
         try:
-            return EncodingOutcome.model_validate_json(self._read(tenant, dataset_id, "outcome.json"))
-        except ObjectMissing:
+            outcome = EncodingOutcome.model_validate_json(self._read(tenant, dataset_id, "outcome.json"))
+        except (ObjectMissing, ValueError):  # none, or an earlier version's
             return None
+        return outcome if outcome.revision == self.revision(tenant, dataset_id) else None
 
     def pointer(self, tenant: str, dataset_id: str) -> ManifestPointer | None:
         """The result of the last encoding if the dataset is READY, else None."""
@@ -213,3 +232,8 @@ class Datasets:
     def _write(self, tenant: str, dataset_id: str, name: str, record: BaseModel) -> None:
         key = f"{dataset_prefix(tenant, dataset_id)}{name}"
         self.store.put(key, record.model_dump_json().encode(), content_type="application/json")
+
+
+def sample_key(sample_name: str) -> str:
+    """The name of a sample's record: names may hold any character, keys may not."""
+    return hashlib.sha256(sample_name.encode()).hexdigest()

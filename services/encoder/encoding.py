@@ -2,43 +2,74 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-from collections.abc import Callable
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-
-import numpy as np
-import safetensors.torch
-import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from safetensors import SafetensorError
-from torch import Tensor
 
 from services.common import cache
-from services.common.cache import CachedCaption, CachedObject, CachedSample, DatasetManifest
+from services.common.cache import (
+    CachedCaption,
+    CachedSample,
+    EncodingHead,
+    EncodingPart,
+    ManifestPointer,
+    encoding_prefix,
+    part_ends_at,
+)
 from services.common.errors import InvalidInput
 from services.common.object_store import ObjectStore
-from services.encoder import images
-from services.encoder.datasets import Datasets, EncodingOptions, EncodingOutcome, SampleProblem, SampleRecord
-from services.encoder.images import BadSample, Problem
-from services.encoder.models import EncoderModels, ModelThread
+from services.encoder.datasets import Datasets
+from services.encoder.models import ModelThread
+from services.encoder.overlap import overlapped
+from services.encoder.problems import BadSample, Problem
+from services.encoder.records import EncodingOptions, EncodingOutcome, SampleProblem, WantedEncoding
 from services.encoder.settings import EncoderSettings
+from services.encoder.stages import NO_TIME, Seconds, Stages, Verdict, caption_recipe, embedding, finite
+from services.encoder.tensor_cache import TensorCache
 
-LATENT_CHANNELS = 16
-LATENT_SIDES = range(2, 257, 2)  # up to 2048 px
+log = logging.getLogger(__name__)
+
+DECODERS = min(4, os.cpu_count() or 1)
+PREPARED_AHEAD = DECODERS + 2  # decoded crops in memory
+WRITERS = 4
+WRITTEN_AHEAD = 2 * WRITERS  # computed tensors in memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far an encoding has come. `cached` samples needed no model work, `bad` ones cannot be used."""
+    """How far an encoding has come. `cached` samples needed no model work, those in `problems` may be unusable."""
 
     total: int = 0
+    done: int = 0
     encoded: int = 0
     cached: int = 0
-    bad: tuple[SampleProblem, ...] = ()
+    problems: tuple[SampleProblem, ...] = ()
+    read_bytes: int = 0
+    written_bytes: int = 0
+    elapsed_s: float = 0.0
+    seconds: Seconds = NO_TIME
+
+    @property
+    def bad(self) -> tuple[SampleProblem, ...]:
+        """What makes samples unusable."""
+        return tuple(problem for problem in self.problems if not problem.warning)
+
+    def after(self, verdict: Verdict, problems: tuple[SampleProblem, ...], elapsed_s: float) -> Progress:
+        """The progress once this sample is done too."""
+        return replace(
+            self,
+            done=self.done + 1,
+            encoded=self.encoded + (verdict.sample is not None),
+            cached=self.cached + (verdict.sample is not None and verdict.cached),
+            problems=(*self.problems, *problems) if problems else self.problems,
+            read_bytes=self.read_bytes + verdict.read_bytes,
+            written_bytes=self.written_bytes + verdict.written_bytes,
+            elapsed_s=elapsed_s,
+            seconds=self.seconds + verdict.seconds,
+        )
 
 
 class DatasetEncoder:
@@ -48,177 +79,161 @@ class DatasetEncoder:
         self._datasets = datasets
         self._models = models
         self._settings = settings
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
 
     def encode_dataset(
-        self, tenant: str, dataset_id: str, options: EncodingOptions, on_progress: Callable[[Progress], None]
-    ) -> EncodingOutcome:
-        """Encode all samples and publish the manifest last. Doing it again costs no model work."""
-        tensors = TensorCache(self._datasets.store, self._models, tenant)
-        records = self._datasets.samples(tenant, dataset_id)
-        progress = Progress(total=len(records))
-        samples: list[CachedSample] = []
-        warnings = SampleWarnings(self._models)
-        for record in records:
-            try:
-                runs_before = tensors.model_runs
-                image = images.decode(
-                    self._datasets.image(tenant, dataset_id, record), max_pixels=self._settings.max_image_pixels
-                )
-                samples.append(encode_sample(tensors, record, image, options))
-                hit = tensors.model_runs == runs_before
-                progress = replace(progress, encoded=progress.encoded + 1, cached=progress.cached + hit)
-                warnings.check(record, image)
-            except BadSample as error:
-                bad = SampleProblem(sample_name=record.sample_name, problem=error.problem, message=error.message)
-                progress = replace(progress, bad=(*progress.bad, bad))
+        self, tenant: str, dataset_id: str, wanted: WantedEncoding, on_progress: Callable[[Progress], None]
+    ) -> tuple[EncodingOutcome, ManifestPointer | None]:
+        """Encode all samples and write the manifest. Doing it again costs no model work.
+
+        `on_progress` may raise to end it early.
+        """
+        began_s = time.monotonic()
+        revision = self._datasets.revision(tenant, dataset_id)
+        progress = Progress(total=self._datasets.sample_count(tenant, dataset_id))
+        head = self._head(tenant)
+        listing = _Listing(self._datasets.store, tenant, wanted.encoding_id, head)
+        pictures = _Pictures()
+        for verdict in self._verdicts(tenant, dataset_id, wanted.options):
+            if verdict.sample:
+                listing.add(verdict.sample)
+            problems = (*verdict.problems, *pictures.problems_of(verdict))
+            progress = progress.after(verdict, problems, time.monotonic() - began_s)
             on_progress(progress)
-        if not samples or (progress.bad and not options.skip_bad_samples):
-            return EncodingOutcome(failure=_why_failed(progress), problems=progress.bad)
-        self._publish(tensors, dataset_id, samples, progress)
-        return EncodingOutcome(problems=(*progress.bad, *warnings.found))
+        self._log(dataset_id, progress)
+        failure = why_failed(progress, wanted.options)
+        bad_first = tuple(sorted(progress.problems, key=lambda problem: problem.warning))
+        outcome = EncodingOutcome(failure=failure, problems=bad_first, options=wanted.options, revision=revision)
+        if failure:
+            return outcome, None
+        pointer = ManifestPointer(
+            manifest_digest=cache.publish_manifest(self._datasets.store, tenant, head, listing.samples),
+            encoder_fingerprint=head.encoder_fingerprint,
+            revision=revision,
+            sample_count=progress.encoded,
+            cached_count=progress.cached,
+        )
+        return outcome, pointer
 
     def embed_captions(self, tenant: str, captions: list[str]) -> list[CachedCaption]:
         """Embed captions through the cache, in their order."""
-        tensors = TensorCache(self._datasets.store, self._models, tenant)
-        return [tensors.caption(caption) for caption in captions]
+        tensors = self._tensors(tenant)
+        return [self._embedded(tensors, caption) for caption in captions]
 
-    def decode_to_png(self, key: str) -> CachedObject:
-        """Decode the latents under `key`, a safetensors object, into a PNG beside them."""
-        latents_Chw = read_latents(self._datasets.store.get(key))
-        picture = self._models.run(lambda models: models.decode_latents(latents_Chw))
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        stored = self._datasets.store.put(f"{key}.png", buffer.getvalue(), content_type="image/png")
-        return CachedObject(key=stored.key, digest=stored.digest, size_bytes=stored.size_bytes)
+    def close(self) -> None:
+        """End the threads; nothing may be under way."""
+        self._decoders.shutdown()
+        self._writers.shutdown()
 
-    def _publish(self, tensors: TensorCache, dataset_id: str, samples: list[CachedSample], progress: Progress) -> None:
-        models = self._models.models
-        manifest = DatasetManifest(
+    def _verdicts(self, tenant: str, dataset_id: str, options: EncodingOptions) -> Iterator[Verdict]:
+        """What becomes of each sample, in order. Decoding, models and uploads overlap, each a few samples ahead."""
+        stages = Stages(
+            self._datasets,
+            self._tensors(tenant),
+            self._models,
+            tenant=tenant,
             dataset_id=dataset_id,
+            options=options,
+            max_image_pixels=self._settings.max_image_pixels,
+        )
+        rounds = [stages.prepare]
+        if self._models.models.one_at_a_time:  # text first, so that its models make room once and for all
+            rounds.insert(0, stages.prepare_captions)
+        for prepare in rounds:
+            records = self._datasets.samples(tenant, dataset_id)
+            prepared = overlapped(records, prepare, self._decoders, ahead=PREPARED_AHEAD)
+            verdicts = overlapped(map(stages.compute, prepared), stages.store, self._writers, ahead=WRITTEN_AHEAD)
+            for verdict in verdicts:
+                if prepare == stages.prepare:
+                    yield verdict
+
+    def _head(self, tenant: str) -> EncodingHead:
+        models = self._models.models
+        return EncodingHead(
             encoder_fingerprint=models.fingerprint,
-            latent_shift=models.vae.config.shift_factor,
-            latent_scale=models.vae.config.scaling_factor,
-            empty_caption=tensors.caption(""),
-            samples=tuple(samples),
+            latent_shift=models.latent_shift,
+            latent_scale=models.latent_scale,
+            empty_caption=self._embedded(self._tensors(tenant), ""),
         )
-        cache.publish_manifest(self._datasets.store, tensors.tenant, manifest, cached_count=progress.cached)
 
+    def _tensors(self, tenant: str) -> TensorCache:
+        return TensorCache(self._datasets.store, tenant, self._models.models)
 
-def encode_sample(
-    tensors: TensorCache, record: SampleRecord, image: Image.Image, options: EncodingOptions
-) -> CachedSample:
-    """Put one sample through the cache: every variant of its image, every caption. Raises `BadSample`."""
-    bucket = images.choose_bucket(image.width, image.height, resolution_px=options.resolution_px)
-    variants = (image, ImageOps.mirror(image)) if options.flip else (image,)
-    return CachedSample(
-        sample_name=record.sample_name,
-        height_px=bucket.height_px,
-        width_px=bucket.width_px,
-        latents=tuple(tensors.latents(variant, bucket) for variant in variants),
-        captions=tuple(tensors.caption(caption) for caption in record.captions),
-    )
+    def _embedded(self, tensors: TensorCache, caption: str) -> CachedCaption:
+        recipe = caption_recipe(caption, self._models.models)
+        cached = tensors.find("captions", recipe)
+        if cached is None:
+            try:
+                embeddings = finite(self._models.run(embedding(caption)), "captions")
+            except BadSample as error:
+                remedy = "Reword or shorten it; if every caption fails, check the weights of T5 and their precision."
+                raise InvalidInput(
+                    f"caption {caption[:40]!r}: {error.message}", reason="NOT_FINITE", remedy=remedy
+                ) from error
+            new = tensors.pack("captions", recipe, embeddings)
+            tensors.write(new)
+            cached = new.cached
+        return CachedCaption(caption=caption, embedding=cached)
 
-
-def read_latents(data: bytes) -> Tensor:
-    """The tensor `latents` (16, h, w) of a safetensors file; raises `InvalidInput` when there is no such thing."""
-    try:
-        latents_Chw: Tensor = safetensors.torch.load(data)[cache.LATENTS]
-    except (SafetensorError, KeyError) as error:
-        raise InvalidInput(
-            f"the object is no safetensors file with a tensor {cache.LATENTS!r} ({error})",
-            reason="LATENTS_INVALID",
-            remedy="Write latents of shape (16, height/8, width/8) in model space under that name.",
-        ) from error
-    channels, *sides = latents_Chw.shape or (0,)
-    shaped = channels == LATENT_CHANNELS and len(sides) == 2 and all(side in LATENT_SIDES for side in sides)
-    if not shaped or not latents_Chw.is_floating_point() or not torch.isfinite(latents_Chw.float()).all():
-        raise InvalidInput(
-            f"latents have shape {tuple(latents_Chw.shape)} and type {latents_Chw.dtype}, or a number is not finite",
-            reason="LATENTS_INVALID",
-            remedy="Write finite floating-point latents of shape (16, height/8, width/8), sides even, from 2 to 256.",
+    def _log(self, dataset_id: str, progress: Progress) -> None:
+        seconds, peak_gb = progress.seconds, self._models.models.memory_peak_bytes() / 1e9
+        log.info(
+            "dataset %s: %d samples (%d cached, %d bad) in %.1f s; prepare %.1f s, models %.1f s, store %.1f s; "
+            "memory peak %.2f GB",
+            *(dataset_id, progress.done, progress.cached, len(progress.bad), progress.elapsed_s),
+            *(seconds.prepare, seconds.compute, seconds.store, peak_gb),
         )
-    return latents_Chw
 
 
-class SampleWarnings:
-    """What is worth knowing about usable samples: pictures that come twice, captions whose end is not read."""
-
-    def __init__(self, models: ModelThread) -> None:
-        self._models = models
-        self._first_with: dict[str, str] = {}
-        self.found: list[SampleProblem] = []
-
-    def check(self, record: SampleRecord, image: Image.Image) -> None:
-        """Look at one usable sample."""
-        first = self._first_with.setdefault(images.pixel_digest(image), record.sample_name)
-        if first != record.sample_name:
-            self._add(record, Problem.DUPLICATE, f"shows the same picture as {first!r}")
-        for caption in record.captions:
-            for encoder, count in self._models.run(partial(EncoderModels.tokens_cut_off, caption=caption)).items():
-                message = f"caption {caption[:40]!r}: {encoder} does not read its last {count} tokens; shorten it"
-                self._add(record, Problem.CAPTION_TRUNCATED, message)
-
-    def _add(self, record: SampleRecord, problem: Problem, message: str) -> None:
-        self.found.append(SampleProblem(sample_name=record.sample_name, problem=problem, message=message))
-
-
-class TensorCache:
-    """A tenant's tensors by what they are computed from. A damaged or missing one is computed again, and only it.
-
-    `model_runs` counts what was not in the cache.
-    """
-
-    def __init__(self, store: ObjectStore, models: ModelThread, tenant: str) -> None:
-        self._store = store
-        self._models = models
-        self.tenant = tenant
-        self.model_runs = 0
-
-    def latents(self, image: Image.Image, bucket: images.Bucket) -> CachedObject:
-        """The VAE's posterior (`mean`, `logvar`) of an image cropped to a bucket."""
-        recipe: dict[str, object] = {
-            "pixels": images.pixel_digest(image),
-            "bucket": [bucket.height_px, bucket.width_px],
-            "crop": "center",
-            "kernel": images.RESIZE_KERNEL.name,
-        }
-
-        def compute(models: EncoderModels) -> dict[str, Tensor]:
-            mean_Chw, logvar_Chw = models.encode_image(pixels_CHW)
-            return {cache.LATENT_MEAN: mean_Chw, cache.LATENT_LOGVAR: logvar_Chw}
-
-        pixels_CHW: NDArray[np.float32] = images.crop_to(image, bucket)
-        return self._through("latents", recipe, compute)
-
-    def caption(self, caption: str) -> CachedCaption:
-        """The embeddings (`t5`, `clip_pooled`) of a caption."""
-        recipe: dict[str, object] = {"caption": caption, "t5_tokens": self._models.models.t5_tokens}
-
-        def compute(models: EncoderModels) -> dict[str, Tensor]:
-            t5_SD, clip_D = models.encode_caption(caption)
-            return {cache.T5_EMBEDDING: t5_SD, cache.CLIP_POOLED: clip_D}
-
-        return CachedCaption(caption=caption, embedding=self._through("captions", recipe, compute))
-
-    def _through(
-        self, kind: str, recipe: dict[str, object], compute: Callable[[EncoderModels], dict[str, Tensor]]
-    ) -> CachedObject:
-        fingerprint = self._models.models.fingerprint
-        text = json.dumps({"kind": kind, "encoder": fingerprint, **recipe}, sort_keys=True)
-        name = hashlib.sha256(text.encode()).hexdigest()
-        key = f"{cache.cache_prefix(self.tenant, fingerprint)}{kind}/{name}.safetensors"
-        stored = self._store.verified(key)
-        if stored is None:
-            tensors = {name: tensor.contiguous() for name, tensor in self._models.run(compute).items()}
-            self.model_runs += 1
-            stored = self._store.put(key, safetensors.torch.save(tensors))
-        return CachedObject(key=stored.key, digest=stored.digest, size_bytes=stored.size_bytes)
-
-
-def _why_failed(progress: Progress) -> str:
+def why_failed(progress: Progress, options: EncodingOptions) -> str:
+    """Why the encoding as a whole has failed, or nothing."""
     if not progress.total:
         return "the dataset has no samples; upload some"
+    bad_names = {problem.sample_name for problem in progress.bad}
+    allowed = options.max_bad_share if options.skip_bad_samples else 0.0
+    if progress.encoded and len(bad_names) <= allowed * progress.done:
+        return ""
     first = progress.bad[0]
+    policy = f" (at most a share of {allowed:g} may be left out)" if options.skip_bad_samples else ""
     return (
-        f"{len(progress.bad)} of {progress.total} samples cannot be used, first {first.sample_name!r}: {first.message}"
+        f"{len(bad_names)} of {progress.done} samples cannot be used{policy}, "
+        f"first {first.sample_name!r}: {first.message}"
     )
+
+
+class _Listing:
+    """The samples of an encoding under way: written part by part for jobs that wait, kept as text for the manifest."""
+
+    def __init__(self, store: ObjectStore, tenant: str, encoding_id: str, head: EncodingHead) -> None:
+        self._store = store
+        self._prefix = encoding_prefix(tenant, encoding_id)
+        self._part: list[CachedSample] = []
+        self.samples: list[bytes] = []
+        store.put(f"{self._prefix}head.json", head.model_dump_json().encode(), content_type="application/json")
+
+    def add(self, sample: CachedSample) -> None:
+        """The next sample is done."""
+        self.samples.append(sample.model_dump_json().encode())
+        self._part.append(sample)
+        if part_ends_at(len(self.samples)):
+            part = EncodingPart(samples=tuple(self._part)).model_dump_json().encode()
+            offset = len(self.samples) - len(self._part)
+            self._store.put(f"{self._prefix}{offset:06}.json", part, content_type="application/json")
+            self._part.clear()
+
+
+class _Pictures:
+    """Which pictures have been seen under which name, to warn of those that come twice."""
+
+    def __init__(self) -> None:
+        self._first_with: dict[str, str] = {}
+
+    def problems_of(self, verdict: Verdict) -> Iterator[SampleProblem]:
+        """The warning, if a usable sample shows what an earlier one shows."""
+        if verdict.sample:
+            name = verdict.record.sample_name
+            first = self._first_with.setdefault(verdict.picture_digest, name)
+            if first != name:
+                message = f"shows the same picture as {first!r}"
+                yield SampleProblem(sample_name=name, problem=Problem.DUPLICATE, message=message)

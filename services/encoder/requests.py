@@ -9,16 +9,24 @@ from fluxsmith.v1 import encoder_pb2 as pb
 
 from services.common.caller import Caller
 from services.common.errors import NotFound
-from services.common.fields import invalid_field
+from services.common.fields import check_length, invalid_field
 from services.common.object_store import ObjectStore
-from services.encoder.datasets import EncodingOptions, SampleRecord
-from services.encoder.images import BUCKET_STEP_PX
+from services.encoder.buckets import BUCKET_STEP_PX
+from services.encoder.records import EncodingOptions, SampleRecord
 from services.encoder.settings import EncoderSettings
 
 MOST_CAPTIONS = 16
 MOST_LATENTS = 16
+MOST_REPEATS = 1000
+MOST_RESOLUTIONS = 4
+MOST_RANDOM_CROPS = 8
+MOST_VARIANTS = 16  # of one image: they are in memory at once
 MIN_RESOLUTION_PX, MAX_RESOLUTION_PX = 64, 2048
+MAX_BUCKET_STEP_PX = 256
+LONGEST_TRIGGER_WORD = 64
+DEFAULT_SHEET, LARGEST_SHEET = 24, 100
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_COLOR = re.compile(r"#[0-9a-f]{6}")
 
 
 def sample_record(header: pb.SampleHeader, limits: EncoderSettings) -> SampleRecord:
@@ -40,8 +48,11 @@ def sample_record(header: pb.SampleHeader, limits: EncoderSettings) -> SampleRec
             "is no sha256 in lower-case hexadecimal",
             "Send the digest of the image file's bytes.",
         )
+    repeats = header.repeats if header.HasField("repeats") else 1
+    _require_in(f"repeats of sample {name!r}", repeats, 1, MOST_REPEATS)
     return SampleRecord(
         sample_name=name,
+        repeats=repeats,
         captions=tuple(header.captions),
         content_digest=header.content_digest,
         size_bytes=header.size_bytes,
@@ -66,20 +77,93 @@ def check_captions(
 
 
 def encoding_options(options: pb.EncodingOptions, default_resolution_px: int) -> EncodingOptions:
-    """Options with their defaults filled in."""
-    resolution_px = options.resolution_px if options.HasField("resolution_px") else default_resolution_px
-    in_range = MIN_RESOLUTION_PX <= resolution_px <= MAX_RESOLUTION_PX
-    if not in_range or resolution_px % BUCKET_STEP_PX:
-        remedy = f"Use a multiple of {BUCKET_STEP_PX} from {MIN_RESOLUTION_PX} to {MAX_RESOLUTION_PX}."
-        raise invalid_field("options.resolution_px", f"is {resolution_px}", remedy)
-    if options.bad_sample_policy not in pb.BadSamplePolicy.values():
-        remedy = "Use FAIL or SKIP, or leave it unset."
-        raise invalid_field("options.bad_sample_policy", f"is {options.bad_sample_policy}", remedy)
-    return EncodingOptions(
-        resolution_px=resolution_px,
+    """Options with their defaults filled in; raises `InvalidInput` for the first field that is wrong."""
+    random_crops = options.random_crops if options.HasField("random_crops") else 0
+    if options.HasField("random_crops"):
+        _require_in("options.random_crops", random_crops, 1, MOST_RANDOM_CROPS)
+    _require_in("options.crop_seed", options.crop_seed, 0, 2**32 - 1)
+    max_bad_share = options.max_bad_share if options.HasField("max_bad_share") else 1.0
+    _require_in("options.max_bad_share", max_bad_share, 0, 1)
+    check_length("options.trigger_word", options.trigger_word, LONGEST_TRIGGER_WORD)
+    if options.trigger_word != options.trigger_word.strip():
+        raise invalid_field("options.trigger_word", "begins or ends with a space", "Leave the space out.")
+    chosen = EncodingOptions(
+        resolutions_px=_resolutions(options, default_resolution_px),
         flip=options.flip,
-        skip_bad_samples=options.bad_sample_policy == pb.BAD_SAMPLE_POLICY_SKIP,
+        skip_bad_samples=_enum(options, "bad_sample_policy", "FAIL") == "SKIP",
+        max_bad_share=max_bad_share,
+        bucket_step_px=_bucket_step(options),
+        upscale=options.upscale,
+        random_crops=random_crops,
+        crop_seed=options.crop_seed,
+        latent_form="MEAN" if _enum(options, "latent_form", "POSTERIOR") == "MEAN" else "POSTERIOR",
+        alpha_policy="MASK" if _enum(options, "alpha_policy", "COMPOSITE") == "MASK" else "COMPOSITE",
+        background_color=_color(options.background_color),
+        trigger_word=options.trigger_word,
     )
+    if chosen.variant_count > MOST_VARIANTS:
+        description = f"give {chosen.variant_count} variants of each image"
+        raise invalid_field(
+            "options",
+            description,
+            f"Choose resolutions, random_crops and flip so that there are {MOST_VARIANTS} at most.",
+        )
+    return chosen
+
+
+def _resolutions(options: pb.EncodingOptions, default_resolution_px: int) -> tuple[int, ...]:
+    several = tuple(dict.fromkeys(options.resolutions_px))
+    if several and options.HasField("resolution_px"):
+        raise invalid_field("options.resolutions_px", "comes with resolution_px", "Set one of them.")
+    if len(several) > MOST_RESOLUTIONS:
+        raise invalid_field("options.resolutions_px", f"has {len(several)} entries", f"Use at most {MOST_RESOLUTIONS}.")
+    single = options.resolution_px if options.HasField("resolution_px") else default_resolution_px
+    for resolution_px in several or (single,):
+        field = "options.resolutions_px" if several else "options.resolution_px"
+        if not MIN_RESOLUTION_PX <= resolution_px <= MAX_RESOLUTION_PX or resolution_px % BUCKET_STEP_PX:
+            remedy = f"Use a multiple of {BUCKET_STEP_PX} from {MIN_RESOLUTION_PX} to {MAX_RESOLUTION_PX}."
+            raise invalid_field(field, f"is {resolution_px}", remedy)
+    return several or (single,)
+
+
+def _bucket_step(options: pb.EncodingOptions) -> int:
+    step_px = options.bucket_step_px if options.HasField("bucket_step_px") else BUCKET_STEP_PX
+    if not BUCKET_STEP_PX <= step_px <= MAX_BUCKET_STEP_PX or step_px % BUCKET_STEP_PX:
+        remedy = f"Use a multiple of {BUCKET_STEP_PX} up to {MAX_BUCKET_STEP_PX}."
+        raise invalid_field("options.bucket_step_px", f"is {step_px}", remedy)
+    return step_px
+
+
+def _enum(options: pb.EncodingOptions, field: str, default: str) -> str:
+    """The name of an enum field's value without its prefix, the default for an unset one."""
+    kinds = options.DESCRIPTOR.fields_by_name[field].enum_type
+    values = kinds.values if kinds else []
+    number = getattr(options, field)
+    prefix = values[0].name.removesuffix("UNSPECIFIED")
+    names = {value.number: value.name.removeprefix(prefix) for value in values}
+    if number not in names:
+        choices = ", ".join(name for value, name in names.items() if value)
+        raise invalid_field(f"options.{field}", f"is {number}", f"Use one of {choices}, or leave it unset.")
+    return names[number] if number else default
+
+
+def _color(text: str) -> str:
+    color = text.lower() or "#ffffff"
+    if not _COLOR.fullmatch(color):
+        raise invalid_field("options.background_color", f"is {text[:20]!r}", "Write it as `#rrggbb`, such as #808080.")
+    return color
+
+
+def _require_in(field: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:  # not a number is not in any range
+        raise invalid_field(field, f"is {value:g}", f"Use {least:g} to {most:g}.")
+
+
+def sheet_size(page_size: int) -> int:
+    """Samples on a contact sheet, the default filled in; raises `InvalidInput` out of range."""
+    if not 0 <= page_size <= LARGEST_SHEET:
+        raise invalid_field("page_size", f"is {page_size}", f"Use 1 to {LARGEST_SHEET}, or leave it unset.")
+    return page_size or DEFAULT_SHEET
 
 
 def latents_keys(uris: Sequence[str], caller: Caller, store: ObjectStore) -> list[str]:

@@ -5,36 +5,37 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
-from itertools import accumulate
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import grpc
 from fluxsmith.v1 import encoder_pb2 as pb
 from fluxsmith.v1 import encoder_pb2_grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.common.cache import CachedObject
 from services.common.caller import Caller, caller_from
 from services.common.errors import NotFound, NotReady
-from services.common.fields import check_length, page_of, require_id
-from services.common.object_store import ObjectStore
-from services.common.server import MAX_MESSAGE_BYTES
+from services.common.fields import check_length, page_limit, page_of, require_id
 from services.common.settings import ServiceSettings
-from services.encoder.datasets import Datasets, SampleProblem
+from services.encoder import wire
+from services.encoder.datasets import Datasets
+from services.encoder.decoding import IMAGE_FORMATS
 from services.encoder.encoding import DatasetEncoder, Progress
-from services.encoder.images import IMAGE_FORMATS
+from services.encoder.latents import decode_to_png
 from services.encoder.models import ModelThread
-from services.encoder.requests import check_captions, encoding_options, latents_keys, sample_record
+from services.encoder.records import EncodingOptions, SampleProblem, SampleRecord
+from services.encoder.render import ContactSheets
+from services.encoder.requests import check_captions, encoding_options, latents_keys, sample_record, sheet_size
 from services.encoder.runs import EncodingRuns
 from services.encoder.settings import EncoderSettings
 from services.encoder.upload import Upload
 
 WATCH_INTERVAL_S, IDLE_WATCH_INTERVAL_S = 0.2, 1.0
 MODEL_CALLERS = 8
+SHEET_LIFETIME = timedelta(hours=1)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -59,6 +60,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self._settings = settings
         # Of their own: they wait for the model thread, and must not keep others from reading the store meanwhile.
         self._model_callers = ThreadPoolExecutor(MODEL_CALLERS, thread_name_prefix="model-caller")
+        drawers = ThreadPoolExecutor(2, thread_name_prefix="contact-sheet")
+        self._sheets = ContactSheets(datasets, drawers, max_image_pixels=settings.max_image_pixels)
 
     async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Context) -> pb.CreateDatasetResponse:
         caller = _caller(context)
@@ -79,7 +82,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             if part.WhichOneof("part") == "target":
                 upload.begin(part.target.dataset_id)
                 await asyncio.to_thread(self._datasets.refuse_while_encoding, caller.tenant, part.target.dataset_id)
-                upload.expect(await self._sample_names(caller, part.target.dataset_id))
+                upload.expect(await asyncio.to_thread(self._sample_keys, caller, part.target.dataset_id))
             elif part.WhichOneof("part") == "sample":
                 upload.begin_sample(sample_record(part.sample, self._settings))
             else:
@@ -108,11 +111,11 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         dataset = await self._dataset(caller, request.dataset_id)
         if not request.include_samples:
             return pb.GetDatasetResponse(dataset=dataset)
-        records = await asyncio.to_thread(self._datasets.samples, caller.tenant, request.dataset_id)
-        names, _ = page_of([r.sample_name for r in records], request.page_size, request.page_token)
-        listed = set(names)
-        samples = _that_fit([pb.Sample(**r.model_dump()) for r in records if r.sample_name in listed])
-        more = bool(samples) and samples[-1].sample_name != records[-1].sample_name
+        size = page_limit(request.page_size)
+        records = await asyncio.to_thread(self._page, caller, request.dataset_id, size, request.page_token)
+        problems = await asyncio.to_thread(self._problems, caller, request.dataset_id)
+        samples = wire.sample_messages(records[:size], problems)
+        more = len(samples) < len(records)
         return pb.GetDatasetResponse(
             dataset=dataset, samples=samples, next_page_token=samples[-1].sample_name if more else ""
         )
@@ -146,21 +149,41 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             busy = dataset.state == pb.DATASET_STATE_ENCODING
             await asyncio.sleep(WATCH_INTERVAL_S if busy else IDLE_WATCH_INTERVAL_S)
 
+    async def RenderContactSheet(
+        self, request: pb.RenderContactSheetRequest, context: Context
+    ) -> pb.RenderContactSheetResponse:
+        caller = _caller(context)
+        size = sheet_size(request.page_size)
+        asked = request.options if request.HasField("options") else None
+        options = await self._options(caller, request.dataset_id, asked)
+        records = await asyncio.to_thread(self._page, caller, request.dataset_id, size, request.page_token)
+        dataset, shown = await self._dataset(caller, request.dataset_id), records[:size]
+        title = f"{dataset.display_name or dataset.dataset_id}: {len(shown)} of {dataset.sample_count} samples"
+        image = await asyncio.to_thread(
+            self._sheets.render, caller.tenant, request.dataset_id, shown, options, title=title
+        )
+        more = len(records) > size
+        return pb.RenderContactSheetResponse(
+            image=wire.reference(self._datasets.store, image),
+            download_url=self._datasets.store.download_url(image.key, SHEET_LIFETIME),
+            next_page_token=records[size - 1].sample_name if more else "",
+        )
+
     async def EncodePrompts(self, request: pb.EncodePromptsRequest, context: Context) -> pb.EncodePromptsResponse:
         caller = _caller(context)
         check_captions("captions", request.captions, self._settings, most=64, empty_allowed=True)
         embed = partial(self._encoder.embed_captions, caller.tenant, list(request.captions))
         cached = await asyncio.get_running_loop().run_in_executor(self._model_callers, embed)
         store = self._datasets.store
-        return pb.EncodePromptsResponse(embeddings=[_reference(store, caption.embedding) for caption in cached])
+        return pb.EncodePromptsResponse(embeddings=[wire.reference(store, caption.embedding) for caption in cached])
 
     async def DecodeLatents(self, request: pb.DecodeLatentsRequest, context: Context) -> pb.DecodeLatentsResponse:
         caller = _caller(context)
         keys = await asyncio.to_thread(latents_keys, request.latents_uris, caller, self._datasets.store)
         loop = asyncio.get_running_loop()
-        decode = self._encoder.decode_to_png
+        decode = partial(decode_to_png, self._datasets.store, self._models)
         images = [await loop.run_in_executor(self._model_callers, decode, key) for key in keys]
-        return pb.DecodeLatentsResponse(images=[_reference(self._datasets.store, image) for image in images])
+        return pb.DecodeLatentsResponse(images=[wire.reference(self._datasets.store, image) for image in images])
 
     async def GetCapabilities(
         self, request: pb.EncoderServiceGetCapabilitiesRequest, context: Context
@@ -178,6 +201,10 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             max_image_pixels=limits.max_image_pixels,
             max_caption_bytes=limits.max_caption_bytes,
             max_samples=limits.max_samples,
+            loaded_models=models.loaded(),
+            memory_peak_bytes=models.memory_peak_bytes(),
+            device=models.device.type,
+            vae_tiling=limits.vae_tiling,
         )
 
     async def _dataset(self, caller: Caller, dataset_id: str) -> pb.Dataset:
@@ -194,18 +221,23 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         dataset = pb.Dataset(
             dataset_id=dataset_id,
             display_name=record.display_name,
-            create_time=_timestamp(record.create_time),
+            create_time=wire.timestamp(record.create_time),
             state=pb.DATASET_STATE_OPEN,
         )
         progress = self._runs.progress(tenant, dataset_id)
         dataset.sample_count = (progress and progress.total) or self._datasets.sample_count(tenant, dataset_id)
-        if progress or self._datasets.wanted_encoding(tenant, dataset_id):
+        wanted = self._datasets.wanted_encoding(tenant, dataset_id)
+        if wanted:
             progress = progress or Progress()
             dataset.state = pb.DATASET_STATE_ENCODING
             dataset.encoded_count, dataset.cached_count = progress.encoded, progress.cached
-            dataset.problems.extend(map(_problem, progress.bad))
+            dataset.progress.CopyFrom(wire.progress_message(progress))
+            dataset.options.CopyFrom(wire.options_message(wanted.options))
+            wire.add_problems(dataset, progress.problems)
         elif outcome := self._datasets.outcome(tenant, dataset_id):
-            dataset.problems.extend(map(_problem, outcome.problems))
+            wire.add_problems(dataset, outcome.problems)
+            if outcome.options:
+                dataset.options.CopyFrom(wire.options_message(outcome.options))
             if outcome.failure:
                 dataset.state, dataset.failure_message = pb.DATASET_STATE_FAILED, outcome.failure
             elif pointer := self._datasets.pointer(tenant, dataset_id):
@@ -213,31 +245,33 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
                 dataset.encoded_count, dataset.cached_count = pointer.sample_count, pointer.cached_count
         return dataset
 
-    async def _sample_names(self, caller: Caller, dataset_id: str) -> set[str]:
-        records = await asyncio.to_thread(self._datasets.samples, caller.tenant, dataset_id)
-        return {record.sample_name for record in records}
+    def _sample_keys(self, caller: Caller, dataset_id: str) -> set[str]:
+        return set(self._datasets.sample_keys(caller.tenant, dataset_id))
+
+    def _page(self, caller: Caller, dataset_id: str, size: int, page_token: str) -> list[SampleRecord]:
+        """One page of samples, and one more if there is one."""
+        records = self._datasets.samples(caller.tenant, dataset_id, after=page_token or None)
+        return list(islice(records, size + 1))
+
+    def _problems(self, caller: Caller, dataset_id: str) -> dict[str, list[SampleProblem]]:
+        """What the encoding under way or the last one found wrong, by sample."""
+        progress = self._runs.progress(caller.tenant, dataset_id)
+        outcome = None if progress else self._datasets.outcome(caller.tenant, dataset_id)
+        found: dict[str, list[SampleProblem]] = {}
+        for problem in progress.problems if progress else outcome.problems if outcome else ():
+            found.setdefault(problem.sample_name, []).append(problem)
+        return found
+
+    async def _options(self, caller: Caller, dataset_id: str, asked: pb.EncodingOptions | None) -> EncodingOptions:
+        """Options as asked for, else those of the encoding under way or the last one, else the defaults."""
+        if asked is None:
+            wanted = await asyncio.to_thread(self._datasets.wanted_encoding, caller.tenant, dataset_id)
+            outcome = await asyncio.to_thread(self._datasets.outcome, caller.tenant, dataset_id)
+            known = wanted.options if wanted else outcome.options if outcome else None
+            if known:
+                return known
+        return encoding_options(asked or pb.EncodingOptions(), self._models.models.default_resolution_px)
 
 
 def _caller(context: Context) -> Caller:
     return caller_from(context.invocation_metadata() or ())
-
-
-def _that_fit(samples: list[pb.Sample]) -> list[pb.Sample]:
-    """As many samples, from the first, as a message holds."""
-    sizes = accumulate(sample.ByteSize() for sample in samples)
-    return [sample for sample, size in zip(samples, sizes, strict=True) if size <= MAX_MESSAGE_BYTES // 2]
-
-
-def _timestamp(time: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(time)
-    return stamp
-
-
-def _problem(problem: SampleProblem) -> pb.SampleProblem:
-    reason = pb.SampleProblemReason.Value(f"SAMPLE_PROBLEM_REASON_{problem.problem.name}")
-    return pb.SampleProblem(sample_name=problem.sample_name, reason=reason, message=problem.message)
-
-
-def _reference(store: ObjectStore, stored: CachedObject) -> pb.ObjectReference:
-    return pb.ObjectReference(uri=store.uri(stored.key), content_digest=stored.digest, size_bytes=stored.size_bytes)

@@ -15,8 +15,12 @@ class EncoderSettings(BaseSettings):
 
     address: str = "127.0.0.1:7401"
     """Host and port to serve on."""
-    t5_precision: Literal["int8", "bf16", "fp32"] = "int8"
-    """Precision of the T5 weights; `int8` is LLM.int8 by bitsandbytes, on CUDA and on the CPU."""
+    t5_precision: Literal["int8", "nf4", "bf16", "fp32"] = "int8"
+    """Precision of the T5 weights, on CUDA and on the CPU; `int8` (LLM.int8) and `nf4` are done by bitsandbytes."""
+    models: Literal["all", "one"] = "all"
+    """`all` keeps VAE, CLIP and T5 in memory; `one` either the VAE, or CLIP and T5, freeing the other first."""
+    vae_tiling: bool = False
+    """Run the VAE on overlapping tiles of 512 px: less memory for larger pictures, and not quite the same output."""
     max_image_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """Largest image file in bytes."""
     max_image_pixels: int = Field(default=50_000_000, ge=64 * 64)

@@ -6,7 +6,8 @@ import hashlib
 
 from services.common.errors import LimitExceeded
 from services.common.fields import invalid_field
-from services.encoder.datasets import SampleRecord
+from services.encoder.datasets import sample_key
+from services.encoder.records import SampleRecord
 from services.encoder.settings import EncoderSettings
 
 LARGEST_CHUNK_BYTES = 1024 * 1024
@@ -17,7 +18,7 @@ class Upload:
 
     def __init__(self, limits: EncoderSettings) -> None:
         self._limits = limits
-        self._names: set[str] = set()
+        self._keys: set[str] = set()
         self._record: SampleRecord | None = None
         self._data = bytearray()
         self.dataset_id = ""
@@ -30,17 +31,17 @@ class Upload:
             raise invalid_field("target.dataset_id", "is empty", "Name the dataset that CreateDataset returned.")
         self.dataset_id = dataset_id
 
-    def expect(self, known_names: set[str]) -> None:
-        """Count samples that the dataset has already towards its limit."""
-        self._names = known_names
+    def expect(self, known_keys: set[str]) -> None:
+        """Count samples that the dataset has already, by `sample_key`, towards its limit."""
+        self._keys = known_keys
 
     def begin_sample(self, record: SampleRecord) -> None:
         """A sample's header."""
         if not self.dataset_id:
             raise invalid_field("part", "is a sample before the target", "Send the target as the first message.")
         self._refuse_incomplete()
-        self._names.add(record.sample_name)
-        if len(self._names) > self._limits.max_samples:
+        self._keys.add(sample_key(record.sample_name))
+        if len(self._keys) > self._limits.max_samples:
             raise LimitExceeded(
                 f"dataset {self.dataset_id!r} would have more than {self._limits.max_samples} samples",
                 reason="TOO_MANY_SAMPLES",

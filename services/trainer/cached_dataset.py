@@ -1,7 +1,8 @@
 """From a dataset's manifest to the batches of a run: a pure function of (seed, step), whoever computes it and when.
 
 Every draw has a generator of its own, seeded by what it is for: so an interrupted run goes on with the same noise, and
-neither the number of workers nor the order of reading changes anything.
+neither the number of workers nor the order of reading changes anything. An epoch is made of exposures: every view of
+every sample, as often as its repeats say.
 
 Legend: B batch, C latent channels (16), H/W latent height and width, S text tokens, D width.
 """
@@ -10,22 +11,32 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, count, islice
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from services.common import cache
-from services.common.cache import CachedObject, CachedSample, DatasetManifest
+from services.common.cache import CachedObject, CachedSample, CachedView, EncodingHead
 from services.common.object_store import ObjectStore
 from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import Batch, draw_sigma
 
 OBJECTS_IN_MEMORY = 256  # of at most 4 MiB each with FLUX.1-dev's text embeddings
 HELD_OUT_SIGMAS = tuple((2 * i + 1) / 16 for i in range(8))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposure:
+    """One showing of a sample in an epoch: number of the sample, number of its view, and the how manieth time."""
+
+    sample: int
+    view: int
+    repeat: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +60,20 @@ class Widths:
 
 
 class CachedDataset:
-    """The cached tensors of one dataset, read from the store when they are needed and checked against their digests."""
+    """The cached tensors of one dataset, read from the store when they are needed and checked against their digests.
 
-    def __init__(self, store: ObjectStore, manifest: DatasetManifest) -> None:
-        self.manifest = manifest
+    `samples` may still be arriving (`arrival.py`).
+    """
+
+    def __init__(self, store: ObjectStore, head: EncodingHead, samples: Sequence[CachedSample]) -> None:
+        self.head = head
+        self.samples = samples
         self._load = lru_cache(OBJECTS_IN_MEMORY)(lambda cached: _load(store, cached))
 
     def widths(self) -> Widths:
         """Widths of the cached tensors, read off the first sample."""
-        caption = self._load(self.manifest.empty_caption.embedding)
-        latents_CHW = self._load(self.manifest.samples[0].latents[0])[cache.LATENT_MEAN]
+        caption = self._load(self.head.empty_caption.embedding)
+        latents_CHW = self._load(self.samples[0].views[0].variants[0].latents)[cache.LATENT_MEAN]
         t5_width, clip_width = caption[cache.T5_EMBEDDING].shape[-1], caption[cache.CLIP_POOLED].shape[-1]
         return Widths(t5=t5_width, clip=clip_width, latents=latents_CHW.shape[0])
 
@@ -66,28 +81,53 @@ class CachedDataset:
         """Batches that show every sample once."""
         return len(self._epoch(0, 0, batch_size))
 
-    def batches(self, config: TrainConfig, total_steps: int) -> Iterator[Batch]:
-        """The run's batches in order, one a step. Samples of a batch share one bucket."""
-        per_epoch = self.steps_per_epoch(config.batch_size)
-        for step in range(total_steps):
-            if step % per_epoch == 0:
-                epoch = self._epoch(config.seed, step // per_epoch, config.batch_size)
-            yield stacked([self._training_item(config, step, index) for index in epoch[step % per_epoch]])
+    def batches(self, config: TrainConfig, total_steps: int, *, in_order_first: bool = False) -> Iterator[Batch]:
+        """The run's batches in order, one a step. Samples of a batch share one bucket.
+
+        With `in_order_first` the first epoch takes the samples in their own order, so that it need not know them all.
+        """
+        steps = chain.from_iterable(
+            self._in_order(config.seed, config.batch_size)
+            if in_order_first and epoch == 0
+            else self._epoch(config.seed, epoch, config.batch_size)
+            for epoch in count()
+        )
+        for step, exposures in enumerate(islice(steps, total_steps)):
+            yield stacked([self._training_item(config, step, exposure) for exposure in exposures])
 
     def held_out_batches(self, batch_size: int) -> Iterator[Batch]:
         """Every sample at every one of HELD_OUT_SIGMAS, with noise that is the same in every run."""
-        for index, sample in enumerate(self.manifest.samples):
-            items = [self._held_out_item(sample, index, sigma) for sigma in HELD_OUT_SIGMAS]
-            for start in range(0, len(items), batch_size):
-                yield stacked(items[start : start + batch_size])
+        for index, sample in enumerate(self.samples):
+            for number, view in enumerate(sample.views):
+                items = [self._held_out_item(sample, view, (index, number), sigma) for sigma in HELD_OUT_SIGMAS]
+                for start in range(0, len(items), batch_size):
+                    yield stacked(items[start : start + batch_size])
 
-    def _epoch(self, seed: int, epoch: int, batch_size: int) -> list[list[int]]:
-        """One epoch's batches of sample numbers: shuffled within each bucket, then the batches among each other."""
-        draw = seeded(seed, "order", epoch)
-        buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index in torch.randperm(len(self.manifest.samples), generator=draw).tolist():
-            sample = self.manifest.samples[index]
-            buckets[sample.height_px, sample.width_px].append(index)
+    def _epoch(self, seed: int, epoch: int, batch_size: int) -> list[list[Exposure]]:
+        """One epoch's batches: exposures shuffled within each bucket, then the batches among each other."""
+        exposures = [exposure for index, sample in enumerate(self.samples) for exposure in _exposures(index, sample)]
+        return self._shuffled(exposures, seeded(seed, "order", epoch), batch_size)
+
+    def _in_order(self, seed: int, batch_size: int) -> Iterator[list[Exposure]]:
+        """One epoch that shows samples as they come, a batch as soon as a bucket fills it, repeats after all others."""
+        filling: dict[tuple[int, int], list[Exposure]] = defaultdict(list)
+        repeats: list[Exposure] = []
+        for index, sample in enumerate(self.samples):
+            for exposure in _exposures(index, sample):
+                if exposure.repeat:
+                    repeats.append(exposure)
+                    continue
+                batch = filling[self._bucket(exposure)]
+                batch.append(exposure)
+                if len(batch) == batch_size:
+                    yield filling.pop(self._bucket(exposure))
+        rest = [exposure for _, batch in sorted(filling.items()) for exposure in batch]
+        yield from self._shuffled(rest + repeats, seeded(seed, "order", 0), batch_size)
+
+    def _shuffled(self, exposures: list[Exposure], draw: torch.Generator, batch_size: int) -> list[list[Exposure]]:
+        buckets: dict[tuple[int, int], list[Exposure]] = defaultdict(list)
+        for place in torch.randperm(len(exposures), generator=draw).tolist():
+            buckets[self._bucket(exposures[place])].append(exposures[place])
         batches = [
             members[start : start + batch_size]
             for _, members in sorted(buckets.items())
@@ -95,36 +135,48 @@ class CachedDataset:
         ]
         return [batches[place] for place in torch.randperm(len(batches), generator=draw).tolist()]
 
-    def _training_item(self, config: TrainConfig, step: int, index: int) -> Item:
-        sample = self.manifest.samples[index]
-        draw = seeded(config.seed, "sample", step, index)
-        variant = sample.latents[int(torch.randint(len(sample.latents), (), generator=draw))]
+    def _bucket(self, exposure: Exposure) -> tuple[int, int]:
+        view = self.samples[exposure.sample].views[exposure.view]
+        return view.height_px, view.width_px
+
+    def _training_item(self, config: TrainConfig, step: int, exposure: Exposure) -> Item:
+        sample = self.samples[exposure.sample]
+        variants = sample.views[exposure.view].variants
+        draw = seeded(config.seed, "sample", step, exposure.sample, exposure.view, exposure.repeat)
+        variant = variants[int(torch.randint(len(variants), (), generator=draw))]
         caption = sample.captions[int(torch.randint(len(sample.captions), (), generator=draw))]
         if float(torch.rand((), generator=draw)) < config.caption_dropout:
-            caption = self.manifest.empty_caption
-        posterior = self._load(variant)
-        mean_CHW = posterior[cache.LATENT_MEAN].float()
-        spread_CHW = torch.exp(0.5 * posterior[cache.LATENT_LOGVAR].float())
-        drawn_CHW = mean_CHW + spread_CHW * torch.randn(mean_CHW.shape, generator=draw)
+            caption = self.head.empty_caption
+        posterior = self._load(variant.latents)
+        mean_CHW = drawn_CHW = posterior[cache.LATENT_MEAN].float()
+        if cache.LATENT_LOGVAR in posterior:
+            spread_CHW = torch.exp(0.5 * posterior[cache.LATENT_LOGVAR].float())
+            drawn_CHW = mean_CHW + spread_CHW * torch.randn(mean_CHW.shape, generator=draw)
         tokens = mean_CHW.shape[1] * mean_CHW.shape[2] // 4
         sigma = draw_sigma(config.sigma_sampling, tokens, draw)
         noise_CHW = torch.randn(mean_CHW.shape, generator=draw)
         return self._item(drawn_CHW, noise_CHW, sigma, caption.embedding)
 
-    def _held_out_item(self, sample: CachedSample, index: int, sigma: float) -> Item:
-        mean_CHW = self._load(sample.latents[0])[cache.LATENT_MEAN].float()
-        noise_CHW = torch.randn(mean_CHW.shape, generator=seeded("held-out", index, sigma))
+    def _held_out_item(self, sample: CachedSample, view: CachedView, number: tuple[int, int], sigma: float) -> Item:
+        mean_CHW = self._load(view.variants[0].latents)[cache.LATENT_MEAN].float()
+        noise_CHW = torch.randn(mean_CHW.shape, generator=seeded("held-out", *number, sigma))
         return self._item(mean_CHW, noise_CHW, sigma, sample.captions[0].embedding)
 
     def _item(self, latents_CHW: Tensor, noise_CHW: Tensor, sigma: float, embedding: CachedObject) -> Item:
         caption = self._load(embedding)
         return Item(
-            clean_CHW=(latents_CHW - self.manifest.latent_shift) * self.manifest.latent_scale,
+            clean_CHW=(latents_CHW - self.head.latent_shift) * self.head.latent_scale,
             noise_CHW=noise_CHW,
             sigma=sigma,
             t5_SD=caption[cache.T5_EMBEDDING],
             clip_D=caption[cache.CLIP_POOLED],
         )
+
+
+def _exposures(index: int, sample: CachedSample) -> Iterator[Exposure]:
+    for repeat in range(sample.repeats):
+        for view in range(len(sample.views)):
+            yield Exposure(sample=index, view=view, repeat=repeat)
 
 
 def stacked(items: list[Item]) -> Batch:

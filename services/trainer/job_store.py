@@ -44,15 +44,20 @@ class JobStore:
         with _translated():
             self._writer, self._reader = open_engines(database_url)
 
-    def create(self, tenant: str, new: NewJob, *, request_id: str = "") -> Job:
-        """Queue a job, once for a `request_id`; raises `AlreadyExists` when it came before with another payload."""
+    def create(self, tenant: str, new: NewJob, *, request_id: str = "", job_id: str = "") -> Job:
+        """Queue a job, once for a `request_id`; raises `AlreadyExists` when it came before with another payload.
+
+        `job_id` is the identifier for a job that is new, from `new_job_id`; made here unless given.
+        """
         # Not the manifests: the same request is the same job, also when a dataset was encoded again in between.
-        asked = new.model_dump_json(exclude={"dataset": {"manifest_digest"}, "held_out": {"manifest_digest"}})
+        pinned = {"manifest_digest", "encoding_id"}
+        asked = new.model_dump_json(exclude={"dataset": pinned, "held_out": pinned})
         digest = hashlib.sha256(asked.encode()).hexdigest()
+        job_id = job_id or new_job_id()
         try:
-            return self._create(tenant, new, request_id=request_id, digest=digest)
+            return self._create(tenant, new, job_id, request_id=request_id, digest=digest)
         except IntegrityError:  # somebody else created a job with this request_id in between: find theirs
-            return self._create(tenant, new, request_id=request_id, digest=digest)
+            return self._create(tenant, new, job_id, request_id=request_id, digest=digest)
 
     def created_by(self, tenant: str, request_id: str) -> Job | None:
         """The job that this `request_id` made before, or None."""
@@ -60,8 +65,7 @@ class JobStore:
             known = _known_request(connection, tenant, request_id) if request_id else None
             return _read(connection, known["job_id"], tenant) if known else None
 
-    def _create(self, tenant: str, new: NewJob, *, request_id: str, digest: str) -> Job:
-        job_id = f"job-{secrets.token_hex(10)}"
+    def _create(self, tenant: str, new: NewJob, job_id: str, *, request_id: str, digest: str) -> Job:
         with self._writing() as connection:
             if request_id and (known := _known_request(connection, tenant, request_id)):
                 if known["payload_digest"] != digest:
@@ -354,3 +358,8 @@ def _append(connection: Connection, job_id: str, new_events: Sequence[Event]) ->
         for sequence, event in enumerate(new_events, start=last - len(new_events) + 1)
     ]
     connection.execute(insert(events).values(time_s=now_s()), rows)
+
+
+def new_job_id() -> str:
+    """An identifier for a job."""
+    return f"job-{secrets.token_hex(10)}"

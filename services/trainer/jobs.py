@@ -130,10 +130,16 @@ class StoredEvent(_Record):
 
 
 class DatasetReference(_Record):
-    """A dataset as it was when the job was created."""
+    """A dataset as it was when the job was created: its manifest, or the encoding that was to give one."""
 
     dataset_id: str
-    manifest_digest: str
+    manifest_digest: str = ""
+    encoding_id: str = ""
+
+    @property
+    def held_by(self) -> str:
+        """What must not be collected while the job needs it."""
+        return self.encoding_id or self.manifest_digest
 
 
 class NewJob(_Record):
@@ -144,6 +150,11 @@ class NewJob(_Record):
     dataset: DatasetReference
     held_out: DatasetReference | None = None
     config: TrainConfig
+    start_while_encoding: bool = False
+
+    def references(self) -> tuple[DatasetReference, ...]:
+        """The datasets it reads."""
+        return (self.dataset, self.held_out) if self.held_out else (self.dataset,)
 
 
 class Job(NewJob):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
+from collections.abc import Callable
 from importlib.metadata import version
 
 from diffusers import FluxTransformer2DModel
 
-from services.common.cache import DatasetManifest, read_manifest
+from services.common.cache import read_manifest
 from services.common.errors import NotReady
 from services.common.object_store import ObjectStore
 from services.trainer.adapter import adapter_file, attached
+from services.trainer.arrival import ArrivingSamples
 from services.trainer.cached_dataset import CachedDataset, Widths
+from services.trainer.dataset_references import encoder_mismatch
 from services.trainer.jobs import (
     Artifact,
     DatasetReference,
@@ -33,11 +36,14 @@ SHORT_RUN_STEPS = 100
 def run_job(job: Job, transformer: FluxTransformer2DModel, store: ObjectStore, reporter: Reporter) -> TrainingResult:
     """Train and publish. The base is afterwards what it was before, also when something is raised."""
     config = job.config
-    dataset = CachedDataset(store, _manifest(store, job.tenant, job.dataset))
+    dataset = _dataset(store, job.tenant, job.dataset, reporter.check)
     refuse_other_base(transformer, dataset)
-    held_out = CachedDataset(store, _manifest(store, job.tenant, job.held_out)) if job.held_out else None
-    reporter.total_steps = config.total_steps(dataset.steps_per_epoch(config.batch_size))
+    held_out = _dataset(store, job.tenant, job.held_out, reporter.check) if job.held_out else None
+    if held_out and held_out.head.encoder_fingerprint != dataset.head.encoder_fingerprint:
+        raise encoder_mismatch()
+    reporter.total_steps = config.steps or config.total_steps(dataset.steps_per_epoch(config.batch_size))
     _warn_of_short_run(job, dataset, reporter)
+    batches = dataset.batches(config, reporter.total_steps, in_order_first=job.start_while_encoding)
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     else:
@@ -61,7 +67,7 @@ def run_job(job: Job, transformer: FluxTransformer2DModel, store: ObjectStore, r
 
     with attached(transformer, config):
         validate(0)  # the adapter starts as the identity: this is the base
-        train(transformer, dataset.batches(config, reporter.total_steps), config, on_step)
+        train(transformer, batches, config, on_step)
         data = adapter_file(transformer, config, _provenance(job, dataset))
     artifact = reporter.patiently(lambda: publish(store, job, data))
     return TrainingResult(
@@ -98,30 +104,42 @@ def job_prefix(tenant: str, job_id: str) -> str:
     return f"{tenant}/jobs/{job_id}/"
 
 
-def _manifest(store: ObjectStore, tenant: str, reference: DatasetReference) -> DatasetManifest:
-    return read_manifest(store, tenant, reference.manifest_digest)
+def _dataset(
+    store: ObjectStore, tenant: str, reference: DatasetReference, while_waiting: Callable[[], None]
+) -> CachedDataset:
+    if reference.encoding_id:
+        samples = ArrivingSamples(store, tenant, reference.encoding_id, while_waiting=while_waiting)
+        return CachedDataset(store, samples.head(), samples)
+    manifest = read_manifest(store, tenant, reference.manifest_digest)
+    return CachedDataset(store, manifest, manifest.samples)
+
+
+def _dataset_digest(job: Job, dataset: CachedDataset) -> str:
+    samples = dataset.samples
+    return samples.manifest_digest() if isinstance(samples, ArrivingSamples) else job.dataset.manifest_digest
 
 
 def _provenance(job: Job, dataset: CachedDataset) -> dict[str, str]:
     config = job.config.model_dump_json()
     return {
         "modelspec.title": job.display_name or "fluxsmith LoRA",
-        "ss_num_train_images": str(len(dataset.manifest.samples)),
+        "ss_num_train_images": str(len(dataset.samples)),
         "ss_learning_rate": str(job.config.learning_rate),
         "ss_seed": str(job.config.seed),
         "fluxsmith.version": version("fluxsmith"),
         "fluxsmith.config": config,
         "fluxsmith.config_digest": hashlib.sha256(config.encode()).hexdigest(),
-        "fluxsmith.dataset_digest": job.dataset.manifest_digest,
-        "fluxsmith.encoder_fingerprint": dataset.manifest.encoder_fingerprint,
+        "fluxsmith.dataset_digest": _dataset_digest(job, dataset),
+        "fluxsmith.encoder_fingerprint": dataset.head.encoder_fingerprint,
     }
 
 
 def _warn_of_short_run(job: Job, dataset: CachedDataset, reporter: Reporter) -> None:
     if reporter.total_steps < SHORT_RUN_STEPS:
-        images, batch = len(dataset.manifest.samples), job.config.batch_size
-        message = (
-            f"{images} images in batches of {batch} give {dataset.steps_per_epoch(batch)} steps an epoch and "
-            f"{reporter.total_steps} in all; under {SHORT_RUN_STEPS} steps a LoRA learns little: raise steps or epochs"
-        )
+        arithmetic = f"{reporter.total_steps} in all"
+        if not job.dataset.encoding_id:  # else nobody knows yet
+            images, batch = len(dataset.samples), job.config.batch_size
+            steps = dataset.steps_per_epoch(batch)
+            arithmetic = f"{images} images in batches of {batch} give {steps} steps an epoch and {arithmetic}"
+        message = f"{arithmetic}; under {SHORT_RUN_STEPS} steps a LoRA learns little: raise steps or epochs"
         reporter.write([JobWarning(reason="SHORT_RUN", message=message)])

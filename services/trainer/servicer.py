@@ -16,15 +16,15 @@ from fluxsmith.v1 import trainer_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.base_model import pick_device
-from services.common.cache import ManifestPointer, dataset_prefix, read_pointer
 from services.common.caller import Caller, caller_from
 from services.common.errors import NotFound, NotImplementedYet, NotReady
-from services.common.fields import check_length, invalid_field, page_limit, require_id, unknown
+from services.common.fields import check_length, invalid_field, page_limit, require_id
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
 from services.trainer.config import TrainConfig
-from services.trainer.job_store import JobStore, request_id_reused
-from services.trainer.jobs import Artifact, DatasetReference, Job, JobState, NewJob
+from services.trainer.dataset_references import DatasetReferences
+from services.trainer.job_store import JobStore, new_job_id, request_id_reused
+from services.trainer.jobs import Artifact, Job, JobState, NewJob
 from services.trainer.run_job import LORA_FILE, job_prefix
 from services.trainer.settings import TrainerSettings
 from services.trainer.wire import artifact_message, config_from, config_message, event_message, job_message
@@ -162,39 +162,26 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         if known := self._jobs.created_by(caller.tenant, request.request_id):
             require_same(known, request, config)
             return known
-        dataset, held_out = self._ready(caller, "dataset_id", request.dataset_id), None
+        if request.start_while_encoding and config.steps is None:
+            remedy = "Give its length in steps: epochs are counted in samples, which are not all known yet."
+            raise invalid_field("start_while_encoding", "comes without config.steps", remedy)
+        references = DatasetReferences(self._objects, caller.tenant)
+        dataset = references.find("dataset_id", request.dataset_id, while_encoding=request.start_while_encoding)
+        held_out = None
         if request.held_out_dataset_id:
-            held_out = self._ready(caller, "held_out_dataset_id", request.held_out_dataset_id)
-            if held_out.encoder_fingerprint != dataset.encoder_fingerprint:
-                raise NotReady(
-                    "the two datasets were encoded by encoders of different weights or precision",
-                    reason="ENCODER_MISMATCH",
-                    remedy="Encode both again with the encoder that runs now.",
-                )
+            held_out = references.find("held_out_dataset_id", request.held_out_dataset_id)
+            references.refuse_other_encoder(dataset, held_out)
         new = NewJob(
             user_id=request.user_id,
             display_name=request.display_name,
-            dataset=DatasetReference(dataset_id=request.dataset_id, manifest_digest=dataset.manifest_digest),
-            held_out=held_out
-            and DatasetReference(dataset_id=request.held_out_dataset_id, manifest_digest=held_out.manifest_digest),
+            dataset=dataset,
+            held_out=held_out,
             config=config,
+            start_while_encoding=request.start_while_encoding,
         )
-        return self._jobs.create(caller.tenant, new, request_id=request.request_id)
-
-    def _ready(self, caller: Caller, field: str, dataset_id: str) -> ManifestPointer:
-        if not dataset_id:
-            raise invalid_field(field, "is empty", "Name a dataset that the encoder has encoded.")
-        require_id("dataset", dataset_id)
-        encoding = self._objects.exists(f"{dataset_prefix(caller.tenant, dataset_id)}encoding.json")
-        if not encoding and (pointer := read_pointer(self._objects, caller.tenant, dataset_id)):
-            return pointer
-        if not self._objects.exists(f"{dataset_prefix(caller.tenant, dataset_id)}dataset.json"):
-            raise unknown("dataset", dataset_id)
-        raise NotReady(
-            f"{field}: dataset {dataset_id!r} is not encoded yet",
-            reason="DATASET_NOT_READY",
-            remedy="Encode it (EncodeDataset), wait until it is READY, then create the job.",
-        )
+        job_id = new_job_id()
+        references.hold(job_id, *new.references())
+        return self._jobs.create(caller.tenant, new, request_id=request.request_id, job_id=job_id)
 
 
 def require_same(known: Job, request: pb.CreateTrainingJobRequest, config: TrainConfig) -> None:
@@ -202,7 +189,7 @@ def require_same(known: Job, request: pb.CreateTrainingJobRequest, config: Train
     held_out = known.held_out.dataset_id if known.held_out else ""
     made = (known.user_id, known.display_name, known.dataset.dataset_id, held_out, known.config)
     asked = (request.user_id, request.display_name, request.dataset_id, request.held_out_dataset_id, config)
-    if made != asked:
+    if made != asked or known.start_while_encoding != request.start_while_encoding:
         raise request_id_reused(request.request_id)
 
 

@@ -57,6 +57,7 @@ def job_message(job: Job, *, queue_position: int = 0) -> pb.TrainingJob:
         config=config_message(job.config),
         dataset_id=job.dataset.dataset_id,
         held_out_dataset_id=job.held_out.dataset_id if job.held_out else "",
+        start_while_encoding=job.start_while_encoding,
         create_time=timestamp(job.create_time_s),
         start_time=timestamp(job.start_time_s),
         end_time=timestamp(job.end_time_s),

@@ -63,7 +63,13 @@ def test_every_encoder_is_measured(report: dict[str, Any]) -> None:
 def test_t5_is_in_8_bit(report: dict[str, Any]) -> None:
     weights_gb = report["t5"]["weights_gb"]
     assert weights_gb["int8"] > 0
-    assert set(weights_gb) == {"int8", "float16", "float32"}
+    assert set(weights_gb) == {"int8", "bfloat16"}  # `wo` too, which is half of what is not in 8 bit
+
+
+def test_the_encoders_are_held_in_every_way(report: dict[str, Any]) -> None:
+    ways = [(case["t5_precision"], case["one_at_a_time"], case["vae_tiling"]) for case in report["encoders"]]
+    assert ways == [("int8", False, False), ("int8", False, True), ("int8", True, False), ("nf4", True, True)]
+    assert all(case["seconds"] > 0 and case["resolution_px"] == 64 for case in report["encoders"])
 
 
 def test_the_table_has_a_line_for_everything(report: dict[str, Any]) -> None:
@@ -76,14 +82,18 @@ def test_the_table_has_a_line_for_everything(report: dict[str, Any]) -> None:
         "t5",
         "clip",
         "vae",
+        "encoders, int8, all",
+        "encoders, nf4, one at a time, tiles",
     )
     assert all(any(line.startswith(start) for line in lines) for start in starts)
 
 
 def test_a_failed_part_still_makes_a_table(report: dict[str, Any]) -> None:
     failed = {**report, "transformer": {"failed": "no reason"}, "t5": {"failed": "ImportError: bitsandbytes"}}
+    failed["encoders"] = {"failed": "no memory"}
     assert "transformer: no reason" in table(failed)
     assert "ImportError: bitsandbytes" in table(failed)
+    assert "no memory" in table(failed)
 
 
 def test_a_failed_case_still_makes_a_table(report: dict[str, Any]) -> None:

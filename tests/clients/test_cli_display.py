@@ -6,6 +6,7 @@ import pytest
 from fluxsmith import (
     DatasetPhase,
     DatasetProgress,
+    EncodingProgress,
     JobState,
     JobWarning,
     StateChanged,
@@ -94,7 +95,32 @@ def test_dataset_progress_names_phase_and_cache() -> None:
     show = LineDisplay(Console(file=out), clock=lambda: 0.0).dataset("ink")
     show(DatasetProgress(phase=DatasetPhase.UPLOAD, done_count=24, total_count=24))
     show(DatasetProgress(phase=DatasetPhase.ENCODE, done_count=24, total_count=24, cached_count=20))
-    assert out.getvalue().splitlines() == ["upload ink: 24 of 24", "encode ink: 24 of 24 (20 from the cache)"]
+    assert out.getvalue().splitlines() == [
+        "upload ink: 24 of 24 samples",
+        "encode ink: 24 of 24 samples, 20 from the cache",
+    ]
+
+
+MOVING = DatasetProgress(
+    phase=DatasetPhase.ENCODE,
+    done_count=12,
+    total_count=40,
+    encoding=EncodingProgress(done_count=12, samples_per_s=3.12, remaining_s=9.0, written_bytes=12_000_000),
+)
+
+
+def test_line_of_an_encoding_has_speed_time_left_and_bytes() -> None:
+    out = StringIO()
+    LineDisplay(Console(file=out), clock=lambda: 0.0).dataset("ink")(MOVING)
+    assert out.getvalue() == "encode ink: 12 of 40 samples, 3.1 a second, 9 s left, 12.0 MB written\n"
+
+
+def test_bar_of_an_encoding_has_speed_time_left_and_bytes() -> None:
+    out = StringIO()
+    with BarDisplay(Console(file=out, force_terminal=True, width=120)) as display:
+        display.dataset("ink")(MOVING)
+    assert "12/40" in out.getvalue()
+    assert "3.1 a second, 9 s left, 12.0 MB written" in out.getvalue()
 
 
 def test_bar_shows_steps_and_figures() -> None:

@@ -1,5 +1,6 @@
 """The command's way of failing: one line on standard error, no traceback, a documented exit code."""
 
+import dataclasses
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,23 @@ def test_failed_dataset_names_each_sample_once() -> None:
     )
 
 
+def test_failed_dataset_does_not_blame_samples_that_are_used() -> None:
+    warning = SampleProblem(
+        sample_name="b.png", reason=SampleProblemReason.DUPLICATE, message="is there twice", warning=True
+    )
+    assert str(dataset_failed(warning)) == "dataset d could not be encoded: the encoding failed."
+    assert exit_code(dataset_failed(warning)) == 1
+
+
+@pytest.mark.parametrize(("problem_count", "more"), [(14, "and 2 more"), (30, "and at least 2 more")])
+def test_failed_dataset_counts_what_it_does_not_name(problem_count: int, more: str) -> None:
+    bad = [dataclasses.replace(PROBLEM, sample_name=f"{number:02}.png") for number in range(12)]
+    warnings = [dataclasses.replace(PROBLEM, warning=True)] * 2 if problem_count == 14 else []
+    problems = (*bad, *warnings)
+    dataset = Dataset(id="d", state=DatasetState.FAILED, problems=problems, problem_count=problem_count)
+    assert more in str(errors.DatasetFailed(dataset))
+
+
 @pytest.fixture
 def closed_address() -> Iterator[str]:
     """An address that refuses connections for as long as the test runs."""
@@ -85,6 +103,10 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         ["train", "nowhere"],
         ["train", ".", "--rank", "0"],
         ["train", ".", "--steps", "many"],
+        ["train", ".", "--start-early"],
+        ["contact-sheet"],
+        ["contact-sheet", "./nowhere"],
+        ["contact-sheet", ".", "--per-page", "101"],
         ["--encoder", "http://somewhere", "datasets"],
         ["--tenant", "My Team", "jobs"],
     ],
@@ -111,7 +133,7 @@ def test_absent_service_is_one_line_and_code_3(capsys: pytest.CaptureFixture[str
     assert "make up" in line
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "--help"], []])
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "--help"], ["contact-sheet", "--help"], []])
 def test_help_and_version_succeed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 0
     assert "fluxsmith" in capsys.readouterr().out

@@ -5,8 +5,30 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from fluxsmith import JobState, TrainConfig, TrainingJob, TrainingResult
-from fluxsmith.cli.text import duration_text, error_line, report_lines, size_text, speed_text, to_json
+from fluxsmith import (
+    Dataset,
+    DatasetPhase,
+    DatasetProgress,
+    DatasetState,
+    EncodingProgress,
+    JobState,
+    SampleProblem,
+    SampleProblemReason,
+    TrainConfig,
+    TrainingJob,
+    TrainingResult,
+)
+from fluxsmith.cli.text import (
+    duration_text,
+    error_line,
+    problem_lines,
+    progress_text,
+    rate_text,
+    report_lines,
+    size_text,
+    speed_text,
+    to_json,
+)
 
 JOB = TrainingJob(
     id="j-1",
@@ -45,6 +67,47 @@ def test_duration(seconds: float, text: str) -> None:
 )
 def test_speed(step_s: float, text: str) -> None:
     assert speed_text(step_s) == text
+
+
+@pytest.mark.parametrize(
+    ("per_s", "text"), [(0.04, "0.04 a second"), (3.12, "3.1 a second"), (1200.0, "1200 a second")]
+)
+def test_rate(per_s: float, text: str) -> None:
+    assert rate_text(per_s) == text
+
+
+def test_encoding_that_has_only_begun_tells_no_figures() -> None:
+    progress = DatasetProgress(
+        phase=DatasetPhase.ENCODE, done_count=0, total_count=40, encoding=EncodingProgress(elapsed_s=0.2)
+    )
+    assert progress_text(progress) == ""
+
+
+def encoded(*, bad: int, warned: int, problem_count: int = 0) -> Dataset:
+    problems = tuple(
+        SampleProblem(sample_name=f"{n}", reason=SampleProblemReason.UNKNOWN, message="is so", warning=n >= bad)
+        for n in range(bad + warned)
+    )
+    count = problem_count or len(problems)
+    return Dataset(id="d", state=DatasetState.READY, problems=problems, problem_count=count)
+
+
+def test_samples_left_out_come_before_warnings() -> None:
+    assert problem_lines(encoded(bad=1, warned=2)) == ["left out: 0: is so", "warning: 1: is so", "warning: 2: is so"]
+    assert problem_lines(encoded(bad=0, warned=0)) == []
+
+
+def test_ten_problems_of_a_kind_are_told_and_the_rest_counted() -> None:
+    lines = problem_lines(encoded(bad=17, warned=12))
+    assert len(lines) == 22
+    assert (lines[10], lines[21]) == ("and 7 more", "and 2 more")
+
+
+@pytest.mark.parametrize(("bad", "warned"), [(100, 0), (0, 100), (88, 12)])
+def test_problems_that_did_not_travel_are_counted_too(bad: int, warned: int) -> None:
+    lines = problem_lines(encoded(bad=bad, warned=warned, problem_count=130))
+    more = sum(int(line.split()[1]) for line in lines if line.startswith("and "))
+    assert more + sum(": " in line for line in lines) == 130
 
 
 def test_error_is_one_line_whatever_it_quotes() -> None:

@@ -1,5 +1,6 @@
 """The messages of an upload: target first, then each sample's header and bytes; only what is missing goes again."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -62,7 +63,15 @@ def test_file_that_vanished_is_named(tmp_path: Path) -> None:
 def test_only_what_is_absent_or_different_is_missing(tmp_path: Path) -> None:
     same, absent = image(tmp_path, "same.png"), image(tmp_path, "absent.png")
     changed, renamed = image(tmp_path, "changed.png"), image(tmp_path, "renamed.png")
-    stored = [as_stored(same), as_stored(changed), as_stored(renamed)]
+    repeated = image(tmp_path, "repeated.png")
+    stored = [as_stored(same), as_stored(changed), as_stored(renamed), as_stored(repeated)]
     changed.path.write_bytes(b"another image")
     retold = CaptionedImage(path=renamed.path, captions=("another caption",), name=renamed.name)
-    assert missing_images([same, absent, changed, retold], stored) == [absent, changed, retold]
+    oftener = dataclasses.replace(repeated, repeats=2)
+    assert missing_images([same, absent, changed, retold, oftener], stored) == [absent, changed, retold, oftener]
+
+
+def test_header_says_how_often_an_epoch_shows_the_sample(tmp_path: Path) -> None:
+    repeated = dataclasses.replace(image(tmp_path, "a.png"), repeats=10)
+    _, header, _ = UploadStream("d", [repeated], on_sent=lambda _: None).requests()
+    assert header.sample.repeats == 10

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import fluxsmith
+from fluxsmith.cli.contact_sheet import contact_sheet
 from fluxsmith.cli.jobs import cancel, download, watch
 from fluxsmith.cli.listing import datasets, jobs
 from fluxsmith.cli.session import ConsoleHandler, Session
@@ -40,6 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(contact_sheet)
 app.command()(watch)
 app.command()(jobs)
 app.command()(datasets)
@@ -74,7 +76,7 @@ def exit_code(error: FluxsmithError) -> int:
         return _UNREACHABLE
     if isinstance(error, InvalidRequest | NotFound | AlreadyExists | FailedPrecondition | LimitExceeded):
         return _BAD_INPUT
-    if isinstance(error, DatasetFailed) and error.dataset.problems:
+    if isinstance(error, DatasetFailed) and error.dataset.bad_samples:
         return _BAD_INPUT
     return _FAILED
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from fluxsmith.cli.meter import TrainingMeter
+from fluxsmith.cli.text import progress_text
 from fluxsmith.data import DatasetProgress, OnProgress
 from fluxsmith.events import Event, JobWarning, StateChanged, StepsCompleted, ValidationCompleted
 
@@ -77,8 +78,8 @@ class BarDisplay:
         """Return what shows the progress of the dataset called `name`."""
 
         def on_progress(progress: DatasetProgress) -> None:
-            facts = f"{progress.cached_count} from the cache" if progress.cached_count else ""
-            self._show(f"{progress.phase} {name}", progress.done_count, progress.total_count, facts)
+            description = f"{progress.phase} {name}"
+            self._show(description, progress.done_count, progress.total_count, progress_text(progress))
 
         return on_progress
 
@@ -131,9 +132,9 @@ class LineDisplay:
         """Return what shows the progress of the dataset called `name`."""
 
         def on_progress(progress: DatasetProgress) -> None:
-            cached = f" ({progress.cached_count} from the cache)" if progress.cached_count else ""
             done = progress.done_count == progress.total_count
-            text = f"{progress.phase} {name}: {progress.done_count} of {progress.total_count}{cached}"
+            count = f"{progress.done_count} of {progress.total_count} samples"
+            text = ", ".join(filter(None, [f"{progress.phase} {name}: {count}", progress_text(progress)]))
             self._now_and_then(text, important=done)
 
         return on_progress

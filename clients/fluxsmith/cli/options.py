@@ -1,4 +1,4 @@
-"""The options of `fluxsmith train`, each with its help; the values the help names are the services' own defaults.
+"""The options that `fluxsmith train` alone has, each with its help, which names the services' own defaults.
 
 Ranges are checked here too, since the trainer learns of them only once the images are encoded.
 """
@@ -48,17 +48,14 @@ Seed = Annotated[
 HeldOut = Annotated[
     Path | None, typer.Option(metavar="FOLDER", rich_help_panel=_DATA, help="Images to measure on, not to learn.")
 ]
-Resolution = Annotated[
-    int | None,
+StartEarly = Annotated[
+    bool,
     typer.Option(
-        min=64,
-        max=2048,
-        metavar="PX",
+        "--start-early",
         rich_help_panel=_DATA,
-        help="Side in px, a multiple of 16. (default as the base model)",
+        help="Train on the images that are done while others are still being encoded. Needs --steps.",
     ),
 ]
-Flip = Annotated[bool, typer.Option("--flip", rich_help_panel=_DATA, help="Learn mirrored images too.")]
 
 Name = Annotated[str, typer.Option(metavar="NAME", help="Name of the job for people. (default the folder's)")]
 User = Annotated[str, typer.Option(metavar="USER", help="User of your product that the job is for.")]

@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from fluxsmith.data import Dataset, DatasetProgress, SampleProblem
 from fluxsmith.training import TrainingJob
+
+_MAX_PROBLEMS = 10
 
 
 def error_line(text: str) -> str:
@@ -37,6 +41,42 @@ def speed_text(step_s: float) -> str:
     """Return the time of a step, with more places the shorter it is."""
     places = 1 if step_s >= 10 else 2 if step_s >= 0.1 else 3
     return f"{step_s:.{places}f} s/step"
+
+
+def rate_text(per_s: float) -> str:
+    """Return how many a second, with more places the fewer they are."""
+    places = 0 if per_s >= 10 else 1 if per_s >= 1 else 2
+    return f"{per_s:.{places}f} a second"
+
+
+def progress_text(progress: DatasetProgress) -> str:
+    """Return what is known of a dataset's progress beside the count: speed, time left, bytes, cache."""
+    facts = []
+    if encoding := progress.encoding:
+        if encoding.samples_per_s:
+            facts.append(rate_text(encoding.samples_per_s))
+        if encoding.remaining_s is not None:
+            facts.append(f"{duration_text(encoding.remaining_s)} left")
+        if encoding.written_bytes:
+            facts.append(f"{size_text(encoding.written_bytes)} written")
+    if progress.cached_count:
+        facts.append(f"{progress.cached_count} from the cache")
+    return ", ".join(facts)
+
+
+def problem_lines(dataset: Dataset) -> list[str]:
+    """Return the samples that were left out, then the warnings: a line each, ten of either, then how many more."""
+    warnings = [problem for problem in dataset.problems if problem.warning]
+    # Only so many travel with a dataset, bad ones first: those that did not are of the last kind told, or after it.
+    untold = max(dataset.problem_count - len(dataset.problems), 0)
+    left_out = _problem_lines("left out", dataset.bad_samples, untold=0 if warnings else untold)
+    return left_out + _problem_lines("warning", warnings, untold=untold if warnings else 0)
+
+
+def _problem_lines(word: str, problems: Sequence[SampleProblem], *, untold: int) -> list[str]:
+    lines = [f"{word}: {problem.sample_name}: {problem.message}" for problem in problems[:_MAX_PROBLEMS]]
+    more = len(problems) - len(lines) + untold
+    return [*lines, f"and {more} more"] if more else lines
 
 
 def held_out_text(base: float, lora: float) -> str:

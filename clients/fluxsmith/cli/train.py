@@ -1,22 +1,27 @@
 """`fluxsmith train`: from a folder to a LoRA file."""
 
+import dataclasses
 from pathlib import Path
 
 import typer
 
 from fluxsmith._folder import folder_name, read_folder
 from fluxsmith.cli import options
+from fluxsmith.cli.data_options import with_data_options
 from fluxsmith.cli.display import Display, display_for
 from fluxsmith.cli.jobs import follow
+from fluxsmith.cli.output import check_target
 from fluxsmith.cli.session import Session
-from fluxsmith.cli.text import report_lines, to_json
+from fluxsmith.cli.text import problem_lines, report_lines, to_json
 from fluxsmith.client import Client
 from fluxsmith.data import Dataset
-from fluxsmith.errors import FluxsmithError, InvalidRequest
+from fluxsmith.encoding import EncodingOptions
+from fluxsmith.errors import FluxsmithError
 from fluxsmith.jobs import JobHandle
 from fluxsmith.training import TrainConfig
 
 
+@with_data_options
 def train(  # noqa: PLR0913  # a command's options are its parameters
     context: typer.Context,
     folder: options.Folder,
@@ -29,8 +34,8 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
     batch_size: options.BatchSize = None,
     seed: options.Seed = None,
     held_out: options.HeldOut = None,
-    resolution: options.Resolution = None,
-    flip: options.Flip = False,
+    data: EncodingOptions,
+    start_early: options.StartEarly = False,
     name: options.Name = "",
     user: options.User = "",
     output: options.Output = None,
@@ -42,7 +47,9 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
     """
     session: Session = context.obj
     target = output or Path(f"{folder_name(folder)}.safetensors")
-    _check_target(target)
+    check_target(target)
+    if start_early and steps is None:
+        raise typer.BadParameter("it needs --steps", param_hint="'--start-early'")
     for source in filter(None, (folder, held_out)):
         read_folder(source)  # faults of either are told before anything is sent
     config = TrainConfig(
@@ -54,14 +61,20 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
         epochs=epochs,
         seed=seed,
     )
+    job_name = name or folder_name(folder)
     with session.client() as client:
         client.check_services()
         with display_for(session.console) as display:
-            dataset = _encode(client, folder, display, flip=flip, resolution_px=resolution)
-            measured = _encode(client, held_out, display, resolution_px=resolution) if held_out else None
-            job = client.submit(dataset, config, held_out=measured, user_id=user, name=name or folder_name(folder))
+            # First, since it must be READY for any job, even for one that starts early.
+            measured = _encode(client, held_out, _as_measured(data), display) if held_out else None
+            dataset = _encode(client, folder, data, display, wait=not start_early)
+            job = client.submit(
+                dataset, config, held_out=measured, user_id=user, name=job_name, start_while_encoding=start_early
+            )
             display.note(f"job {job.id}")
             finished = follow(job, display, session)
+            if start_early:  # only now it is known what was wrong with the samples
+                _note_problems(client.datasets.get(dataset.id), display)
         _download(job, target, session)
     if as_json:
         typer.echo(to_json({**vars(finished), "output": str(target)}))
@@ -69,11 +82,22 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
         typer.echo("\n".join(report_lines(finished, written=target)))
 
 
-def _encode(
-    client: Client, folder: Path, display: Display, *, resolution_px: int | None, flip: bool = False
-) -> Dataset:
+def _as_measured(data: EncodingOptions) -> EncodingOptions:
+    """Return the options for images to measure on: one plain view of each."""
+    return dataclasses.replace(data, flip=None, random_crops=None)
+
+
+def _encode(client: Client, folder: Path, data: EncodingOptions, display: Display, *, wait: bool = True) -> Dataset:
     on_progress = display.dataset(folder_name(folder))
-    return client.datasets.create_from_folder(folder, flip=flip, resolution_px=resolution_px, on_progress=on_progress)
+    dataset = client.datasets.create_from_folder(folder, options=data, wait=wait, on_progress=on_progress)
+    if wait:
+        _note_problems(dataset, display)
+    return dataset
+
+
+def _note_problems(dataset: Dataset, display: Display) -> None:
+    for line in problem_lines(dataset):
+        display.note(line)
 
 
 def _download(job: JobHandle, target: Path, session: Session) -> None:
@@ -83,10 +107,3 @@ def _download(job: JobHandle, target: Path, session: Session) -> None:
         again = session.command("download", job.id, str(target))
         session.say(f"job {job.id} has succeeded; fetch its file with: {again}")
         raise
-
-
-def _check_target(target: Path) -> None:
-    """Raise `InvalidRequest` now for a file that could not be written once the training is over."""
-    if target.is_dir() or not target.parent.is_dir():
-        problem = "is a folder" if target.is_dir() else "is in a folder that does not exist"
-        raise InvalidRequest(f"the output {target} {problem}.", reason="TARGET_UNWRITABLE", remedy="Name another file.")

@@ -18,6 +18,7 @@ larger one is refused with RESOURCE_EXHAUSTED before it is read.
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -46,7 +47,7 @@ class _DatasetStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DatasetS
     DATASET_STATE_ENCODING: _DatasetState.ValueType  # 2
     """Being encoded; takes no samples."""
     DATASET_STATE_READY: _DatasetState.ValueType  # 3
-    """Encoded: jobs may train on it."""
+    """Encoded: jobs may train on it. Samples may be added, which makes it OPEN again."""
     DATASET_STATE_FAILED: _DatasetState.ValueType  # 4
     """The encoding failed: see `failure_message` and `problems`; mend the samples and encode again."""
 
@@ -60,7 +61,7 @@ DATASET_STATE_OPEN: DatasetState.ValueType  # 1
 DATASET_STATE_ENCODING: DatasetState.ValueType  # 2
 """Being encoded; takes no samples."""
 DATASET_STATE_READY: DatasetState.ValueType  # 3
-"""Encoded: jobs may train on it."""
+"""Encoded: jobs may train on it. Samples may be added, which makes it OPEN again."""
 DATASET_STATE_FAILED: DatasetState.ValueType  # 4
 """The encoding failed: see `failure_message` and `problems`; mend the samples and encode again."""
 Global___DatasetState: _TypeAlias = DatasetState  # noqa: Y015
@@ -86,9 +87,17 @@ class _SampleProblemReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_S
     SAMPLE_PROBLEM_REASON_CAPTION_TOO_LONG: _SampleProblemReason.ValueType  # 6
     """The caption has more bytes than GetCapabilities allows."""
     SAMPLE_PROBLEM_REASON_DUPLICATE: _SampleProblemReason.ValueType  # 7
-    """The same image is in the dataset under another name."""
+    """Warning: the same picture is in the dataset under another name."""
     SAMPLE_PROBLEM_REASON_CAPTION_TRUNCATED: _SampleProblemReason.ValueType  # 8
-    """The caption has more tokens than a text encoder reads; its end was cut off."""
+    """Warning: the caption has more tokens than a text encoder reads; the message has the words that are not read."""
+    SAMPLE_PROBLEM_REASON_ORIGINAL_LOST: _SampleProblemReason.ValueType  # 9
+    """The store has lost or damaged the uploaded image; upload it again."""
+    SAMPLE_PROBLEM_REASON_NOT_FINITE: _SampleProblemReason.ValueType  # 10
+    """An encoder's output for it has a number that is not finite."""
+    SAMPLE_PROBLEM_REASON_COLOR_PROFILE_IGNORED: _SampleProblemReason.ValueType  # 11
+    """Warning: its colour profile cannot be used; its pixels were taken as sRGB."""
+    SAMPLE_PROBLEM_REASON_CACHE_REPAIRED: _SampleProblemReason.ValueType  # 12
+    """Warning: cached tensors of it were damaged or missing and have been encoded again."""
 
 class SampleProblemReason(_SampleProblemReason, metaclass=_SampleProblemReasonEnumTypeWrapper):
     """Kinds of problem with a sample."""
@@ -108,10 +117,66 @@ SAMPLE_PROBLEM_REASON_CAPTION_EMPTY: SampleProblemReason.ValueType  # 5
 SAMPLE_PROBLEM_REASON_CAPTION_TOO_LONG: SampleProblemReason.ValueType  # 6
 """The caption has more bytes than GetCapabilities allows."""
 SAMPLE_PROBLEM_REASON_DUPLICATE: SampleProblemReason.ValueType  # 7
-"""The same image is in the dataset under another name."""
+"""Warning: the same picture is in the dataset under another name."""
 SAMPLE_PROBLEM_REASON_CAPTION_TRUNCATED: SampleProblemReason.ValueType  # 8
-"""The caption has more tokens than a text encoder reads; its end was cut off."""
+"""Warning: the caption has more tokens than a text encoder reads; the message has the words that are not read."""
+SAMPLE_PROBLEM_REASON_ORIGINAL_LOST: SampleProblemReason.ValueType  # 9
+"""The store has lost or damaged the uploaded image; upload it again."""
+SAMPLE_PROBLEM_REASON_NOT_FINITE: SampleProblemReason.ValueType  # 10
+"""An encoder's output for it has a number that is not finite."""
+SAMPLE_PROBLEM_REASON_COLOR_PROFILE_IGNORED: SampleProblemReason.ValueType  # 11
+"""Warning: its colour profile cannot be used; its pixels were taken as sRGB."""
+SAMPLE_PROBLEM_REASON_CACHE_REPAIRED: SampleProblemReason.ValueType  # 12
+"""Warning: cached tensors of it were damaged or missing and have been encoded again."""
 Global___SampleProblemReason: _TypeAlias = SampleProblemReason  # noqa: Y015
+
+class _LatentForm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LatentFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LatentForm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LATENT_FORM_UNSPECIFIED: _LatentForm.ValueType  # 0
+    """Means POSTERIOR."""
+    LATENT_FORM_POSTERIOR: _LatentForm.ValueType  # 1
+    """Mean and log-variance: each step draws afresh."""
+    LATENT_FORM_MEAN: _LatentForm.ValueType  # 2
+    """The mean alone: half the size, each step sees the same latents."""
+
+class LatentForm(_LatentForm, metaclass=_LatentFormEnumTypeWrapper):
+    """What is kept of the VAE's output."""
+
+LATENT_FORM_UNSPECIFIED: LatentForm.ValueType  # 0
+"""Means POSTERIOR."""
+LATENT_FORM_POSTERIOR: LatentForm.ValueType  # 1
+"""Mean and log-variance: each step draws afresh."""
+LATENT_FORM_MEAN: LatentForm.ValueType  # 2
+"""The mean alone: half the size, each step sees the same latents."""
+Global___LatentForm: _TypeAlias = LatentForm  # noqa: Y015
+
+class _AlphaPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AlphaPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlphaPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ALPHA_POLICY_UNSPECIFIED: _AlphaPolicy.ValueType  # 0
+    """Means COMPOSITE."""
+    ALPHA_POLICY_COMPOSITE: _AlphaPolicy.ValueType  # 1
+    """It is dropped."""
+    ALPHA_POLICY_MASK: _AlphaPolicy.ValueType  # 2
+    """It is cached beside the latents as a mask of the loss, 1 where the image is opaque."""
+
+class AlphaPolicy(_AlphaPolicy, metaclass=_AlphaPolicyEnumTypeWrapper):
+    """What becomes of an image's transparency. Transparent pixels show `background_color` either way."""
+
+ALPHA_POLICY_UNSPECIFIED: AlphaPolicy.ValueType  # 0
+"""Means COMPOSITE."""
+ALPHA_POLICY_COMPOSITE: AlphaPolicy.ValueType  # 1
+"""It is dropped."""
+ALPHA_POLICY_MASK: AlphaPolicy.ValueType  # 2
+"""It is cached beside the latents as a mask of the loss, 1 where the image is opaque."""
+Global___AlphaPolicy: _TypeAlias = AlphaPolicy  # noqa: Y015
 
 class _BadSamplePolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -124,7 +189,7 @@ class _BadSamplePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BadSa
     BAD_SAMPLE_POLICY_FAIL: _BadSamplePolicy.ValueType  # 1
     """The encoding fails, and `problems` names every bad sample."""
     BAD_SAMPLE_POLICY_SKIP: _BadSamplePolicy.ValueType  # 2
-    """Bad samples are left out and named in `problems`; the encoding fails only if none is left."""
+    """Bad samples are left out and named in `problems`; the encoding fails only if none is left, or as `max_bad_share` says."""
 
 class BadSamplePolicy(_BadSamplePolicy, metaclass=_BadSamplePolicyEnumTypeWrapper):
     """What a bad sample does to an encoding."""
@@ -134,7 +199,7 @@ BAD_SAMPLE_POLICY_UNSPECIFIED: BadSamplePolicy.ValueType  # 0
 BAD_SAMPLE_POLICY_FAIL: BadSamplePolicy.ValueType  # 1
 """The encoding fails, and `problems` names every bad sample."""
 BAD_SAMPLE_POLICY_SKIP: BadSamplePolicy.ValueType  # 2
-"""Bad samples are left out and named in `problems`; the encoding fails only if none is left."""
+"""Bad samples are left out and named in `problems`; the encoding fails only if none is left, or as `max_bad_share` says."""
 Global___BadSamplePolicy: _TypeAlias = BadSamplePolicy  # noqa: Y015
 
 @_typing.final
@@ -153,6 +218,9 @@ class Dataset(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     FAILURE_MESSAGE_FIELD_NUMBER: _builtins.int
+    PROBLEM_COUNT_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """Identifier given by the encoder."""
     display_name: _builtins.str
@@ -169,13 +237,25 @@ class Dataset(_message.Message):
     """sha256 of the manifest, as hexadecimal, once READY: equal digests mean equal training data."""
     failure_message: _builtins.str
     """What failed the encoding as a whole; empty unless FAILED."""
+    problem_count: _builtins.int
+    """Problems of all samples, warnings included."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
 
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___SampleProblem]:
-        """Samples that cannot be used, and warnings (DUPLICATE, CAPTION_TRUNCATED) about samples that are used."""
+        """The first 100 samples that cannot be used, and then of warnings about samples that are used; `problem_count` has the
+        number of all, and GetDataset lists them with their samples.
+        """
+
+    @_builtins.property
+    def progress(self) -> Global___EncodingProgress:
+        """How the encoding under way moves on; set only while ENCODING."""
+
+    @_builtins.property
+    def options(self) -> Global___EncodingOptions:
+        """How it is being encoded or was encoded last, with every default filled in; unset before the first encoding."""
 
     def __init__(
         self,
@@ -190,14 +270,63 @@ class Dataset(_message.Message):
         problems: _abc.Iterable[Global___SampleProblem] | None = ...,
         manifest_digest: _builtins.str = ...,
         failure_message: _builtins.str = ...,
+        problem_count: _builtins.int = ...,
+        progress: Global___EncodingProgress | None = ...,
+        options: Global___EncodingOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "options", b"options", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_count", b"cached_count", "create_time", b"create_time", "dataset_id", b"dataset_id", "display_name", b"display_name", "encoded_count", b"encoded_count", "failure_message", b"failure_message", "manifest_digest", b"manifest_digest", "problems", b"problems", "sample_count", b"sample_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_count", b"cached_count", "create_time", b"create_time", "dataset_id", b"dataset_id", "display_name", b"display_name", "encoded_count", b"encoded_count", "failure_message", b"failure_message", "manifest_digest", b"manifest_digest", "options", b"options", "problem_count", b"problem_count", "problems", b"problems", "progress", b"progress", "sample_count", b"sample_count", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Dataset: _TypeAlias = Dataset  # noqa: Y015
+
+@_typing.final
+class EncodingProgress(_message.Message):
+    """How an encoding moves on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_COUNT_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    SAMPLES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ELAPSED_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    done_count: _builtins.int
+    """Samples looked at, those that cannot be used included."""
+    read_bytes: _builtins.int
+    """Bytes of image files read so far."""
+    written_bytes: _builtins.int
+    """Bytes of tensors written so far; what was in the cache is not written."""
+    samples_per_second: _builtins.float
+    """Samples a second since the encoding began or was taken up."""
+    @_builtins.property
+    def elapsed(self) -> _duration_pb2.Duration:
+        """Time since the encoding began or was taken up."""
+
+    @_builtins.property
+    def remaining(self) -> _duration_pb2.Duration:
+        """Time left at this speed; unset while there is too little to tell."""
+
+    def __init__(
+        self,
+        *,
+        done_count: _builtins.int = ...,
+        read_bytes: _builtins.int = ...,
+        written_bytes: _builtins.int = ...,
+        samples_per_second: _builtins.float = ...,
+        elapsed: _duration_pb2.Duration | None = ...,
+        remaining: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed", "remaining", b"remaining"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_count", b"done_count", "elapsed", b"elapsed", "read_bytes", b"read_bytes", "remaining", b"remaining", "samples_per_second", b"samples_per_second", "written_bytes", b"written_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncodingProgress: _TypeAlias = EncodingProgress  # noqa: Y015
 
 @_typing.final
 class SampleProblem(_message.Message):
@@ -208,22 +337,26 @@ class SampleProblem(_message.Message):
     SAMPLE_NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
     sample_name: _builtins.str
     """Name of the sample."""
     reason: Global___SampleProblemReason.ValueType
     """What kind of problem."""
     message: _builtins.str
     """The problem and its remedy in a sentence."""
+    warning: _builtins.bool
+    """Whether the sample is used all the same."""
     def __init__(
         self,
         *,
         sample_name: _builtins.str = ...,
         reason: Global___SampleProblemReason.ValueType = ...,
         message: _builtins.str = ...,
+        warning: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "sample_name", b"sample_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "sample_name", b"sample_name", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,15 +372,23 @@ class Sample(_message.Message):
     CAPTIONS_FIELD_NUMBER: _builtins.int
     CONTENT_DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    REPEATS_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
     sample_name: _builtins.str
     """Name, unique within the dataset."""
     content_digest: _builtins.str
     """sha256 of the image file as hexadecimal."""
     size_bytes: _builtins.int
     """Size of the image file in bytes."""
+    repeats: _builtins.int
+    """Times that an epoch shows it."""
     @_builtins.property
     def captions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Captions, at least one; training chooses among them."""
+
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___SampleProblem]:
+        """What the last encoding, or the one under way, found wrong with it."""
 
     def __init__(
         self,
@@ -256,10 +397,12 @@ class Sample(_message.Message):
         captions: _abc.Iterable[_builtins.str] | None = ...,
         content_digest: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        repeats: _builtins.int = ...,
+        problems: _abc.Iterable[Global___SampleProblem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captions", b"captions", "content_digest", b"content_digest", "sample_name", b"sample_name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captions", b"captions", "content_digest", b"content_digest", "problems", b"problems", "repeats", b"repeats", "sample_name", b"sample_name", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,12 +526,15 @@ class SampleHeader(_message.Message):
     CAPTIONS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CONTENT_DIGEST_FIELD_NUMBER: _builtins.int
+    REPEATS_FIELD_NUMBER: _builtins.int
     sample_name: _builtins.str
     """Name, unique within the dataset, 1 to 200 characters; the file's name by custom."""
     size_bytes: _builtins.int
     """Size of the image file in bytes: tells where the sample ends."""
     content_digest: _builtins.str
     """sha256 of the image file as hexadecimal, checked on arrival."""
+    repeats: _builtins.int
+    """Times that an epoch shows it, 1 to 1000; unset means 1."""
     @_builtins.property
     def captions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Captions, 1 to 16, none of them empty."""
@@ -400,12 +546,15 @@ class SampleHeader(_message.Message):
         captions: _abc.Iterable[_builtins.str] | None = ...,
         size_bytes: _builtins.int = ...,
         content_digest: _builtins.str = ...,
+        repeats: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_repeats", b"_repeats", "repeats", b"repeats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captions", b"captions", "content_digest", b"content_digest", "sample_name", b"sample_name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_repeats", b"_repeats", "captions", b"captions", "content_digest", b"content_digest", "repeats", b"repeats", "sample_name", b"sample_name", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__repeats: _TypeAlias = _typing.Literal["repeats"]  # noqa: Y015
+    _WhichOneofArgType__repeats: _TypeAlias = _typing.Literal["_repeats", b"_repeats"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repeats) -> _WhichOneofReturnType__repeats | None: ...
 
 Global___SampleHeader: _TypeAlias = SampleHeader  # noqa: Y015
 
@@ -468,34 +617,102 @@ class EncodingOptions(_message.Message):
     RESOLUTION_PX_FIELD_NUMBER: _builtins.int
     FLIP_FIELD_NUMBER: _builtins.int
     BAD_SAMPLE_POLICY_FIELD_NUMBER: _builtins.int
+    RESOLUTIONS_PX_FIELD_NUMBER: _builtins.int
+    BUCKET_STEP_PX_FIELD_NUMBER: _builtins.int
+    UPSCALE_FIELD_NUMBER: _builtins.int
+    RANDOM_CROPS_FIELD_NUMBER: _builtins.int
+    CROP_SEED_FIELD_NUMBER: _builtins.int
+    LATENT_FORM_FIELD_NUMBER: _builtins.int
+    ALPHA_POLICY_FIELD_NUMBER: _builtins.int
+    BACKGROUND_COLOR_FIELD_NUMBER: _builtins.int
+    TRIGGER_WORD_FIELD_NUMBER: _builtins.int
+    MAX_BAD_SHARE_FIELD_NUMBER: _builtins.int
     resolution_px: _builtins.int
     """Side in px of the square whose area no image exceeds; a multiple of 16, from 64 to 2048.
-    Images keep their aspect ratio, cropped at the centre to sides that are multiples of 16 px. Unset means the size the
-    base model was trained at.
+    Images keep their aspect ratio, scaled down and cropped to sides that are multiples of `bucket_step_px`. Unset means
+    the size the base model was trained at.
     """
     flip: _builtins.bool
-    """Cache a horizontally mirrored variant of each image too. Unset means no."""
+    """Cache a horizontally mirrored variant of each crop too. Unset means no."""
     bad_sample_policy: Global___BadSamplePolicy.ValueType
     """What a bad sample does."""
+    bucket_step_px: _builtins.int
+    """Sides of a bucket are multiples of this; itself a multiple of 16, from 16 to 256. A larger step gathers images of
+    similar shape in one bucket, so that batches fill, and crops more. Unset means 16.
+    """
+    upscale: _builtins.bool
+    """Enlarge images that are smaller than the resolution. Unset means no."""
+    random_crops: _builtins.int
+    """Random crops of each image, cached as variants of which training draws one; 1 to 8. Unset means one at the centre."""
+    crop_seed: _builtins.int
+    """Seed of the random crops, 0 to 2^32 - 1; unset means 0."""
+    latent_form: Global___LatentForm.ValueType
+    """What is kept of the VAE's output."""
+    alpha_policy: Global___AlphaPolicy.ValueType
+    """What becomes of transparency."""
+    background_color: _builtins.str
+    """Colour behind transparent pixels as `#rrggbb`; empty means `#ffffff`."""
+    trigger_word: _builtins.str
+    """A word, up to 64 characters, that stands for what is learnt. It replaces `[trigger]` in captions, and is put before
+    captions that have neither. The empty caption of caption dropout stays empty. Empty means none.
+    """
+    max_bad_share: _builtins.float
+    """With SKIP: the encoding fails when more than this share of the samples is bad, 0 to 1; unset means 1."""
+    @_builtins.property
+    def resolutions_px(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Several resolutions instead of one, at most 4, each as `resolution_px`, which must then be unset. Every image is
+        encoded at each of them and an epoch shows it at each; sizes that an image is too small for come out once.
+        """
+
     def __init__(
         self,
         *,
         resolution_px: _builtins.int | None = ...,
         flip: _builtins.bool | None = ...,
         bad_sample_policy: Global___BadSamplePolicy.ValueType = ...,
+        resolutions_px: _abc.Iterable[_builtins.int] | None = ...,
+        bucket_step_px: _builtins.int | None = ...,
+        upscale: _builtins.bool | None = ...,
+        random_crops: _builtins.int | None = ...,
+        crop_seed: _builtins.int | None = ...,
+        latent_form: Global___LatentForm.ValueType = ...,
+        alpha_policy: Global___AlphaPolicy.ValueType = ...,
+        background_color: _builtins.str = ...,
+        trigger_word: _builtins.str = ...,
+        max_bad_share: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_flip", b"_flip", "_resolution_px", b"_resolution_px", "flip", b"flip", "resolution_px", b"resolution_px"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bucket_step_px", b"_bucket_step_px", "_crop_seed", b"_crop_seed", "_flip", b"_flip", "_max_bad_share", b"_max_bad_share", "_random_crops", b"_random_crops", "_resolution_px", b"_resolution_px", "_upscale", b"_upscale", "bucket_step_px", b"bucket_step_px", "crop_seed", b"crop_seed", "flip", b"flip", "max_bad_share", b"max_bad_share", "random_crops", b"random_crops", "resolution_px", b"resolution_px", "upscale", b"upscale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_flip", b"_flip", "_resolution_px", b"_resolution_px", "bad_sample_policy", b"bad_sample_policy", "flip", b"flip", "resolution_px", b"resolution_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bucket_step_px", b"_bucket_step_px", "_crop_seed", b"_crop_seed", "_flip", b"_flip", "_max_bad_share", b"_max_bad_share", "_random_crops", b"_random_crops", "_resolution_px", b"_resolution_px", "_upscale", b"_upscale", "alpha_policy", b"alpha_policy", "background_color", b"background_color", "bad_sample_policy", b"bad_sample_policy", "bucket_step_px", b"bucket_step_px", "crop_seed", b"crop_seed", "flip", b"flip", "latent_form", b"latent_form", "max_bad_share", b"max_bad_share", "random_crops", b"random_crops", "resolution_px", b"resolution_px", "resolutions_px", b"resolutions_px", "trigger_word", b"trigger_word", "upscale", b"upscale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bucket_step_px: _TypeAlias = _typing.Literal["bucket_step_px"]  # noqa: Y015
+    _WhichOneofArgType__bucket_step_px: _TypeAlias = _typing.Literal["_bucket_step_px", b"_bucket_step_px"]  # noqa: Y015
+    _WhichOneofReturnType__crop_seed: _TypeAlias = _typing.Literal["crop_seed"]  # noqa: Y015
+    _WhichOneofArgType__crop_seed: _TypeAlias = _typing.Literal["_crop_seed", b"_crop_seed"]  # noqa: Y015
     _WhichOneofReturnType__flip: _TypeAlias = _typing.Literal["flip"]  # noqa: Y015
     _WhichOneofArgType__flip: _TypeAlias = _typing.Literal["_flip", b"_flip"]  # noqa: Y015
+    _WhichOneofReturnType__max_bad_share: _TypeAlias = _typing.Literal["max_bad_share"]  # noqa: Y015
+    _WhichOneofArgType__max_bad_share: _TypeAlias = _typing.Literal["_max_bad_share", b"_max_bad_share"]  # noqa: Y015
+    _WhichOneofReturnType__random_crops: _TypeAlias = _typing.Literal["random_crops"]  # noqa: Y015
+    _WhichOneofArgType__random_crops: _TypeAlias = _typing.Literal["_random_crops", b"_random_crops"]  # noqa: Y015
     _WhichOneofReturnType__resolution_px: _TypeAlias = _typing.Literal["resolution_px"]  # noqa: Y015
     _WhichOneofArgType__resolution_px: _TypeAlias = _typing.Literal["_resolution_px", b"_resolution_px"]  # noqa: Y015
+    _WhichOneofReturnType__upscale: _TypeAlias = _typing.Literal["upscale"]  # noqa: Y015
+    _WhichOneofArgType__upscale: _TypeAlias = _typing.Literal["_upscale", b"_upscale"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bucket_step_px) -> _WhichOneofReturnType__bucket_step_px | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__crop_seed) -> _WhichOneofReturnType__crop_seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__flip) -> _WhichOneofReturnType__flip | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bad_share) -> _WhichOneofReturnType__max_bad_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__random_crops) -> _WhichOneofReturnType__random_crops | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resolution_px) -> _WhichOneofReturnType__resolution_px | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__upscale) -> _WhichOneofReturnType__upscale | None: ...
 
 Global___EncodingOptions: _TypeAlias = EncodingOptions  # noqa: Y015
 
@@ -779,6 +996,74 @@ class EncodePromptsResponse(_message.Message):
 Global___EncodePromptsResponse: _TypeAlias = EncodePromptsResponse  # noqa: Y015
 
 @_typing.final
+class RenderContactSheetRequest(_message.Message):
+    """Request of RenderContactSheet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_ID_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    dataset_id: _builtins.str
+    """The dataset."""
+    page_size: _builtins.int
+    """Samples a page, 1 to 100; unset means 24."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty means the first page."""
+    @_builtins.property
+    def options(self) -> Global___EncodingOptions:
+        """How images would be encoded; unset means as they were last, or the defaults of EncodingOptions."""
+
+    def __init__(
+        self,
+        *,
+        dataset_id: _builtins.str = ...,
+        options: Global___EncodingOptions | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "options", b"options", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderContactSheetRequest: _TypeAlias = RenderContactSheetRequest  # noqa: Y015
+
+@_typing.final
+class RenderContactSheetResponse(_message.Message):
+    """Response of RenderContactSheet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_URL_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    download_url: _builtins.str
+    """An address from which it can be fetched with plain HTTP for an hour."""
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def image(self) -> Global___ObjectReference:
+        """The picture, PNG."""
+
+    def __init__(
+        self,
+        *,
+        image: Global___ObjectReference | None = ...,
+        download_url: _builtins.str = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["download_url", b"download_url", "image", b"image", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderContactSheetResponse: _TypeAlias = RenderContactSheetResponse  # noqa: Y015
+
+@_typing.final
 class ObjectReference(_message.Message):
     """An object in the store."""
 
@@ -892,6 +1177,10 @@ class EncoderServiceGetCapabilitiesResponse(_message.Message):
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_CAPTION_BYTES_FIELD_NUMBER: _builtins.int
     MAX_SAMPLES_FIELD_NUMBER: _builtins.int
+    LOADED_MODELS_FIELD_NUMBER: _builtins.int
+    MEMORY_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    VAE_TILING_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the service, as of the Python package."""
     base_model: _builtins.str
@@ -899,7 +1188,7 @@ class EncoderServiceGetCapabilitiesResponse(_message.Message):
     encoder_fingerprint: _builtins.str
     """sha256 over the encoders' weights, their configuration, quantisation and format: part of every cache key."""
     t5_precision: _builtins.str
-    """Precision of the T5 weights: `int8`, `bf16` or `fp32`."""
+    """Precision of the T5 weights: `int8`, `nf4`, `bf16` or `fp32`."""
     t5_tokens: _builtins.int
     """Tokens that T5 output is padded to."""
     default_resolution_px: _builtins.int
@@ -912,9 +1201,19 @@ class EncoderServiceGetCapabilitiesResponse(_message.Message):
     """Longest caption in bytes of UTF-8."""
     max_samples: _builtins.int
     """Most samples in one dataset."""
+    memory_peak_bytes: _builtins.int
+    """Most memory in bytes used since the encoder started: of the GPU, or of the process where there is none."""
+    device: _builtins.str
+    """Type of the device, `cuda` or `cpu`."""
+    vae_tiling: _builtins.bool
+    """Whether the VAE works tile by tile."""
     @_builtins.property
     def image_formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Image formats read, such as `PNG`."""
+
+    @_builtins.property
+    def loaded_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models in memory now, such as `vae`."""
 
     def __init__(
         self,
@@ -930,10 +1229,14 @@ class EncoderServiceGetCapabilitiesResponse(_message.Message):
         max_image_pixels: _builtins.int = ...,
         max_caption_bytes: _builtins.int = ...,
         max_samples: _builtins.int = ...,
+        loaded_models: _abc.Iterable[_builtins.str] | None = ...,
+        memory_peak_bytes: _builtins.int = ...,
+        device: _builtins.str = ...,
+        vae_tiling: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "default_resolution_px", b"default_resolution_px", "encoder_fingerprint", b"encoder_fingerprint", "image_formats", b"image_formats", "max_caption_bytes", b"max_caption_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_samples", b"max_samples", "t5_precision", b"t5_precision", "t5_tokens", b"t5_tokens", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "default_resolution_px", b"default_resolution_px", "device", b"device", "encoder_fingerprint", b"encoder_fingerprint", "image_formats", b"image_formats", "loaded_models", b"loaded_models", "max_caption_bytes", b"max_caption_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_samples", b"max_samples", "memory_peak_bytes", b"memory_peak_bytes", "t5_precision", b"t5_precision", "t5_tokens", b"t5_tokens", "vae_tiling", b"vae_tiling", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -75,6 +75,11 @@ class EncoderServiceStub:
                 request_serializer=fluxsmith_dot_v1_dot_encoder__pb2.EncodePromptsRequest.SerializeToString,
                 response_deserializer=fluxsmith_dot_v1_dot_encoder__pb2.EncodePromptsResponse.FromString,
                 _registered_method=True)
+        self.RenderContactSheet = channel.unary_unary(
+                '/fluxsmith.v1.EncoderService/RenderContactSheet',
+                request_serializer=fluxsmith_dot_v1_dot_encoder__pb2.RenderContactSheetRequest.SerializeToString,
+                response_deserializer=fluxsmith_dot_v1_dot_encoder__pb2.RenderContactSheetResponse.FromString,
+                _registered_method=True)
         self.DecodeLatents = channel.unary_unary(
                 '/fluxsmith.v1.EncoderService/DecodeLatents',
                 request_serializer=fluxsmith_dot_v1_dot_encoder__pb2.DecodeLatentsRequest.SerializeToString,
@@ -112,6 +117,7 @@ class EncoderServiceServicer:
         """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again while it
         is under way changes nothing, with other options it fails with FAILED_PRECONDITION. Asking again once READY checks
         every cached tensor and encodes only what is missing or damaged. Jobs created before go on with what they had.
+        Jobs may begin on the samples that are done (`start_while_encoding` of CreateTrainingJob).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +138,8 @@ class EncoderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDataset(self, request, context):
-        """Remove a dataset and its original images. Cached tensors stay, since other datasets may share them.
+        """Remove a dataset and its original images. Cached tensors stay, since other datasets and jobs may share them; those
+        that nothing needs are collected after a grace period.
         Fails with FAILED_PRECONDITION while it is being encoded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -149,6 +156,14 @@ class EncoderServiceServicer:
 
     def EncodePrompts(self, request, context):
         """Encode captions into the cache and return where their embeddings lie.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenderContactSheet(self, request, context):
+        """Draw what training will see of a page of samples: every crop, its size, its captions, what is wrong with it. Needs no
+        model, so options can be tried before anything is encoded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -210,6 +225,11 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     servicer.EncodePrompts,
                     request_deserializer=fluxsmith_dot_v1_dot_encoder__pb2.EncodePromptsRequest.FromString,
                     response_serializer=fluxsmith_dot_v1_dot_encoder__pb2.EncodePromptsResponse.SerializeToString,
+            ),
+            'RenderContactSheet': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenderContactSheet,
+                    request_deserializer=fluxsmith_dot_v1_dot_encoder__pb2.RenderContactSheetRequest.FromString,
+                    response_serializer=fluxsmith_dot_v1_dot_encoder__pb2.RenderContactSheetResponse.SerializeToString,
             ),
             'DecodeLatents': grpc.unary_unary_rpc_method_handler(
                     servicer.DecodeLatents,
@@ -439,6 +459,33 @@ class EncoderService:
             '/fluxsmith.v1.EncoderService/EncodePrompts',
             fluxsmith_dot_v1_dot_encoder__pb2.EncodePromptsRequest.SerializeToString,
             fluxsmith_dot_v1_dot_encoder__pb2.EncodePromptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderContactSheet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluxsmith.v1.EncoderService/RenderContactSheet',
+            fluxsmith_dot_v1_dot_encoder__pb2.RenderContactSheetRequest.SerializeToString,
+            fluxsmith_dot_v1_dot_encoder__pb2.RenderContactSheetResponse.FromString,
             options,
             channel_credentials,
             insecure,

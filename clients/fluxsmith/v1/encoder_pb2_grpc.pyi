@@ -58,13 +58,15 @@ class EncoderServiceStub:
     """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again while it
     is under way changes nothing, with other options it fails with FAILED_PRECONDITION. Asking again once READY checks
     every cached tensor and encodes only what is missing or damaged. Jobs created before go on with what they had.
+    Jobs may begin on the samples that are done (`start_while_encoding` of CreateTrainingJob).
     """
     GetDataset: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.GetDatasetRequest, _encoder_pb2.GetDatasetResponse]
     """Fails with NOT_FOUND for an unknown dataset, as all calls that name one."""
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.ListDatasetsRequest, _encoder_pb2.ListDatasetsResponse]
     """Datasets of the caller's tenant by identifier."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.DeleteDatasetRequest, _encoder_pb2.DeleteDatasetResponse]
-    """Remove a dataset and its original images. Cached tensors stay, since other datasets may share them.
+    """Remove a dataset and its original images. Cached tensors stay, since other datasets and jobs may share them; those
+    that nothing needs are collected after a grace period.
     Fails with FAILED_PRECONDITION while it is being encoded.
     """
     WatchDataset: _grpc.UnaryStreamMultiCallable[_encoder_pb2.WatchDatasetRequest, _encoder_pb2.WatchDatasetResponse]
@@ -73,6 +75,10 @@ class EncoderServiceStub:
     """
     EncodePrompts: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.EncodePromptsRequest, _encoder_pb2.EncodePromptsResponse]
     """Encode captions into the cache and return where their embeddings lie."""
+    RenderContactSheet: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.RenderContactSheetRequest, _encoder_pb2.RenderContactSheetResponse]
+    """Draw what training will see of a page of samples: every crop, its size, its captions, what is wrong with it. Needs no
+    model, so options can be tried before anything is encoded.
+    """
     DecodeLatents: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.DecodeLatentsRequest, _encoder_pb2.DecodeLatentsResponse]
     """Decode latents that lie in the object store into PNG files beside them."""
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.EncoderServiceGetCapabilitiesRequest, _encoder_pb2.EncoderServiceGetCapabilitiesResponse]
@@ -95,13 +101,15 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again while it
     is under way changes nothing, with other options it fails with FAILED_PRECONDITION. Asking again once READY checks
     every cached tensor and encodes only what is missing or damaged. Jobs created before go on with what they had.
+    Jobs may begin on the samples that are done (`start_while_encoding` of CreateTrainingJob).
     """
     GetDataset: _aio.UnaryUnaryMultiCallable[_encoder_pb2.GetDatasetRequest, _encoder_pb2.GetDatasetResponse]  # type: ignore[assignment]
     """Fails with NOT_FOUND for an unknown dataset, as all calls that name one."""
     ListDatasets: _aio.UnaryUnaryMultiCallable[_encoder_pb2.ListDatasetsRequest, _encoder_pb2.ListDatasetsResponse]  # type: ignore[assignment]
     """Datasets of the caller's tenant by identifier."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_encoder_pb2.DeleteDatasetRequest, _encoder_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
-    """Remove a dataset and its original images. Cached tensors stay, since other datasets may share them.
+    """Remove a dataset and its original images. Cached tensors stay, since other datasets and jobs may share them; those
+    that nothing needs are collected after a grace period.
     Fails with FAILED_PRECONDITION while it is being encoded.
     """
     WatchDataset: _aio.UnaryStreamMultiCallable[_encoder_pb2.WatchDatasetRequest, _encoder_pb2.WatchDatasetResponse]  # type: ignore[assignment]
@@ -110,6 +118,10 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     """
     EncodePrompts: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EncodePromptsRequest, _encoder_pb2.EncodePromptsResponse]  # type: ignore[assignment]
     """Encode captions into the cache and return where their embeddings lie."""
+    RenderContactSheet: _aio.UnaryUnaryMultiCallable[_encoder_pb2.RenderContactSheetRequest, _encoder_pb2.RenderContactSheetResponse]  # type: ignore[assignment]
+    """Draw what training will see of a page of samples: every crop, its size, its captions, what is wrong with it. Needs no
+    model, so options can be tried before anything is encoded.
+    """
     DecodeLatents: _aio.UnaryUnaryMultiCallable[_encoder_pb2.DecodeLatentsRequest, _encoder_pb2.DecodeLatentsResponse]  # type: ignore[assignment]
     """Decode latents that lie in the object store into PNG files beside them."""
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EncoderServiceGetCapabilitiesRequest, _encoder_pb2.EncoderServiceGetCapabilitiesResponse]  # type: ignore[assignment]
@@ -147,6 +159,7 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         """Begin to encode and return at once; the work outlives the call and a restart of the encoder. Asking again while it
         is under way changes nothing, with other options it fails with FAILED_PRECONDITION. Asking again once READY checks
         every cached tensor and encodes only what is missing or damaged. Jobs created before go on with what they had.
+        Jobs may begin on the samples that are done (`start_while_encoding` of CreateTrainingJob).
         """
 
     @_abc_1.abstractmethod
@@ -171,7 +184,8 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _encoder_pb2.DeleteDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_pb2.DeleteDatasetResponse, _abc.Awaitable[_encoder_pb2.DeleteDatasetResponse]]:
-        """Remove a dataset and its original images. Cached tensors stay, since other datasets may share them.
+        """Remove a dataset and its original images. Cached tensors stay, since other datasets and jobs may share them; those
+        that nothing needs are collected after a grace period.
         Fails with FAILED_PRECONDITION while it is being encoded.
         """
 
@@ -192,6 +206,16 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_pb2.EncodePromptsResponse, _abc.Awaitable[_encoder_pb2.EncodePromptsResponse]]:
         """Encode captions into the cache and return where their embeddings lie."""
+
+    @_abc_1.abstractmethod
+    def RenderContactSheet(
+        self,
+        request: _encoder_pb2.RenderContactSheetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_encoder_pb2.RenderContactSheetResponse, _abc.Awaitable[_encoder_pb2.RenderContactSheetResponse]]:
+        """Draw what training will see of a page of samples: every crop, its size, its captions, what is wrong with it. Needs no
+        model, so options can be tried before anything is encoded.
+        """
 
     @_abc_1.abstractmethod
     def DecodeLatents(

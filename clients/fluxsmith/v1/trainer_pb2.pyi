@@ -295,6 +295,7 @@ class TrainingJob(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    START_WHILE_ENCODING_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Identifier given by the trainer."""
     user_id: _builtins.str
@@ -317,6 +318,8 @@ class TrainingJob(_message.Message):
     """Sequence of its newest event."""
     queue_position: _builtins.int
     """Jobs ahead of it; set only while QUEUED, and not by ListTrainingJobs."""
+    start_while_encoding: _builtins.bool
+    """Whether it may begin before its dataset is encoded."""
     @_builtins.property
     def config(self) -> Global___TrainConfig:
         """What it computes, with every default filled in."""
@@ -361,10 +364,11 @@ class TrainingJob(_message.Message):
         result: Global___TrainingResult | None = ...,
         last_sequence: _builtins.int = ...,
         queue_position: _builtins.int = ...,
+        start_while_encoding: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "result", b"result", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "config", b"config", "create_time", b"create_time", "dataset_id", b"dataset_id", "display_name", b"display_name", "end_time", b"end_time", "failure", b"failure", "held_out_dataset_id", b"held_out_dataset_id", "job_id", b"job_id", "last_sequence", b"last_sequence", "queue_position", b"queue_position", "result", b"result", "start_time", b"start_time", "state", b"state", "step", b"step", "total_steps", b"total_steps", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "config", b"config", "create_time", b"create_time", "dataset_id", b"dataset_id", "display_name", b"display_name", "end_time", b"end_time", "failure", b"failure", "held_out_dataset_id", b"held_out_dataset_id", "job_id", b"job_id", "last_sequence", b"last_sequence", "queue_position", b"queue_position", "result", b"result", "start_time", b"start_time", "start_while_encoding", b"start_while_encoding", "state", b"state", "step", b"step", "total_steps", b"total_steps", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -707,6 +711,7 @@ class CreateTrainingJobRequest(_message.Message):
     DATASET_ID_FIELD_NUMBER: _builtins.int
     HELD_OUT_DATASET_ID_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    START_WHILE_ENCODING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, up to 64 characters, so that a repeated call makes one job; unset means no such care."""
     user_id: _builtins.str
@@ -714,9 +719,14 @@ class CreateTrainingJobRequest(_message.Message):
     display_name: _builtins.str
     """Name for people, up to 200 characters."""
     dataset_id: _builtins.str
-    """The data to train on; must be READY."""
+    """The data to train on; must be READY, or ENCODING with `start_while_encoding`."""
     held_out_dataset_id: _builtins.str
     """The data to measure on, encoded by the same encoder; must be READY. Unset means none."""
+    start_while_encoding: _builtins.bool
+    """Begin on the samples that are done while others are still being encoded. The first epoch then follows the order of
+    encoding instead of a shuffled one, so the result depends on the data and the seed alone, not on how fast the encoder
+    is. Length must be given in `steps`. Should the encoding fail, so does the job. Unset means no.
+    """
     @_builtins.property
     def config(self) -> Global___TrainConfig:
         """What to compute; unset fields mean their defaults."""
@@ -730,10 +740,11 @@ class CreateTrainingJobRequest(_message.Message):
         dataset_id: _builtins.str = ...,
         held_out_dataset_id: _builtins.str = ...,
         config: Global___TrainConfig | None = ...,
+        start_while_encoding: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "dataset_id", b"dataset_id", "display_name", b"display_name", "held_out_dataset_id", b"held_out_dataset_id", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "dataset_id", b"dataset_id", "display_name", b"display_name", "held_out_dataset_id", b"held_out_dataset_id", "request_id", b"request_id", "start_while_encoding", b"start_while_encoding", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

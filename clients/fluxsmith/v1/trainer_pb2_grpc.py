@@ -102,7 +102,8 @@ class TrainerServiceServicer:
     """
 
     def CreateTrainingJob(self, request, context):
-        """Queue a job and return at once. Fails with FAILED_PRECONDITION while a dataset it names is not READY, with
+        """Queue a job and return at once. Fails with FAILED_PRECONDITION while a dataset it names is not READY (but see
+        `start_while_encoding`), with
         INVALID_ARGUMENT and every violation at once for a bad configuration, and with ALREADY_EXISTS when `request_id` was
         used with another payload.
         """

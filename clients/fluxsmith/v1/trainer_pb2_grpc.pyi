@@ -36,7 +36,8 @@ class TrainerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrainerServiceAsyncStub: ...
     CreateTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateTrainingJobRequest, _trainer_pb2.CreateTrainingJobResponse]
-    """Queue a job and return at once. Fails with FAILED_PRECONDITION while a dataset it names is not READY, with
+    """Queue a job and return at once. Fails with FAILED_PRECONDITION while a dataset it names is not READY (but see
+    `start_while_encoding`), with
     INVALID_ARGUMENT and every violation at once for a bad configuration, and with ALREADY_EXISTS when `request_id` was
     used with another payload.
     """
@@ -75,7 +76,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateTrainingJobRequest, _trainer_pb2.CreateTrainingJobResponse]  # type: ignore[assignment]
-    """Queue a job and return at once. Fails with FAILED_PRECONDITION while a dataset it names is not READY, with
+    """Queue a job and return at once. Fails with FAILED_PRECONDITION while a dataset it names is not READY (but see
+    `start_while_encoding`), with
     INVALID_ARGUMENT and every violation at once for a bad configuration, and with ALREADY_EXISTS when `request_id` was
     used with another payload.
     """
@@ -117,7 +119,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.CreateTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.CreateTrainingJobResponse, _abc.Awaitable[_trainer_pb2.CreateTrainingJobResponse]]:
-        """Queue a job and return at once. Fails with FAILED_PRECONDITION while a dataset it names is not READY, with
+        """Queue a job and return at once. Fails with FAILED_PRECONDITION while a dataset it names is not READY (but see
+        `start_while_encoding`), with
         INVALID_ARGUMENT and every violation at once for a bad configuration, and with ALREADY_EXISTS when `request_id` was
         used with another payload.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import urllib3
@@ -21,7 +21,10 @@ def test_what_is_put_is_got(any_store: ObjectStore, tenant: str, data: bytes) ->
     stored = any_store.put(f"{tenant}/a", data)
     assert any_store.get(stored.key, digest=stored.digest) == data
     assert stored.size_bytes == len(data)
-    assert any_store.verified(stored.key) == stored
+    assert any_store.get_verified(stored.key) == data
+    (listed,) = any_store.listed(f"{tenant}/")
+    assert (listed.key, listed.size_bytes) == (stored.key, len(data))
+    assert abs(datetime.now(UTC) - listed.changed) < timedelta(minutes=1)
 
 
 def test_put_replaces(any_store: ObjectStore, tenant: str) -> None:
@@ -41,7 +44,6 @@ def test_missing_object_is_named_with_a_remedy(any_store: ObjectStore, tenant: s
     with pytest.raises(ObjectMissing, match=f"{tenant}/none") as caught:
         any_store.get(f"{tenant}/none")
     assert "Encode" in caught.value.remedy
-    assert any_store.verified(f"{tenant}/none") is None
     assert not any_store.exists(f"{tenant}/none")
 
 
@@ -50,7 +52,8 @@ def test_damaged_object_is_never_handed_out(any_store: ObjectStore, tenant: str)
     damage(any_store, stored.key, b"bad bytes!")
     with pytest.raises(ObjectDamaged):
         any_store.get(stored.key, digest=stored.digest)
-    assert any_store.verified(stored.key) is None
+    with pytest.raises(ObjectDamaged):
+        any_store.get_verified(stored.key)
 
 
 def test_keys_are_listed_in_order_at_all_levels(any_store: ObjectStore, tenant: str) -> None:

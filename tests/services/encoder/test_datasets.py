@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from services.common.cache import CachedCaption, CachedObject, DatasetManifest, publish_manifest
-from services.common.errors import AlreadyExists, NotFound
+from services.common.cache import ManifestPointer
+from services.common.errors import AlreadyExists, NotFound, NotReady
 from services.common.object_store import ObjectDamaged
-from services.encoder.datasets import Datasets, EncodingOptions, EncodingOutcome
+from services.encoder.datasets import Datasets, sample_key
+from services.encoder.records import EncodingOutcome, WantedEncoding
 from tests.services.damage import damage
-from tests.services.encoder.conftest import AddSample, noise_png
-
-OPTIONS = EncodingOptions(resolution_px=64)
+from tests.services.encoder.conftest import OPTIONS, AddSample, noise_png
 
 
-def publish(datasets: Datasets, tenant: str, dataset_id: str) -> None:
-    """Make a dataset READY."""
-    cached = CachedCaption(caption="", embedding=CachedObject(key="k", digest="0", size_bytes=1))
-    manifest = DatasetManifest(
-        dataset_id=dataset_id,
+def begin(datasets: Datasets, tenant: str, dataset_id: str) -> tuple[WantedEncoding, ManifestPointer]:
+    """Begin an encoding; return it with the result that it would have."""
+    pointer = ManifestPointer(
+        manifest_digest="0",
         encoder_fingerprint="f",
-        latent_shift=0,
-        latent_scale=1,
-        empty_caption=cached,
-        samples=(),
+        revision=datasets.revision(tenant, dataset_id),
+        sample_count=1,
+        cached_count=0,
     )
-    publish_manifest(datasets.store, tenant, manifest, cached_count=0)
+    return datasets.begin_encoding(tenant, dataset_id, OPTIONS), pointer
+
+
+def end(datasets: Datasets, tenant: str, dataset_id: str, *, failure: str = "") -> None:
+    """Begin an encoding and end it, READY unless there is a failure."""
+    wanted, pointer = begin(datasets, tenant, dataset_id)
+    outcome = EncodingOutcome(failure=failure, options=OPTIONS, revision=pointer.revision)
+    datasets.end_encoding(tenant, dataset_id, wanted, outcome, None if failure else pointer)
 
 
 def test_created_dataset_is_found(datasets: Datasets, tenant: str) -> None:
@@ -62,12 +66,14 @@ def test_unknown_dataset_is_not_found(datasets: Datasets, tenant: str) -> None:
     assert caught.value.reason == "DATASET_NOT_FOUND"
 
 
-def test_samples_are_listed_by_name_with_their_images(
+def test_samples_are_listed_in_the_order_of_their_keys(
     datasets: Datasets, tenant: str, dataset_id: str, add_sample: AddSample
 ) -> None:
     added = [add_sample(name, "c 1", "c 2") for name in ("b", "a/../ä 🍎", "a")]
-    found = datasets.samples(tenant, dataset_id)
-    assert found == sorted(added, key=lambda record: record.sample_name)
+    expected = sorted(added, key=lambda record: sample_key(record.sample_name))
+    assert list(datasets.samples(tenant, dataset_id)) == expected
+    assert list(datasets.samples(tenant, dataset_id, after=expected[0].sample_name)) == expected[1:]
+    assert list(datasets.sample_keys(tenant, dataset_id)) == [sample_key(record.sample_name) for record in expected]
     assert datasets.sample_count(tenant, dataset_id) == 3
     assert datasets.image(tenant, dataset_id, added[0]) == noise_png(ord("b"))
 
@@ -77,14 +83,13 @@ def test_sample_of_a_known_name_replaces_it(
 ) -> None:
     add_sample("a", "old", seed=1)
     new = add_sample("a", "new", seed=2)
-    assert datasets.samples(tenant, dataset_id) == [new]
+    assert list(datasets.samples(tenant, dataset_id)) == [new]
 
 
 def test_new_sample_makes_a_ready_dataset_open_again(
     datasets: Datasets, tenant: str, dataset_id: str, add_sample: AddSample
 ) -> None:
-    publish(datasets, tenant, dataset_id)
-    datasets.end_encoding(tenant, dataset_id, EncodingOutcome())
+    end(datasets, tenant, dataset_id)
     assert datasets.pointer(tenant, dataset_id)
     add_sample("a")
     assert datasets.pointer(tenant, dataset_id) is None
@@ -104,7 +109,7 @@ def test_deleted_dataset_is_gone_with_everything(
     datasets: Datasets, tenant: str, dataset_id: str, add_sample: AddSample
 ) -> None:
     add_sample("a")
-    publish(datasets, tenant, dataset_id)
+    end(datasets, tenant, dataset_id)
     datasets.delete(tenant, dataset_id)
     with pytest.raises(NotFound):
         datasets.get(tenant, dataset_id)
@@ -113,15 +118,51 @@ def test_deleted_dataset_is_gone_with_everything(
 
 def test_wanted_encoding_is_remembered_until_it_has_ended(datasets: Datasets, tenant: str, dataset_id: str) -> None:
     assert datasets.wanted_encoding(tenant, dataset_id) is None
-    datasets.begin_encoding(tenant, dataset_id, OPTIONS)
-    assert datasets.wanted_encoding(tenant, dataset_id) == OPTIONS
-    assert (tenant, dataset_id, OPTIONS) in list(datasets.all_wanted_encodings())
-    datasets.end_encoding(tenant, dataset_id, EncodingOutcome())
+    wanted, pointer = begin(datasets, tenant, dataset_id)
+    assert datasets.wanted_encoding(tenant, dataset_id) == wanted
+    assert (tenant, dataset_id, wanted) in list(datasets.all_wanted_encodings())
+    datasets.end_encoding(tenant, dataset_id, wanted, EncodingOutcome(), pointer)
     assert datasets.wanted_encoding(tenant, dataset_id) is None
 
 
+def test_encoding_under_way_is_joined_with_the_same_options_only(
+    datasets: Datasets, tenant: str, dataset_id: str
+) -> None:
+    wanted = datasets.begin_encoding(tenant, dataset_id, OPTIONS)
+    assert datasets.begin_encoding(tenant, dataset_id, OPTIONS) == wanted
+    with pytest.raises(NotReady, match="other options"):
+        datasets.begin_encoding(tenant, dataset_id, OPTIONS.model_copy(update={"flip": True}))
+
+
 def test_failed_encoding_takes_the_old_result_away(datasets: Datasets, tenant: str, dataset_id: str) -> None:
-    publish(datasets, tenant, dataset_id)
-    datasets.end_encoding(tenant, dataset_id, EncodingOutcome(failure="a bad sample"))
+    end(datasets, tenant, dataset_id)
+    end(datasets, tenant, dataset_id, failure="a bad sample")
     assert datasets.pointer(tenant, dataset_id) is None
-    assert datasets.outcome(tenant, dataset_id) == EncodingOutcome(failure="a bad sample")
+    outcome = datasets.outcome(tenant, dataset_id)
+    assert outcome
+    assert outcome.failure == "a bad sample"
+
+
+def test_encoder_that_comes_too_late_changes_nothing(datasets: Datasets, tenant: str, dataset_id: str) -> None:
+    wanted, pointer = begin(datasets, tenant, dataset_id)
+    datasets.end_encoding(tenant, dataset_id, wanted, EncodingOutcome(), pointer)
+    late = pointer.model_copy(update={"manifest_digest": "late"})
+    datasets.end_encoding(tenant, dataset_id, wanted, EncodingOutcome(failure="late"), late)
+    assert datasets.pointer(tenant, dataset_id) == pointer
+    begin(datasets, tenant, dataset_id)
+    datasets.end_encoding(tenant, dataset_id, wanted, EncodingOutcome(failure="late"), late)
+    assert datasets.wanted_encoding(tenant, dataset_id)
+
+
+def test_result_for_samples_that_have_changed_meanwhile_does_not_count(
+    datasets: Datasets, tenant: str, dataset_id: str, add_sample: AddSample
+) -> None:
+    add_sample("a")
+    other = Datasets(datasets.store)  # of another encoder, which ended the encoding and took a sample
+    wanted, pointer = begin(datasets, tenant, dataset_id)
+    other.store.delete(f"{tenant}/datasets/{dataset_id}/encoding.json")
+    add_sample("b")
+    other.store.put(f"{tenant}/datasets/{dataset_id}/encoding.json", wanted.model_dump_json().encode())
+    datasets.end_encoding(tenant, dataset_id, wanted, EncodingOutcome(revision=pointer.revision), pointer)
+    assert datasets.pointer(tenant, dataset_id) is None
+    assert datasets.outcome(tenant, dataset_id) is None

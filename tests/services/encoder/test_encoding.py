@@ -2,82 +2,50 @@
 
 from __future__ import annotations
 
-import io
+import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from PIL import Image
 
 from services.common import cache
-from services.common.cache import CachedObject, DatasetManifest, read_manifest
+from services.common.cache import CachedObject, EncodingEnd, EncodingPart, encoding_prefix
 from services.common.errors import InvalidInput
-from services.common.object_store import ObjectStore
-from services.encoder.datasets import Datasets, EncodingOptions, EncodingOutcome
-from services.encoder.encoding import DatasetEncoder, Progress, TensorCache, read_latents
-from services.encoder.images import Bucket, Problem, crop_to
+from services.encoder.buckets import pixels
+from services.encoder.datasets import Datasets
+from services.encoder.encoding import DatasetEncoder
 from services.encoder.models import EncoderModels, ModelThread
+from services.encoder.problems import Problem
+from services.encoder.records import EncodingOptions, EncodingOutcome
+from services.encoder.settings import EncoderSettings
 from tests.services.damage import damage
-from tests.services.encoder.conftest import AddSample, noise_png
-
-OPTIONS = EncodingOptions(resolution_px=64)
-SKIP = EncodingOptions(resolution_px=64, skip_bad_samples=True)
-BUCKET = Bucket(height_px=64, width_px=64)
+from tests.services.encoder.conftest import OPTIONS, AddSample, Desk, noise_png, png
 
 
-class Desk:
-    """One dataset and its encoder."""
-
-    def __init__(self, encoder: DatasetEncoder, datasets: Datasets, tenant: str, dataset_id: str) -> None:
-        self.encoder, self.datasets, self.tenant, self.dataset_id = encoder, datasets, tenant, dataset_id
-        self.progress: list[Progress] = []
-
-    def encode(self, options: EncodingOptions = OPTIONS) -> EncodingOutcome:
-        """Encode, keeping every progress."""
-        self.progress.clear()
-        return self.encoder.encode_dataset(self.tenant, self.dataset_id, options, self.progress.append)
-
-    @property
-    def manifest(self) -> DatasetManifest:
-        """What the last encoding published."""
-        pointer = self.datasets.pointer(self.tenant, self.dataset_id)
-        assert pointer
-        return read_manifest(self.datasets.store, self.tenant, pointer.manifest_digest)
-
-    def tensors(self, cached: CachedObject) -> dict[str, torch.Tensor]:
-        """The tensors of an object, its digest checked."""
-        data = self.datasets.store.get(cached.key, digest=cached.digest)
-        tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
-        return tensors
-
-
-@pytest.fixture
-def desk(encoder: DatasetEncoder, datasets: Datasets, tenant: str, dataset_id: str) -> Desk:
-    """An empty dataset and its encoder."""
-    return Desk(encoder, datasets, tenant, dataset_id)
-
-
-@pytest.fixture
-def tensors(store: ObjectStore, model_thread: ModelThread, tenant: str) -> TensorCache:
-    """The tensors of a tenant that has none yet."""
-    return TensorCache(store, model_thread, tenant)
+def latents_of(desk: Desk, number: int = 0, variant: int = 0) -> CachedObject:
+    """The latents of a sample's first view."""
+    return desk.manifest.samples[number].views[0].variants[variant].latents
 
 
 def picture(seed: int = 0) -> Image.Image:
-    """A decoded picture."""
-    return Image.open(io.BytesIO(noise_png(seed))).convert("RGB")
+    """The picture of `noise_png`."""
+    pixels_HWC = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    return Image.fromarray(pixels_HWC)
 
 
 def test_manifest_holds_what_the_models_say(desk: Desk, add_sample: AddSample, encoder_models: EncoderModels) -> None:
-    add_sample("a", "an apple", "a fruit", seed=0)
-    assert desk.encode() == EncodingOutcome()
-    manifest, config = desk.manifest, encoder_models.vae.config
+    add_sample("a", "an apple", "a fruit", seed=0, repeats=3)
+    assert desk.encode().problems == ()
+    manifest = desk.manifest
     (sample,) = manifest.samples
-    mean_Chw, logvar_Chw = encoder_models.encode_image(crop_to(picture(0), BUCKET))
-    latents = desk.tensors(sample.latents[0])
+    mean_Chw, logvar_Chw = encoder_models.encode_image(pixels(picture(0)))
+    latents = desk.tensors(latents_of(desk))
     assert torch.equal(latents[cache.LATENT_MEAN], mean_Chw)
     assert torch.equal(latents[cache.LATENT_LOGVAR], logvar_Chw)
-    assert (manifest.latent_shift, manifest.latent_scale) == (config.shift_factor, config.scaling_factor)
+    assert (sample.sample_name, sample.repeats) == ("a", 3)
+    assert (manifest.latent_shift, manifest.latent_scale) == (encoder_models.latent_shift, encoder_models.latent_scale)
     assert manifest.encoder_fingerprint == encoder_models.fingerprint
 
 
@@ -96,66 +64,148 @@ def test_every_caption_and_the_empty_one_are_embedded(
         assert torch.equal(found[cache.CLIP_POOLED], clip_D)
 
 
-def test_samples_stand_in_the_manifest_by_name(desk: Desk, add_sample: AddSample) -> None:
-    for name in ("b", "a/ä", "c"):
-        add_sample(name)
+def test_mean_alone_can_be_kept(desk: Desk, add_sample: AddSample) -> None:
+    add_sample("a")
     desk.encode()
-    assert [sample.sample_name for sample in desk.manifest.samples] == ["a/ä", "b", "c"]
+    both = desk.tensors(latents_of(desk))
+    desk.encode(latent_form="MEAN")
+    mean = desk.tensors(latents_of(desk))
+    assert set(mean) == {cache.LATENT_MEAN}
+    assert torch.equal(mean[cache.LATENT_MEAN], both[cache.LATENT_MEAN])
 
 
-def test_picture_is_cropped_to_its_bucket(desk: Desk, add_sample: AddSample) -> None:
+def test_mask_lies_beside_the_latents(desk: Desk, add_sample: AddSample) -> None:
+    transparent = picture(0).convert("RGBA")
+    transparent.putalpha(Image.fromarray(np.tile(np.repeat([0, 255], 32).astype(np.uint8), (64, 1))))
+    add_sample("a", data=png(transparent))
+    desk.encode(alpha_policy="MASK")
+    mask = desk.manifest.samples[0].views[0].variants[0].mask
+    assert mask
+    assert desk.tensors(mask)[cache.LOSS_MASK][0, 0].tolist() == [0.0] * 4 + [1.0] * 4
+    latents = latents_of(desk)
+    desk.encode()
+    assert desk.manifest.samples[0].views[0].variants[0].mask is None
+    assert latents_of(desk) == latents  # the mask changes what counts, not what the VAE sees
+
+
+def test_background_shows_where_a_picture_is_transparent(
+    desk: Desk, add_sample: AddSample, encoder_models: EncoderModels
+) -> None:
+    add_sample("a", data=png(Image.new("RGBA", (64, 64), (1, 2, 3, 0))))
+    desk.encode(background_color="#ff8000")
+    expected, _ = encoder_models.encode_image(pixels(Image.new("RGB", (64, 64), (255, 128, 0))))
+    assert torch.equal(desk.tensors(latents_of(desk))[cache.LATENT_MEAN], expected)
+
+
+def test_several_resolutions_flip_and_crops_are_all_there(desk: Desk, add_sample: AddSample) -> None:
     add_sample("wide", data=noise_png(0, width=100, height=50))
-    desk.encode()
+    desk.encode(resolutions_px=(64, 80), flip=True, random_crops=2, bucket_step_px=32)
     (sample,) = desk.manifest.samples
-    assert (sample.height_px, sample.width_px) == (32, 80)
-    assert desk.tensors(sample.latents[0])[cache.LATENT_MEAN].shape == (16, 4, 10)
+    assert len(sample.views) == 2
+    assert {len(view.variants) for view in sample.views} == {4}
+    for view in sample.views:
+        shapes = {desk.tensors(variant.latents)[cache.LATENT_MEAN].shape for variant in view.variants}
+        assert shapes == {(16, view.height_px // 8, view.width_px // 8)}
 
 
-def test_flip_caches_the_mirrored_picture_too(desk: Desk, add_sample: AddSample, encoder_models: EncoderModels) -> None:
-    add_sample("a", seed=0)
-    desk.encode(OPTIONS.model_copy(update={"flip": True}))
-    _, mirrored = desk.manifest.samples[0].latents
-    flipped = picture(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    expected, _ = encoder_models.encode_image(crop_to(flipped, BUCKET))
-    assert torch.equal(desk.tensors(mirrored)[cache.LATENT_MEAN], expected)
+def test_trigger_word_is_in_every_caption_but_the_empty_one(desk: Desk, add_sample: AddSample) -> None:
+    add_sample("a", "a [trigger] on a wall", "a wall")
+    desk.encode(trigger_word="sks")
+    assert [caption.caption for caption in desk.manifest.samples[0].captions] == ["a sks on a wall", "sks, a wall"]
+    assert desk.manifest.empty_caption.caption == ""
 
 
 def test_encoding_again_does_no_model_work(desk: Desk, add_sample: AddSample) -> None:
     for name in ("a", "b"):
         add_sample(name)
     desk.encode()
-    first = desk.manifest
-    assert desk.progress[-1] == Progress(total=2, encoded=2, cached=0)
+    first, written = desk.manifest, desk.progress[-1].written_bytes
+    assert (desk.progress[-1].encoded, desk.progress[-1].cached) == (2, 0)
+    assert written > 0
     desk.encode()
-    assert desk.progress[-1] == Progress(total=2, encoded=2, cached=2)
+    last = desk.progress[-1]
+    assert (last.total, last.done, last.encoded, last.cached, last.written_bytes) == (2, 2, 2, 2, 0)
     assert desk.manifest == first
 
 
-def test_new_sample_costs_only_itself(desk: Desk, add_sample: AddSample) -> None:
-    add_sample("a")
+def test_same_pixels_under_another_name_and_in_another_file_need_no_model(desk: Desk, add_sample: AddSample) -> None:
+    add_sample("a.png", "an apple", data=png(picture(0)))
     desk.encode()
-    add_sample("b")
-    desk.encode()
-    assert [progress.cached for progress in desk.progress] == [1, 1]
+    add_sample("b.bmp", "an apple", data=png(picture(0), "BMP"))
+    outcome = desk.encode()
+    assert desk.progress[-1].cached == 2
+    assert [problem.problem for problem in outcome.problems] == [Problem.DUPLICATE]
 
 
-def test_damaged_object_is_encoded_again_and_only_it(desk: Desk, add_sample: AddSample) -> None:
+def test_new_caption_leaves_the_latents_alone(desk: Desk, add_sample: AddSample) -> None:
+    add_sample("a", "an apple", seed=0)
+    desk.encode()
+    before = latents_of(desk)
+    add_sample("a", "a pear", seed=0)
+    desk.encode()
+    assert latents_of(desk) == before
+    assert desk.manifest.samples[0].captions[0].caption == "a pear"
+    assert (desk.progress[-1].encoded, desk.progress[-1].cached) == (1, 0)
+
+
+def test_one_pixel_makes_another_sample_of_it(desk: Desk, add_sample: AddSample) -> None:
+    add_sample("a", data=png(picture(0)))
+    desk.encode()
+    before, caption = latents_of(desk), desk.manifest.samples[0].captions
+    changed = picture(0)
+    changed.putpixel((3, 3), (1, 2, 3))
+    add_sample("a", data=png(changed))
+    desk.encode()
+    assert latents_of(desk) != before
+    assert desk.manifest.samples[0].captions == caption
+
+
+def test_equal_data_has_an_equal_manifest(
+    desk: Desk, add_sample: AddSample, datasets: Datasets, encoder: DatasetEncoder, tenant: str
+) -> None:
+    add_sample("a", seed=1)
+    desk.encode()
+    other = Desk(encoder, datasets, tenant, datasets.create(tenant, display_name="", request_id="").dataset_id)
+    (record,) = datasets.samples(tenant, desk.dataset_id)
+    datasets.put_sample(tenant, other.dataset_id, record, noise_png(1))
+    other.encode()
+    pointers = [datasets.pointer(tenant, one.dataset_id) for one in (desk, other)]
+    assert pointers[0]
+    assert pointers[1]
+    assert pointers[0].manifest_digest == pointers[1].manifest_digest
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["damaged", "lost"])
+@pytest.mark.parametrize("what", ["latents", "caption"])
+def test_damaged_object_is_found_named_and_encoded_again_and_only_it(
+    desk: Desk, add_sample: AddSample, what: str, lost: bool
+) -> None:
     for name in ("a", "b", "c"):
         add_sample(name)
     desk.encode()
     first = desk.manifest
-    damage(desk.datasets.store, first.samples[1].latents[0].key)
-    desk.encode()
-    assert [progress.cached for progress in desk.progress] == [1, 1, 2]
+    sample = first.samples[1]
+    cached = latents_of(desk, 1) if what == "latents" else sample.captions[0].embedding
+    if lost:
+        desk.datasets.store.delete(cached.key)
+    else:
+        damage(desk.datasets.store, cached.key)
+    (problem,) = desk.encode().problems
+    assert (problem.sample_name, problem.problem) == (sample.sample_name, Problem.CACHE_REPAIRED)
+    assert cached.key in problem.message
+    assert desk.progress[-1].cached == 2
+    assert desk.progress[-1].written_bytes == cached.size_bytes
     assert desk.manifest == first
-    assert desk.tensors(first.samples[1].latents[0])
+    assert desk.tensors(cached)
 
 
 def test_progress_tells_every_sample(desk: Desk, add_sample: AddSample) -> None:
-    for name in ("a", "b", "c"):
-        add_sample(name)
+    sizes = [add_sample(name).size_bytes for name in ("a", "b", "c")]
     desk.encode()
-    assert [(progress.total, progress.encoded) for progress in desk.progress] == [(3, 1), (3, 2), (3, 3)]
+    assert [(progress.total, progress.done) for progress in desk.progress] == [(3, 1), (3, 2), (3, 3)]
+    assert desk.progress[-1].read_bytes == sum(sizes)
+    seconds = desk.progress[-1].seconds
+    assert min(seconds.prepare, seconds.compute, seconds.store) > 0
 
 
 def bad_samples(add_sample: AddSample) -> dict[str, Problem]:
@@ -178,67 +228,66 @@ def test_bad_samples_fail_the_encoding_and_all_of_them_are_named(desk: Desk, add
     expected = bad_samples(add_sample)
     outcome = desk.encode()
     assert {problem.sample_name: problem.problem for problem in outcome.problems} == expected
-    assert "4 of 6 samples cannot be used, first 'half'" in outcome.failure
+    assert "4 of 6 samples cannot be used, first" in outcome.failure
     assert desk.datasets.pointer(desk.tenant, desk.dataset_id) is None
 
 
-def test_bad_samples_can_be_left_out(desk: Desk, add_sample: AddSample) -> None:
+@pytest.mark.parametrize("share", [4 / 6, 1.0])
+def test_bad_samples_can_be_left_out(desk: Desk, add_sample: AddSample, share: float) -> None:
     expected = bad_samples(add_sample)
-    outcome = desk.encode(SKIP)
+    outcome = desk.encode(skip_bad_samples=True, max_bad_share=share)
     assert outcome.failure == ""
     assert {problem.sample_name: problem.problem for problem in outcome.problems} == expected
-    assert [sample.sample_name for sample in desk.manifest.samples] == ["good 1", "good 2"]
+    assert {sample.sample_name for sample in desk.manifest.samples} == {"good 1", "good 2"}
 
 
-@pytest.mark.parametrize("options", [OPTIONS, SKIP])
-def test_encoding_without_a_usable_sample_fails(desk: Desk, add_sample: AddSample, options: EncodingOptions) -> None:
-    assert "no samples" in desk.encode(options).failure
+def test_too_many_bad_samples_fail_the_encoding(desk: Desk, add_sample: AddSample) -> None:
+    bad_samples(add_sample)
+    assert "a share of 0.66" in desk.encode(skip_bad_samples=True, max_bad_share=0.66).failure
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_encoding_without_a_usable_sample_fails(desk: Desk, add_sample: AddSample, skip: bool) -> None:
+    assert "no samples" in desk.encode(skip_bad_samples=skip).failure
     add_sample("text", data=b"hello")
-    assert "'text'" in desk.encode(options).failure
+    assert "'text'" in desk.encode(skip_bad_samples=skip).failure
 
 
-def test_same_picture_under_two_names_is_warned_of(desk: Desk, add_sample: AddSample) -> None:
-    add_sample("a", seed=1)
-    add_sample("b", seed=1)
-    add_sample("c", seed=2)
-    outcome = desk.encode()
-    (warning,) = outcome.problems
-    assert (outcome.failure, warning.sample_name, warning.problem) == ("", "b", Problem.DUPLICATE)
-    assert "'a'" in warning.message
-    assert len(desk.manifest.samples) == 3
+def test_lost_original_is_a_problem_of_its_sample(desk: Desk, add_sample: AddSample) -> None:
+    records = [add_sample(name) for name in ("a", "b", "c")]
+    originals = f"{desk.tenant}/datasets/{desk.dataset_id}/originals/"
+    desk.datasets.store.delete(f"{originals}{records[0].content_digest}")
+    damage(desk.datasets.store, f"{originals}{records[1].content_digest}")
+    outcome = desk.encode(skip_bad_samples=True)
+    assert {(p.sample_name, p.problem) for p in outcome.problems} == {(n, Problem.ORIGINAL_LOST) for n in "ab"}
+    assert [sample.sample_name for sample in desk.manifest.samples] == ["c"]
 
 
-def test_caption_whose_end_is_not_read_is_warned_of(desk: Desk, add_sample: AddSample) -> None:
-    add_sample("a", "apple " * 100)
-    first, *rest = desk.encode().problems
-    assert {warning.problem for warning in (first, *rest)} == {Problem.CAPTION_TRUNCATED}
-    assert "CLIP does not read its last" in first.message
+def test_caption_whose_end_is_not_read_is_warned_of_with_the_lost_words(desk: Desk, add_sample: AddSample) -> None:
+    caption = "apple " * 100 + "tail"
+    add_sample("a", caption)
+    for _ in range(2):  # also when all of it comes from the cache
+        problems = desk.encode().problems
+        assert {(problem.sample_name, problem.problem) for problem in problems} == {("a", Problem.CAPTION_TRUNCATED)}
+        assert [problem.message.partition(": ")[2][:4] for problem in problems] == ["CLIP", "T5 d"]
+        assert all("apple apple" in problem.message for problem in problems)
 
 
-def test_same_thing_twice_runs_no_model(tensors: TensorCache) -> None:
-    first = (tensors.latents(picture(), BUCKET), tensors.caption("an apple"))
-    assert tensors.model_runs == 2
-    assert (tensors.latents(picture(), BUCKET), tensors.caption("an apple")) == first
-    assert tensors.model_runs == 2
-
-
-def test_whatever_changes_the_result_changes_the_key(tensors: TensorCache) -> None:
-    keys = {
-        tensors.latents(picture(0), BUCKET).key,
-        tensors.latents(picture(1), BUCKET).key,
-        tensors.latents(picture(0), Bucket(height_px=48, width_px=48)).key,
-        tensors.caption("an apple").embedding.key,
-        tensors.caption("an apple ").embedding.key,
-        tensors.caption("").embedding.key,
-    }
-    assert len(keys) == 6
-
-
-def test_cache_is_the_tenants_own(store: ObjectStore, model_thread: ModelThread, tenant: str) -> None:
-    for name in (tenant, f"{tenant}-other"):
-        tensors = TensorCache(store, model_thread, name)
-        assert tensors.caption("an apple").embedding.key.startswith(f"{name}/cache/")
-        assert tensors.model_runs == 1
+def test_numbers_that_are_not_finite_are_never_cached(
+    desk: Desk, add_sample: AddSample, encoder_models: EncoderModels, datasets: Datasets
+) -> None:
+    add_sample("a")
+    broken = replace(encoder_models, image_fingerprint="0" * 64, fingerprint="1" * 64)
+    vae = encoder_models.loaders.vae()
+    with torch.no_grad():
+        vae.encoder.conv_in.weight.fill_(torch.nan)
+    broken._parts = {**encoder_models._parts, "vae": vae}
+    thread = ModelThread(broken)
+    encoder = DatasetEncoder(datasets, thread, EncoderSettings())
+    outcome = Desk(encoder, datasets, desk.tenant, desk.dataset_id).encode()
+    thread.close()
+    assert [problem.problem for problem in outcome.problems] == [Problem.NOT_FINITE]
+    assert not [key for key in datasets.store.keys(f"{desk.tenant}/cache/") if "/latents/" in key]
 
 
 def test_captions_are_embedded_in_their_order(encoder: DatasetEncoder, tenant: str) -> None:
@@ -247,29 +296,76 @@ def test_captions_are_embedded_in_their_order(encoder: DatasetEncoder, tenant: s
     assert cached[0].embedding == cached[3].embedding
 
 
-def test_latents_are_decoded_into_a_picture_beside_them(
-    desk: Desk, store: ObjectStore, encoder_models: EncoderModels
+def test_caption_that_gives_no_finite_number_is_refused(
+    encoder_models: EncoderModels, datasets: Datasets, tenant: str
 ) -> None:
-    latents_Chw = torch.randn(16, 8, 6, generator=torch.Generator().manual_seed(0))
-    key = store.put(f"{desk.tenant}/l", safetensors.torch.save({cache.LATENTS: latents_Chw})).key
-    image = desk.encoder.decode_to_png(key)
-    found = Image.open(io.BytesIO(store.get(image.key, digest=image.digest)))
-    assert (image.key, found.format, found.size) == (f"{key}.png", "PNG", (48, 64))
-    assert found.tobytes() == encoder_models.decode_latents(latents_Chw).tobytes()
+    broken = replace(encoder_models, text_fingerprint="2" * 64, fingerprint="3" * 64)
+    t5 = encoder_models.loaders.t5()
+    with torch.no_grad():
+        t5.shared.weight.fill_(torch.nan)
+    broken._parts = {**encoder_models._parts, "text_encoder_2": t5}
+    thread = ModelThread(broken)
+    with pytest.raises(InvalidInput, match="not finite"):
+        DatasetEncoder(datasets, thread, EncoderSettings()).embed_captions(tenant, ["x"])
+    thread.close()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"no safetensors",
-        safetensors.torch.save({"other": torch.zeros(16, 8, 8)}),
-        safetensors.torch.save({"latents": torch.zeros(1, 16, 8, 8)}),
-        safetensors.torch.save({"latents": torch.zeros(4, 8, 8)}),
-    ],
-    ids=["nothing", "text", "other name", "batch", "four channels"],
-)
-def test_latents_of_another_form_are_refused(data: bytes) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        read_latents(data)
-    assert caught.value.reason == "LATENTS_INVALID"
+def test_samples_are_listed_while_the_encoding_goes_on(desk: Desk, add_sample: AddSample) -> None:
+    for number in range(10):
+        add_sample(f"{number}", seed=number)
+    wanted = desk.datasets.begin_encoding(desk.tenant, desk.dataset_id, OPTIONS)
+    prefix = encoding_prefix(desk.tenant, wanted.encoding_id)
+    desk.encode()
+    store = desk.datasets.store
+    parts = [EncodingPart.model_validate_json(store.get(f"{prefix}{offset:06}.json")) for offset in (0, 4)]
+    assert parts[0].samples + parts[1].samples == desk.manifest.samples[:8]
+    end = EncodingEnd.model_validate_json(store.get(f"{prefix}end.json"))
+    pointer = desk.datasets.pointer(desk.tenant, desk.dataset_id)
+    assert pointer
+    assert end.manifest_digest == pointer.manifest_digest
+
+
+def test_two_encoders_at_once_converge(
+    desk: Desk, add_sample: AddSample, encoder_models: EncoderModels, datasets: Datasets
+) -> None:
+    for number in range(6):
+        add_sample(f"{number}", seed=number)
+    threads_of_models = [ModelThread(encoder_models) for _ in range(2)]
+    encoders = [DatasetEncoder(Datasets(datasets.store), thread, EncoderSettings()) for thread in threads_of_models]
+    desks = [Desk(encoder, datasets, desk.tenant, desk.dataset_id) for encoder in encoders]
+    outcomes: list[EncodingOutcome] = []
+    threads = [threading.Thread(target=lambda desk=desk: outcomes.append(desk.encode())) for desk in desks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [outcome.failure for outcome in outcomes] == ["", ""]
+    for sample in desk.manifest.samples:
+        assert all(desk.tensors(cached) for cached in sample.objects())
+    assert datasets.wanted_encoding(desk.tenant, desk.dataset_id) is None
+    for thread in threads_of_models:
+        thread.close()
+
+
+def test_text_can_be_encoded_before_images_on_small_cards(
+    desk: Desk, add_sample: AddSample, encoder_models: EncoderModels, datasets: Datasets
+) -> None:
+    desk_names = ("a", "b", "c")
+    for name in desk_names:
+        add_sample(name)
+    desk.encode()
+    expected = desk.manifest
+    small = replace(encoder_models, one_at_a_time=True)
+    datasets.store.delete_prefix(f"{desk.tenant}/cache/")
+    thread = ModelThread(small)
+    loads: list[tuple[str, ...]] = []
+    encoder = DatasetEncoder(datasets, thread, EncoderSettings())
+    one = Desk(encoder, datasets, desk.tenant, desk.dataset_id)
+    wanted = datasets.begin_encoding(desk.tenant, desk.dataset_id, EncodingOptions(resolutions_px=(64,)))
+    outcome, pointer = encoder.encode_dataset(
+        desk.tenant, desk.dataset_id, wanted, lambda _: loads.append(small.loaded())
+    )
+    datasets.end_encoding(desk.tenant, desk.dataset_id, wanted, outcome, pointer)
+    thread.close()
+    assert one.manifest == expected
+    assert set(loads) == {("vae",)}  # the text encoders made room once, before the first image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from fluxsmith.v1 import encoder_pb2 as pb
 from services.common.caller import Caller
 from services.common.errors import InvalidInput, NotFound
 from services.common.object_store import ObjectStore
-from services.encoder.datasets import EncodingOptions
-from services.encoder.images import Problem
-from services.encoder.requests import check_captions, encoding_options, latents_keys, sample_record
+from services.encoder import wire
+from services.encoder.problems import Problem
+from services.encoder.records import EncodingOptions
+from services.encoder.requests import check_captions, encoding_options, latents_keys, sample_record, sheet_size
 from services.encoder.settings import EncoderSettings
 
 LIMITS = EncoderSettings(max_image_bytes=2000, max_caption_bytes=20)
@@ -26,7 +28,7 @@ GOOD: dict[str, Any] = {
 
 def test_good_header_becomes_a_record() -> None:
     record = sample_record(pb.SampleHeader(**GOOD), LIMITS)
-    assert record.model_dump() == {**GOOD, "captions": ("an apple",)}
+    assert record.model_dump() == {**GOOD, "captions": ("an apple",), "repeats": 1}
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,8 @@ def test_good_header_becomes_a_record() -> None:
         ("captions", ["x"] * 17, "FIELD_INVALID"),
         ("size_bytes", 0, "NOT_AN_IMAGE"),
         ("size_bytes", 2001, "TOO_LARGE"),
+        ("repeats", 0, "FIELD_INVALID"),
+        ("repeats", 1001, "FIELD_INVALID"),
         ("content_digest", "", "FIELD_INVALID"),
         ("content_digest", "0123456789ABCDEF" * 4, "FIELD_INVALID"),
     ],
@@ -76,19 +80,77 @@ def test_reasons_are_those_of_the_contract() -> None:
     assert {problem.name for problem in Problem} | {"UNSPECIFIED"} == names
 
 
+FULL = EncodingOptions(
+    resolutions_px=(64, 128),
+    flip=True,
+    skip_bad_samples=True,
+    max_bad_share=0.25,
+    bucket_step_px=32,
+    upscale=True,
+    random_crops=3,
+    crop_seed=7,
+    latent_form="MEAN",
+    alpha_policy="MASK",
+    background_color="#102030",
+    trigger_word="sks",
+)
+
+
 def test_unset_options_mean_their_defaults() -> None:
-    assert encoding_options(pb.EncodingOptions(), 512) == EncodingOptions(resolution_px=512)
+    assert encoding_options(pb.EncodingOptions(), 512) == EncodingOptions(resolutions_px=(512,))
 
 
-def test_options_are_taken_as_they_are() -> None:
-    sent = pb.EncodingOptions(resolution_px=64, flip=True, bad_sample_policy=pb.BAD_SAMPLE_POLICY_SKIP)
-    assert encoding_options(sent, 512) == EncodingOptions(resolution_px=64, flip=True, skip_bad_samples=True)
+@pytest.mark.parametrize("options", [FULL, EncodingOptions(resolutions_px=(512,))], ids=["full", "default"])
+def test_options_go_there_and_back_unchanged(options: EncodingOptions) -> None:
+    assert encoding_options(wire.options_message(options), 1024) == options
 
 
-@pytest.mark.parametrize("resolution_px", [0, -16, 48, 65, 1000, 2064])
-def test_resolution_out_of_range_is_refused(resolution_px: int) -> None:
-    with pytest.raises(InvalidInput, match=f"options.resolution_px is {resolution_px}"):
-        encoding_options(pb.EncodingOptions(resolution_px=resolution_px), 512)
+def test_full_options_leave_no_field_out() -> None:
+    default = EncodingOptions(resolutions_px=(512,))
+    assert all(getattr(FULL, name) != getattr(default, name) for name in EncodingOptions.model_fields)
+    several = {field.name for field, _ in wire.options_message(FULL).ListFields()}
+    single = {field.name for field, _ in wire.options_message(default).ListFields()}
+    assert several | {"resolution_px"} == set(pb.EncodingOptions.DESCRIPTOR.fields_by_name)
+    assert "resolution_px" in single
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("resolution_px", value) for value in (0, -16, 48, 65, 1000, 2064)),
+        ("resolutions_px", [64, 65]),
+        ("resolutions_px", [64, 80, 96, 112, 128]),
+        *(("bucket_step_px", value) for value in (0, 8, 24, 272)),
+        *(("random_crops", value) for value in (-1, 0, 9)),
+        *(("crop_seed", value) for value in (-1, 2**32)),
+        *(("max_bad_share", value) for value in (-0.1, 1.1, math.nan)),
+        *(("background_color", value) for value in ("white", "#fff", "#1234567")),
+        *(("trigger_word", value) for value in ("x" * 65, "a\nb", " sks")),
+        *((name, 9) for name in ("bad_sample_policy", "latent_form", "alpha_policy")),
+    ],
+)
+def test_option_out_of_range_is_named_with_a_remedy(field: str, value: object) -> None:
+    with pytest.raises(InvalidInput, match=f"options.{field}") as caught:
+        encoding_options(pb.EncodingOptions(**{field: value}), 512)  # type: ignore[arg-type]
+    assert caught.value.remedy
+
+
+def test_one_resolution_excludes_several() -> None:
+    with pytest.raises(InvalidInput, match="comes with resolution_px"):
+        encoding_options(pb.EncodingOptions(resolution_px=64, resolutions_px=[64]), 512)
+
+
+def test_more_variants_than_memory_is_meant_for_are_refused() -> None:
+    encoding_options(pb.EncodingOptions(random_crops=8, flip=True), 512)
+    with pytest.raises(InvalidInput, match="18 variants"):
+        encoding_options(pb.EncodingOptions(random_crops=3, flip=True, resolutions_px=[64, 128, 192]), 512)
+
+
+@pytest.mark.parametrize("page_size", [-1, 101])
+def test_contact_sheet_has_a_limit(page_size: int) -> None:
+    assert (sheet_size(0), sheet_size(100)) == (24, 100)
+    with pytest.raises(InvalidInput, match="page_size"):
+        sheet_size(page_size)
 
 
 def test_latents_of_the_tenant_are_found(store: ObjectStore, tenant: str) -> None:

@@ -10,12 +10,13 @@ import pytest
 
 from services.common.cache import read_manifest
 from services.common.errors import NotReady
-from services.encoder.datasets import Datasets, EncodingOptions
+from services.encoder.datasets import Datasets
 from services.encoder.encoding import DatasetEncoder
+from services.encoder.models import ModelThread
+from services.encoder.problems import Problem
 from services.encoder.runs import EncodingRuns
-from tests.services.encoder.conftest import AddSample
-
-OPTIONS = EncodingOptions(resolution_px=64)
+from services.encoder.settings import EncoderSettings
+from tests.services.encoder.conftest import OPTIONS, AddSample
 
 
 @pytest.fixture
@@ -58,7 +59,12 @@ def test_asking_twice_is_one_encoding(
 
 
 def test_encoding_of_a_stopped_encoder_is_taken_up_by_the_next(
-    datasets: Datasets, encoder: DatasetEncoder, tenant: str, dataset_id: str, add_sample: AddSample
+    datasets: Datasets,
+    encoder: DatasetEncoder,
+    model_thread: ModelThread,
+    tenant: str,
+    dataset_id: str,
+    add_sample: AddSample,
 ) -> None:
     add_sample("a")
     stopped = EncodingRuns(datasets, encoder)
@@ -66,8 +72,8 @@ def test_encoding_of_a_stopped_encoder_is_taken_up_by_the_next(
     stopped.start(tenant, dataset_id, OPTIONS)
     stopped.close()
     assert datasets.pointer(tenant, dataset_id) is None
-    assert datasets.wanted_encoding(tenant, dataset_id) == OPTIONS
-    following = EncodingRuns(datasets, encoder)
+    assert datasets.wanted_encoding(tenant, dataset_id)
+    following = EncodingRuns(datasets, DatasetEncoder(datasets, model_thread, EncoderSettings()))
     assert following.take_up() >= 1
     wait(following, tenant, dataset_id)
     following.close()
@@ -94,7 +100,8 @@ def test_lost_original_fails_the_encoding_with_its_remedy(
     wait(runs, tenant, dataset_id)
     outcome = datasets.outcome(tenant, dataset_id)
     assert outcome
-    assert "internal error" not in outcome.failure  # it is known what is wrong, and what to do
+    assert "upload it again" in outcome.failure
+    assert outcome.problems[0].problem is Problem.ORIGINAL_LOST
 
 
 def test_what_was_accepted_is_encoded_however_closely_it_follows(
@@ -114,7 +121,7 @@ def test_what_was_accepted_is_encoded_however_closely_it_follows(
         pointer = datasets.pointer(tenant, dataset_id)
         assert pointer
         manifest = read_manifest(datasets.store, tenant, pointer.manifest_digest)
-        assert len(manifest.samples[0].latents) == 1 + wanted.flip
+        assert len(manifest.samples[0].views[0].variants) == 1 + wanted.flip
 
 
 def test_of_two_that_ask_at_once_for_different_things_one_is_refused(

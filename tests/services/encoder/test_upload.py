@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 
 from services.common.errors import InvalidInput, LimitExceeded
-from services.encoder.datasets import SampleRecord
+from services.encoder.datasets import sample_key
+from services.encoder.records import SampleRecord
 from services.encoder.settings import EncoderSettings
 from services.encoder.upload import LARGEST_CHUNK_BYTES, Upload
 
@@ -113,7 +114,7 @@ def send(upload: Upload, name: str) -> None:
 
 
 def test_dataset_takes_no_more_than_its_limit(upload: Upload) -> None:
-    upload.expect({"old"})
+    upload.expect({sample_key("old")})
     send(upload, "new")
     with pytest.raises(LimitExceeded, match="more than 2") as caught:
         send(upload, "one too many")
@@ -121,7 +122,7 @@ def test_dataset_takes_no_more_than_its_limit(upload: Upload) -> None:
 
 
 def test_replacing_a_sample_does_not_count(upload: Upload) -> None:
-    upload.expect({"a", "b"})
+    upload.expect({sample_key("a"), sample_key("b")})
     send(upload, "a")
     send(upload, "a")
     upload.end()

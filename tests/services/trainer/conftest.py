@@ -13,9 +13,17 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from services.common import cache
-from services.common.cache import CachedCaption, CachedObject, CachedSample, DatasetManifest
+from services.common.cache import (
+    CachedCaption,
+    CachedObject,
+    CachedSample,
+    CachedVariant,
+    CachedView,
+    DatasetManifest,
+)
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
+from services.trainer.cached_dataset import CachedDataset
 from services.trainer.flow_matching import Batch
 from services.trainer.job_store import JobStore
 from services.trainer.transformer import load_transformer
@@ -39,9 +47,11 @@ def job_store(tmp_path: Path) -> JobStore:
 
 @pytest.fixture
 def make_dataset(store: ObjectStore, tenant: str) -> MakeDataset:
-    """Writes a cached dataset: one sample for each size given in px, `captions` each, in one or two variants."""
+    """Writes a cached dataset: one sample for each size given in px, each with so many captions, variants, repeats."""
 
-    def make(sizes: list[tuple[int, int]], *, captions: int = 1, variants: int = 1) -> DatasetManifest:
+    def make(
+        sizes: list[tuple[int, int]], *, captions: int = 1, variants: int = 1, repeats: int = 1, views: int = 1
+    ) -> DatasetManifest:
         def put(kind: str, name: str, tensors: dict[str, Tensor]) -> CachedObject:
             key = f"{cache.cache_prefix(tenant, 'f' * 64)}{kind}/{hashlib.sha256(name.encode()).hexdigest()}"
             return CachedObject(**vars(store.put(key, safetensors.torch.save(tensors))))
@@ -58,25 +68,44 @@ def make_dataset(store: ObjectStore, tenant: str) -> MakeDataset:
         samples = tuple(
             CachedSample(
                 sample_name=f"sample-{index:03}",
-                height_px=height,
-                width_px=width,
-                latents=tuple(latents(f"{index}/{variant}", height, width) for variant in range(variants)),
+                repeats=repeats,
+                views=tuple(
+                    CachedView(
+                        height_px=height + 16 * view,
+                        width_px=width,
+                        variants=tuple(
+                            CachedVariant(latents=latents(f"{index}/{view}/{number}", height + 16 * view, width))
+                            for number in range(variants)
+                        ),
+                    )
+                    for view in range(views)
+                ),
                 captions=tuple(caption(f"caption {index}/{number}") for number in range(captions)),
             )
             for index, (height, width) in enumerate(sizes)
         )
         manifest = DatasetManifest(
-            dataset_id="ds-test",
             encoder_fingerprint="f" * 64,
             latent_shift=SHIFT,
             latent_scale=SCALE,
             empty_caption=caption(""),
             samples=samples,
         )
-        cache.publish_manifest(store, tenant, manifest, cached_count=0)
+        publish(store, tenant, manifest)
         return manifest
 
     return make
+
+
+def cached(store: ObjectStore, manifest: DatasetManifest) -> CachedDataset:
+    """The dataset of a manifest."""
+    return CachedDataset(store, manifest, manifest.samples)
+
+
+def publish(store: ObjectStore, tenant: str, manifest: DatasetManifest) -> str:
+    """Write a manifest as the encoder does; return its digest."""
+    samples = [sample.model_dump_json().encode() for sample in manifest.samples]
+    return cache.publish_manifest(store, tenant, manifest, samples)
 
 
 def draw(name: str, *shape: int) -> Tensor:

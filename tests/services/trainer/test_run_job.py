@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 from pydantic import SecretStr
 
 from services.common import cache
-from services.common.cache import CachedCaption, CachedObject, DatasetManifest, publish_manifest
+from services.common.cache import CachedCaption, CachedObject, CachedVariant, DatasetManifest
 from services.common.object_store import ObjectStore
 from services.common.settings import StoreSettings
 from services.stack import free_ports
@@ -34,7 +34,7 @@ from services.trainer.reporter import NonFiniteLoss
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import Worker, failure_of
 from tests.services.damage import damage
-from tests.services.trainer.conftest import MakeDataset
+from tests.services.trainer.conftest import MakeDataset, publish
 from tests.services.trainer.test_job_store import take
 
 CONFIG = TrainConfig(
@@ -69,9 +69,9 @@ class Bench:
 
     def publish(self, manifest: DatasetManifest) -> None:
         """Make this the dataset of the jobs to come."""
-        digest = publish_manifest(self.objects, self.tenant, manifest, cached_count=0)
+        digest = publish(self.objects, self.tenant, manifest)
         self.manifest = manifest
-        self.reference = DatasetReference(dataset_id=manifest.dataset_id, manifest_digest=digest)
+        self.reference = DatasetReference(dataset_id="ds-test", manifest_digest=digest)
 
     def run(self, config: TrainConfig, *, held_out: bool = True) -> Job:
         """Create a job, run it to its end in this process, and return it."""
@@ -159,7 +159,9 @@ def test_short_run_is_warned_of(bench: Bench) -> None:
 def test_numbers_that_are_not_finite_are_the_users_to_mend(bench: Bench) -> None:
     broken = {cache.LATENT_MEAN: torch.full((16, 8, 8), float("nan")), cache.LATENT_LOGVAR: torch.zeros(16, 8, 8)}
     stored = bench.objects.put(f"{bench.tenant}/broken", safetensors.torch.save(broken))
-    sample = bench.manifest.samples[0].model_copy(update={"latents": (CachedObject(**vars(stored)),)})
+    sample = bench.manifest.samples[0]
+    variant = CachedVariant(latents=CachedObject(**vars(stored)))
+    sample = sample.model_copy(update={"views": (sample.views[0].model_copy(update={"variants": (variant,)}),)})
     bench.publish(bench.manifest.model_copy(update={"samples": (sample,)}))
     job = bench.run(CONFIG, held_out=False)
     assert (job.state, job.result) == (JobState.FAILED, None)
@@ -179,7 +181,7 @@ def test_dataset_of_another_base_model_is_refused(bench: Bench) -> None:
 
 
 def test_job_on_damaged_data_is_tried_again_then_fails_with_the_remedy(bench: Bench) -> None:
-    cached = bench.manifest.samples[0].latents[0]
+    cached = bench.manifest.samples[0].views[0].variants[0].latents
     good = bench.objects.get(cached.key)
     damage(bench.objects, cached.key)
     assert bench.run(CONFIG).state is JobState.QUEUED  # it may be mended by the next try

@@ -12,13 +12,13 @@ from services.trainer.cached_dataset import CachedDataset
 from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import loss_per_sample
 from services.trainer.validation import held_out_loss
-from tests.services.trainer.conftest import MakeDataset
+from tests.services.trainer.conftest import MakeDataset, cached
 
 
 @pytest.fixture
 def dataset(store: ObjectStore, make_dataset: MakeDataset) -> CachedDataset:
     """Two held-out samples of different size."""
-    return CachedDataset(store, make_dataset([(64, 64), (48, 80)]))
+    return cached(store, make_dataset([(64, 64), (48, 80)]))
 
 
 def loss_of(transformer: FluxTransformer2DModel, dataset: CachedDataset, batch_size: int) -> float:

@@ -1,0 +1,151 @@
+"""Jobs, their configurations and their events: from messages on the wire to this library's own types and back."""
+
+import dataclasses
+from datetime import datetime
+
+from fluxsmith._wire import WireEnum, read_enum, read_seconds, read_time, write_fields
+from fluxsmith.errors import FieldViolation, InvalidRequest
+from fluxsmith.events import (
+    ArtifactPublished,
+    Event,
+    JobWarning,
+    StateChanged,
+    StepMetrics,
+    StepsCompleted,
+    ValidationCompleted,
+)
+from fluxsmith.training import (
+    Fault,
+    JobFailure,
+    JobState,
+    SigmaSampling,
+    TargetPreset,
+    TrainConfig,
+    TrainingJob,
+    TrainingResult,
+)
+from fluxsmith.v1 import trainer_pb2
+
+_CONFIG_ENUMS = {
+    "sigma_sampling": WireEnum(ours=SigmaSampling, wire=trainer_pb2.SigmaSampling.DESCRIPTOR, prefix="SIGMA_SAMPLING_"),
+    "targets": WireEnum(ours=TargetPreset, wire=trainer_pb2.TargetPreset.DESCRIPTOR, prefix="TARGET_PRESET_"),
+}
+
+
+def write_config(config: TrainConfig) -> trainer_pb2.TrainConfig:
+    """Translate a configuration, leaving unset what is None.
+
+    Raises `InvalidRequest` with every field whose value cannot travel at all; ranges are the trainer's to check.
+    """
+    message = trainer_pb2.TrainConfig()
+    violations = write_fields(vars(config), message, enums=_CONFIG_ENUMS, path="config")
+    if config.steps is not None and config.epochs is not None:
+        violations.insert(0, FieldViolation(field="config.steps", description="steps and epochs exclude each other"))
+    if violations:
+        raise InvalidRequest("the configuration is wrong.", reason="CONFIG_INVALID", violations=tuple(violations))
+    return message
+
+
+def read_config(message: trainer_pb2.TrainConfig) -> TrainConfig:
+    """Translate a configuration; what is unset, or of a kind not known here, becomes None."""
+    values = {
+        field.name: getattr(message, field.name)
+        for field in dataclasses.fields(TrainConfig)
+        if field.name in _CONFIG_ENUMS or message.HasField(field.name)  # type: ignore[arg-type]
+    }
+    return TrainConfig(**values | {name: enum.read(values[name]) for name, enum in _CONFIG_ENUMS.items()})
+
+
+def read_job(message: trainer_pb2.TrainingJob) -> TrainingJob:
+    """Translate the state of a job."""
+    return TrainingJob(
+        id=message.job_id,
+        user_id=message.user_id,
+        name=message.display_name,
+        state=_read_job_state(message.state),
+        config=read_config(message.config),
+        dataset_id=message.dataset_id,
+        held_out_dataset_id=message.held_out_dataset_id,
+        create_time=read_time(message, "create_time"),
+        start_time=read_time(message, "start_time"),
+        end_time=read_time(message, "end_time"),
+        step=message.step,
+        total_steps=message.total_steps,
+        attempt=message.attempt,
+        failure=_read_failure(message.failure) if message.HasField("failure") else None,
+        result=_read_result(message.result) if message.HasField("result") else None,
+        last_sequence=message.last_sequence,
+        queue_position=message.queue_position,
+        start_while_encoding=message.start_while_encoding,
+    )
+
+
+def _read_failure(message: trainer_pb2.JobFailure) -> JobFailure:
+    return JobFailure(
+        fault=read_enum(Fault, trainer_pb2.JobFailureFault.DESCRIPTOR, "JOB_FAILURE_FAULT_", message.fault),
+        reason=message.reason,
+        message=message.message,
+        remedy=message.remedy,
+    )
+
+
+def _read_result(message: trainer_pb2.TrainingResult) -> TrainingResult:
+    return TrainingResult(
+        lora_uri=message.lora_uri,
+        lora_bytes=message.lora_bytes,
+        lora_digest=message.lora_digest,
+        held_out_loss_base=message.held_out_loss_base if message.HasField("held_out_loss_base") else None,
+        held_out_loss_lora=message.held_out_loss_lora if message.HasField("held_out_loss_lora") else None,
+        step_time_s=read_seconds(message.step_time) if message.HasField("step_time") else None,
+    )
+
+
+def read_event(message: trainer_pb2.TrainingEvent) -> Event | None:
+    """Translate an event; None for a kind that this version of the library does not know."""
+    sequence, time = message.sequence, read_time(message, "time")
+    match message.WhichOneof("event"):
+        case "state_changed":
+            moved = message.state_changed
+            state = _read_job_state(moved.state)
+            return StateChanged(sequence=sequence, time=time, state=state, message=moved.message)
+        case "steps_completed":
+            steps = tuple(_read_step(step) for step in message.steps_completed.steps)
+            total = message.steps_completed.total_steps
+            return StepsCompleted(sequence=sequence, time=time, steps=steps, total_steps=total)
+        case "validation_completed":
+            measured = message.validation_completed
+            return ValidationCompleted(sequence=sequence, time=time, step=measured.step, loss=measured.loss)
+        case "artifact_published":
+            return read_artifact(message.artifact_published, sequence=sequence, time=time)
+        case "warning":
+            warning = message.warning
+            return JobWarning(sequence=sequence, time=time, reason=warning.reason, message=warning.message)
+    return None
+
+
+def _read_step(message: trainer_pb2.StepMetrics) -> StepMetrics:
+    return StepMetrics(
+        step=message.step,
+        loss=message.loss,
+        learning_rate=message.learning_rate,
+        gradient_norm=message.gradient_norm,
+        duration_s=read_seconds(message.duration),
+    )
+
+
+def read_artifact(
+    message: trainer_pb2.ArtifactPublished, *, sequence: int = 0, time: datetime | None = None
+) -> ArtifactPublished:
+    """Translate what is told of a file."""
+    return ArtifactPublished(
+        sequence=sequence,
+        time=time,
+        artifact_name=message.artifact_name,
+        uri=message.uri,
+        size_bytes=message.size_bytes,
+        content_digest=message.content_digest,
+    )
+
+
+def _read_job_state(value: int) -> JobState:
+    return read_enum(JobState, trainer_pb2.TrainingJobState.DESCRIPTOR, "TRAINING_JOB_STATE_", value)

@@ -1,0 +1,84 @@
+"""What a new job trains on: found when it is created, and held from then on, so that nothing of it is collected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from services.common.cache import dataset_prefix, hold_key, manifest_key, read_pointer, wanted_encoding_id
+from services.common.errors import NotReady
+from services.common.fields import invalid_field, require_id, unknown
+from services.common.object_store import ObjectStore
+from services.common.sweep import wait_for_sweep
+from services.trainer.jobs import DatasetReference
+
+NEW_HOLD = timedelta(hours=1)
+
+
+class DatasetReferences:
+    """Finds and holds datasets of one tenant."""
+
+    def __init__(self, objects: ObjectStore, tenant: str) -> None:
+        self._objects = objects
+        self._tenant = tenant
+        self._fingerprints: dict[str, str] = {}
+
+    def find(self, field: str, dataset_id: str, *, while_encoding: bool = False) -> DatasetReference:
+        """The dataset as it is now. Raises `NotFound`, or `NotReady` unless it is READY or may still be encoding."""
+        if not dataset_id:
+            raise invalid_field(field, "is empty", "Name a dataset that the encoder has encoded.")
+        require_id("dataset", dataset_id)
+        encoding_id = wanted_encoding_id(self._objects, self._tenant, dataset_id)
+        if not encoding_id and (pointer := read_pointer(self._objects, self._tenant, dataset_id)):
+            self._fingerprints[pointer.manifest_digest] = pointer.encoder_fingerprint
+            return DatasetReference(dataset_id=dataset_id, manifest_digest=pointer.manifest_digest)
+        if encoding_id and while_encoding:
+            return DatasetReference(dataset_id=dataset_id, encoding_id=encoding_id)
+        if not self._objects.exists(f"{dataset_prefix(self._tenant, dataset_id)}dataset.json"):
+            raise unknown("dataset", dataset_id)
+        raise NotReady(
+            f"{field}: dataset {dataset_id!r} is not encoded yet",
+            reason="DATASET_NOT_READY",
+            remedy="Encode it (EncodeDataset), wait until it is READY, then create the job; or begin earlier with "
+            "start_while_encoding.",
+        )
+
+    def refuse_other_encoder(self, dataset: DatasetReference, held_out: DatasetReference) -> None:
+        """Raise `NotReady` when the two are known to come from different encoders."""
+        fingerprints = {self._fingerprints.get(reference.manifest_digest) for reference in (dataset, held_out)}
+        if len(fingerprints - {None}) > 1:
+            raise encoder_mismatch()
+
+    def hold(self, job_id: str, *references: DatasetReference) -> None:
+        """Note that the job needs them; raises `NotReady` when one has been collected meanwhile."""
+        for reference in references:
+            self._objects.put(hold_key(self._tenant, reference.held_by, job_id), b"")
+        wait_for_sweep(self._objects, self._tenant)
+        for reference in references:
+            digest = reference.manifest_digest
+            if digest and not self._objects.exists(manifest_key(self._tenant, digest)):
+                raise NotReady(
+                    f"what was encoded of dataset {reference.dataset_id!r} has been removed",
+                    reason="DATASET_NOT_READY",
+                    remedy="Encode it again (EncodeDataset), then create the job.",
+                )
+
+
+def encoder_mismatch() -> NotReady:
+    """The error for a held-out dataset whose loss could not be compared."""
+    return NotReady(
+        "the two datasets were encoded by encoders of different weights or precision",
+        reason="ENCODER_MISMATCH",
+        remedy="Encode both again with the encoder that runs now.",
+    )
+
+
+def release_ended(objects: ObjectStore, tenant: str, ended: Callable[[str, str], bool], *, now: datetime) -> int:
+    """Remove holds of jobs that `ended(tenant, job_id)`; return how many. A new hold's job may still be being made."""
+    released = 0
+    for hold in objects.listed(f"{tenant}/holds/"):
+        job_id = hold.key.rpartition("/")[2]
+        if now - hold.changed > NEW_HOLD and ended(tenant, job_id):
+            objects.delete(hold.key)
+            released += 1
+    return released

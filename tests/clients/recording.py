@@ -1,0 +1,135 @@
+"""An encoder and a trainer that keep what they were asked and answer by the contract at once, and a store beside them.
+
+They stand where a test is about what the client sends; tests/integration has the services themselves.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, TypeVar
+
+import grpc
+from fluxsmith.v1 import encoder_pb2 as encoder
+from fluxsmith.v1 import trainer_pb2 as trainer
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+_Kind = TypeVar("_Kind", bound=Message)
+
+CONTENT = b"a picture or a LoRA"
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Recorder:
+    """Both services: `requests` in order, with one dataset `d` and one job `j` that has succeeded."""
+
+    def __init__(self, store_url: str) -> None:
+        self.address = ""
+        self.store_url = store_url
+        self.requests: list[Message] = []
+        self.sheet_pages = 1
+        self.encoded = encoder.Dataset(dataset_id="d", state=encoder.DATASET_STATE_READY)
+        self.encoding = encoder.Dataset(dataset_id="d", state=encoder.DATASET_STATE_ENCODING)
+        self._job = trainer.TrainingJob(job_id="j", state=trainer.TRAINING_JOB_STATE_SUCCEEDED)
+
+    def asked(self, kind: type[_Kind]) -> list[_Kind]:
+        """The requests of one kind."""
+        return [request for request in self.requests if isinstance(request, kind)]
+
+    def names(self) -> list[str]:
+        """What was asked; probing for the services does not count."""
+        names = [type(request).__name__.removesuffix("Request") for request in self.requests]
+        return [name for name in names if not name.endswith("GetCapabilities")]
+
+    def answer(self, request: Message) -> Iterable[Message]:
+        """Keep the request and yield what is answered to it."""
+        self.requests.append(request)
+        match request:
+            case encoder.CreateDatasetRequest():
+                yield encoder.CreateDatasetResponse(dataset=encoder.Dataset(dataset_id="d"))
+            case encoder.EncodeDatasetRequest():
+                yield encoder.EncodeDatasetResponse(dataset=self.encoding)
+            case encoder.WatchDatasetRequest():
+                yield encoder.WatchDatasetResponse(dataset=self.encoding)
+                yield encoder.WatchDatasetResponse(dataset=self.encoded)
+            case encoder.GetDatasetRequest():
+                yield encoder.GetDatasetResponse(dataset=self.encoded)
+            case encoder.RenderContactSheetRequest():
+                yield self._sheet(int(request.page_token or 1))
+            case trainer.CreateTrainingJobRequest():
+                yield trainer.CreateTrainingJobResponse(job=self._job)
+            case trainer.GetTrainingJobRequest():
+                yield trainer.GetTrainingJobResponse(job=self._job)
+            case trainer.CreateDownloadUrlRequest():
+                file = trainer.ArtifactPublished(size_bytes=len(CONTENT), content_digest=DIGEST)
+                yield trainer.CreateDownloadUrlResponse(artifact=file, url=self.store_url)
+
+    def _sheet(self, page: int) -> encoder.RenderContactSheetResponse:
+        return encoder.RenderContactSheetResponse(
+            image=encoder.ObjectReference(uri="s3://b/k", content_digest=DIGEST, size_bytes=len(CONTENT)),
+            download_url=self.store_url,
+            next_page_token=str(page + 1) if page < self.sheet_pages else "",
+        )
+
+
+@contextmanager
+def serving(recorder: Recorder) -> Iterator[None]:
+    """Serve both services on one free port, told as the recorder's `address`."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    for service in (
+        encoder.DESCRIPTOR.services_by_name["EncoderService"],
+        trainer.DESCRIPTOR.services_by_name["TrainerService"],
+    ):
+        server.add_generic_rpc_handlers((_handlers(service, recorder.answer),))
+    recorder.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield
+    server.stop(None).wait()
+
+
+def _handlers(service: ServiceDescriptor, answer: Callable[[Message], Iterable[Message]]) -> grpc.GenericRpcHandler:
+    table = {method.name: _handler(method, answer) for method in service.methods}
+    return grpc.method_handlers_generic_handler(service.full_name, table)
+
+
+def _handler(method: MethodDescriptor, answer: Callable[[Message], Iterable[Message]]) -> Any:
+    """The method: an empty message goes back where `answer` has none."""
+    request_class, response_class = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+
+    def respond(request: Any, _: grpc.ServicerContext) -> Any:
+        parts = list(request) if method.client_streaming else [request]
+        answers = [answered for part in parts for answered in answer(part)]
+        return iter(answers) if method.server_streaming else next(iter(answers), response_class())
+
+    kind = f"{_word(method.client_streaming)}_{_word(method.server_streaming)}_rpc_method_handler"
+    return getattr(grpc, kind)(
+        respond, request_deserializer=request_class.FromString, response_serializer=response_class.SerializeToString
+    )
+
+
+def _word(streaming: bool) -> str:
+    return "stream" if streaming else "unary"
+
+
+@contextmanager
+def store() -> Iterator[str]:
+    """Serve `CONTENT` under every path; the address is given."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _StoreHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/file"
+        server.shutdown()
+
+
+class _StoreHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
