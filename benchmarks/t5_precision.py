@@ -173,7 +173,7 @@ def loader(model: str, layers: int, device: torch.device) -> Callable[[Precision
 
 
 def demo_captions() -> list[str]:
-    """The captions of the demo's images, which are names that flux-tiny was trained on, and longer ones made of them."""
+    """The captions of the demo's images, which are names that flux-tiny knows, and longer ones made of them."""
     names = sorted({path.read_text().strip() for path in (ASSETS / "demo").glob("*/*.txt")})
     pairs = [f"{first} and {second}" for first, second in pairwise(names)]
     return [*names, *pairs, ", ".join(names)]

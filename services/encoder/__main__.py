@@ -13,6 +13,7 @@ from services.common.logs import set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.server import serve
 from services.common.settings import ServiceSettings, StoreSettings
+from services.encoder.collection import Collector, CollectorThread
 from services.encoder.datasets import Datasets
 from services.encoder.encoding import DatasetEncoder
 from services.encoder.models import ModelThread, load_models
@@ -33,6 +34,9 @@ def main() -> int:
         models = ModelThread(load_models(service, settings))
         datasets = Datasets(store)
         encoder = DatasetEncoder(datasets, models, settings)
+        collector = CollectorThread(
+            Collector(datasets, grace=settings.grace), store, interval_s=settings.collect_interval_s
+        )
         runs = EncodingRuns(datasets, encoder)
         if count := runs.take_up():
             log.info("went on with %d unfinished encodings", count)
@@ -43,7 +47,10 @@ def main() -> int:
         datasets=datasets, runs=runs, encoder=encoder, models=models, service=service, settings=settings
     )
 
+    collector.start()
+
     async def on_stop() -> None:
+        collector.close()
         await asyncio.to_thread(runs.close)
         models.close()
 

@@ -37,6 +37,7 @@ from services.common.cache import (
 from services.common.errors import AlreadyExists, NotFound, NotReady
 from services.common.fields import require_id, unknown
 from services.common.object_store import ObjectMissing, ObjectStore
+from services.common.sweep import read_marker, wait_for_sweep
 from services.encoder.overlap import overlapped
 from services.encoder.records import (
     DatasetRecord,
@@ -105,6 +106,9 @@ class Datasets:
             self.store.put(f"{prefix}originals/{record.content_digest}", image)
             self._write(tenant, dataset_id, f"samples/{sample_key(record.sample_name)}.json", record)
             self._write(tenant, dataset_id, "revision.json", Revision(token=secrets.token_hex(8)))
+            if read_marker(self.store, tenant):  # a sweep may have taken the image for that of a replaced sample
+                wait_for_sweep(self.store, tenant)
+                self.store.put(f"{prefix}originals/{record.content_digest}", image)
 
     def samples(self, tenant: str, dataset_id: str, *, after: str | None = None) -> Iterator[SampleRecord]:
         """The samples in the order of their keys, those after the sample called `after` if given; few in memory."""

@@ -174,7 +174,7 @@ def _to_srgb(color: Image.Image, file: Image.Image) -> tuple[Image.Image, str]:
     """Convert by the file's colour profile; where it is of no use, the pixels as they are, and why."""
     profile = file.info.get("icc_profile", b"")
     nclx = file.info.get("nclx_profile") or {}
-    if profile == b"":
+    if profile == b"" or color.mode == "LAB":  # which is defined without a profile
         wide = nclx.get("color_primaries", 1) not in {1, 2} or nclx.get("transfer_characteristics", 1) in {16, 18}
         return color.convert("RGB"), "its colours are wide or HDR without an ICC profile" if wide else ""
     try:

@@ -21,6 +21,7 @@ from services.common.cache import (
 )
 from services.common.errors import InvalidInput
 from services.common.object_store import ObjectStore
+from services.common.sweep import wait_for_sweep
 from services.encoder.datasets import Datasets
 from services.encoder.models import ModelThread
 from services.encoder.overlap import overlapped
@@ -90,6 +91,7 @@ class DatasetEncoder:
         `on_progress` may raise to end it early.
         """
         began_s = time.monotonic()
+        wait_for_sweep(self._datasets.store, tenant)
         revision = self._datasets.revision(tenant, dataset_id)
         progress = Progress(total=self._datasets.sample_count(tenant, dataset_id))
         head = self._head(tenant)
@@ -118,8 +120,7 @@ class DatasetEncoder:
 
     def embed_captions(self, tenant: str, captions: list[str]) -> list[CachedCaption]:
         """Embed captions through the cache, in their order."""
-        tensors = self._tensors(tenant)
-        return [self._embedded(tensors, caption) for caption in captions]
+        return [self._embedded(tenant, caption) for caption in captions]
 
     def close(self) -> None:
         """End the threads; nothing may be under way."""
@@ -154,15 +155,17 @@ class DatasetEncoder:
             encoder_fingerprint=models.fingerprint,
             latent_shift=models.latent_shift,
             latent_scale=models.latent_scale,
-            empty_caption=self._embedded(self._tensors(tenant), ""),
+            empty_caption=self._embedded(tenant, ""),
         )
 
     def _tensors(self, tenant: str) -> TensorCache:
         return TensorCache(self._datasets.store, tenant, self._models.models)
 
-    def _embedded(self, tensors: TensorCache, caption: str) -> CachedCaption:
+    def _embedded(self, tenant: str, caption: str) -> CachedCaption:
+        tensors = self._tensors(tenant)
         recipe = caption_recipe(caption, self._models.models)
-        cached = tensors.find("captions", recipe)
+        wait_for_sweep(self._datasets.store, tenant)
+        cached = tensors.find("captions", recipe, refresh=self._settings.grace / 2)
         if cached is None:
             try:
                 embeddings = finite(self._models.run(embedding(caption)), "captions")

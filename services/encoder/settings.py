@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Literal
 
 from pydantic import Field
@@ -29,3 +30,12 @@ class EncoderSettings(BaseSettings):
     """Longest caption in bytes of UTF-8."""
     max_samples: int = Field(default=10_000, ge=1)
     """Most samples in one dataset."""
+    collect_interval_s: float = Field(default=6 * 3600, ge=0)
+    """Seconds between collections of objects that nothing needs any more; 0 means never."""
+    collect_grace_s: float = Field(default=24 * 3600, ge=60)
+    """Seconds that an object must have been without use before it is collected."""
+
+    @property
+    def grace(self) -> timedelta:
+        """The grace period of collection."""
+        return timedelta(seconds=self.collect_grace_s)

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict
@@ -60,14 +61,23 @@ class TensorCache:
             "samples": models.fingerprint,
         }
 
-    def find(self, kind: str, recipe: Recipe) -> CachedObject | None:
-        """The object of a recipe whose bytes are those that were written, or None."""
+    def find(self, kind: str, recipe: Recipe, *, refresh: timedelta | None = None) -> CachedObject | None:
+        """The object of a recipe whose bytes are those that were written, or None.
+
+        With `refresh`, one that is older is written again: nothing else keeps it from being collected.
+        """
         stem = self._stem(kind, recipe)
         for listed in self._store.listed(f"{stem}."):
             digest = listed.key.removeprefix(f"{stem}.").removesuffix(SUFFIX)
             cached = CachedObject(key=listed.key, digest=digest, size_bytes=listed.size_bytes)
-            if self.sound(cached):
-                return cached
+            if refresh is not None and datetime.now(UTC) - listed.changed > refresh:
+                try:
+                    self._store.put(cached.key, self._store.get(cached.key, digest=digest))
+                except (ObjectMissing, ObjectDamaged):
+                    continue
+            elif not self.sound(cached):
+                continue
+            return cached
         return None
 
     def sound(self, cached: CachedObject) -> bool:

@@ -16,6 +16,7 @@ from services.common.logs import set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.server import serve
 from services.common.settings import ServiceSettings, StoreSettings
+from services.trainer.holds import HoldsThread
 from services.trainer.job_store import JobStore
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import TrainerSettings
@@ -36,6 +37,8 @@ def main() -> int:
         log.error(error.line)
         return 1
     supervisor.start()
+    holds = HoldsThread(objects, jobs)
+    holds.start()
     servicer = TrainerServicer(jobs=jobs, objects=objects, service=service, settings=settings)
     try:
         asyncio.run(
@@ -50,6 +53,7 @@ def main() -> int:
         log.error(error.line)
         return 1
     finally:
+        holds.close()
         supervisor.close()
     return 0
 

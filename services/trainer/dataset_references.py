@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime, timedelta
-
 from services.common.cache import dataset_prefix, hold_key, manifest_key, read_pointer, wanted_encoding_id
 from services.common.errors import NotReady
 from services.common.fields import invalid_field, require_id, unknown
 from services.common.object_store import ObjectStore
 from services.common.sweep import wait_for_sweep
 from services.trainer.jobs import DatasetReference
-
-NEW_HOLD = timedelta(hours=1)
 
 
 class DatasetReferences:
@@ -71,14 +66,3 @@ def encoder_mismatch() -> NotReady:
         reason="ENCODER_MISMATCH",
         remedy="Encode both again with the encoder that runs now.",
     )
-
-
-def release_ended(objects: ObjectStore, tenant: str, ended: Callable[[str, str], bool], *, now: datetime) -> int:
-    """Remove holds of jobs that `ended(tenant, job_id)`; return how many. A new hold's job may still be being made."""
-    released = 0
-    for hold in objects.listed(f"{tenant}/holds/"):
-        job_id = hold.key.rpartition("/")[2]
-        if now - hold.changed > NEW_HOLD and ended(tenant, job_id):
-            objects.delete(hold.key)
-            released += 1
-    return released

@@ -87,8 +87,10 @@ def serving(recorder: Recorder) -> Iterator[None]:
         server.add_generic_rpc_handlers((_handlers(service, recorder.answer),))
     recorder.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
-    yield
-    server.stop(None).wait()
+    try:
+        yield
+    finally:
+        server.stop(None).wait()
 
 
 def _handlers(service: ServiceDescriptor, answer: Callable[[Message], Iterable[Message]]) -> grpc.GenericRpcHandler:
@@ -120,8 +122,10 @@ def store() -> Iterator[str]:
     """Serve `CONTENT` under every path; the address is given."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _StoreHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/file"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/file"
+        finally:
+            server.shutdown()
 
 
 class _StoreHandler(BaseHTTPRequestHandler):

@@ -1,5 +1,6 @@
 """Progress: the figures from the steps, and plain lines where there is no terminal."""
 
+import dataclasses
 from io import StringIO
 
 import pytest
@@ -115,9 +116,20 @@ def test_line_of_an_encoding_has_speed_time_left_and_bytes() -> None:
     assert out.getvalue() == "encode ink: 12 of 40 samples, 3.1 a second, 9 s left, 12.0 MB written\n"
 
 
-def test_bar_of_an_encoding_has_speed_time_left_and_bytes() -> None:
+def test_end_of_an_encoding_is_told_once() -> None:
     out = StringIO()
-    with BarDisplay(Console(file=out, force_terminal=True, width=120)) as display:
+    show = LineDisplay(Console(file=out), clock=lambda: 0.0).dataset("ink")
+    last = dataclasses.replace(MOVING, done_count=40)
+    for progress in (MOVING, last, last, dataclasses.replace(last, encoding=None)):
+        show(progress)
+    lines = [line.partition(",")[0] for line in out.getvalue().splitlines()]
+    assert lines == ["encode ink: 12 of 40 samples", "encode ink: 40 of 40 samples"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_bar_of_an_encoding_has_speed_time_left_and_bytes(width: int) -> None:
+    out = StringIO()
+    with BarDisplay(Console(file=out, force_terminal=True, width=width)) as display:
         display.dataset("ink")(MOVING)
     assert "12/40" in out.getvalue()
     assert "3.1 a second, 9 s left, 12.0 MB written" in out.getvalue()

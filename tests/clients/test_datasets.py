@@ -151,7 +151,9 @@ def test_pages_are_drawn_only_when_asked_for(client: Client, recorder: Recorder)
 
 
 @pytest.mark.parametrize("count", [0, 101, -1, "many", 2.5])
-def test_samples_a_page_out_of_range_are_refused_here(client: Client, recorder: Recorder, count: Any) -> None:
+def test_samples_a_page_out_of_range_are_refused_here(
+    client: Client, recorder: Recorder, tmp_path: Path, count: Any
+) -> None:
     with pytest.raises(errors.InvalidRequest, match="samples_per_page cannot be"):
-        client.datasets.contact_sheet("d", "x.png", samples_per_page=count)
+        client.datasets.contact_sheet("d", tmp_path / "x.png", samples_per_page=count)
     assert not recorder.requests

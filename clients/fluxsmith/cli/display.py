@@ -8,6 +8,7 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Column
 
 from fluxsmith.cli.meter import TrainingMeter
 from fluxsmith.cli.text import progress_text
@@ -49,10 +50,12 @@ class BarDisplay:
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}", markup=False),
+            # On a narrow terminal this is cut, never the count.
+            TextColumn("{task.fields[facts]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=console,
+            expand=True,
         )
         self._meter = TrainingMeter()
         self._tasks: dict[str, TaskID] = {}
@@ -132,7 +135,8 @@ class LineDisplay:
         """Return what shows the progress of the dataset called `name`."""
 
         def on_progress(progress: DatasetProgress) -> None:
-            done = progress.done_count == progress.total_count
+            # While an encoding is told of, its last tensors are still being written, and more will be told.
+            done = progress.done_count == progress.total_count and progress.encoding is None
             count = f"{progress.done_count} of {progress.total_count} samples"
             text = ", ".join(filter(None, [f"{progress.phase} {name}: {count}", progress_text(progress)]))
             self._now_and_then(text, important=done)

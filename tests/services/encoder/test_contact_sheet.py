@@ -109,6 +109,20 @@ def test_text_of_any_length_stays_within_its_card(caption: str) -> None:
     assert len(np.unique(np.asarray(sheet)[:, -12:].reshape(-1, 3), axis=0)) == 1
 
 
+def test_text_is_cut_after_the_lines_that_fit() -> None:
+    heights = [
+        draw_contact_sheet([tile(captions=(" ".join(["m" * 18] * lines),))], title="pictures").height
+        for lines in range(1, 6)
+    ]
+    assert heights == [*sorted(set(heights[:3])), heights[2], heights[2]]
+
+
+def test_what_cannot_be_drawn_is_written_as_its_number() -> None:
+    for raw, escaped in (("\x07", "\\x07"), ("\u202eabc", "\\u202eabc"), ("\ue000", "\\ue000")):
+        sheets = [draw_contact_sheet([tile(captions=(text,))], title="pictures").tobytes() for text in (raw, escaped)]
+        assert sheets[0] == sheets[1]
+
+
 def test_different_captions_look_different_in_every_script() -> None:
     captions = ["cat", "chat", "кошка", "γάτα", "猫", "犬", "🍎", "🍏", "\x07", "\x08", "\u202eabc", "abc", ""]
     sheets = {draw_contact_sheet([tile(captions=(caption,))], title="pictures").tobytes() for caption in captions}

@@ -28,7 +28,7 @@ from services.encoder.decoding import Decoded, decode
 from services.encoder.problems import BadSample
 from tests.services.encoder.test_decoding import exchanged, file_of, red_ink
 
-FILES = 15_000
+FILES = 12_000
 LIMIT_PX = 40_000
 ROOT = Path(__file__).resolve().parents[3]
 Mutation = Callable[[bytearray, random.Random], None]
