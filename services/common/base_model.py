@@ -66,7 +66,11 @@ def _fetched(identifier: str, revision: str, parts: Iterable[str]) -> Path:
             f"FLUXSMITH_BASE_MODEL_REVISION is {revision!r}, which is no commit",
             "Give the 40 hexadecimal digits of a commit: what a branch or tag names may change between two starts.",
         )
-    patterns = ["model_index.json", *(f"{part}/*" for part in parts)]  # `*` matches across folders here
+    patterns = [
+        "model_index.json",
+        "transformer/config.json",
+        *(f"{part}/*" for part in parts),
+    ]  # `*` matches across folders here
     try:
         return Path(snapshot_download(identifier, revision=revision, allow_patterns=patterns))
     except HUB_ERRORS as error:

@@ -67,19 +67,19 @@ def choose_bucket(
             f"{width_px} x {height_px} px leaves a side under {step_px} px at resolution {resolution_px}; "
             f"use a larger or less elongated image{'' if upscale else ', or ask for upscaling'}",
         )
-    width, height = max(fitting, key=lambda size: (share_kept(width_px, height_px, *size), size[0] * size[1]))
+    width, height = max(fitting, key=lambda size: share_kept(width_px, height_px, *size))
     return Bucket(height_px=height, width_px=width)
 
 
 def share_kept(width_px: int, height_px: int, bucket_width_px: int, bucket_height_px: int) -> Fraction:
-    """The share of the picture that is left when it is scaled to cover a bucket and cut; exact, so that ties are."""
+    """The share of the picture that is left when it is scaled to cover a bucket and cut; exact on every machine."""
     across, down = width_px * bucket_height_px, height_px * bucket_width_px
     return Fraction(min(across, down), max(across, down))
 
 
 def _steps_around(side_px: float, step_px: int) -> tuple[int, int]:
-    """The multiples below and above; 3.9999999 multiples are four, which forgives rounding errors."""
-    below = math.floor(side_px / step_px + 1e-6)
+    """The multiples below and above; a side that only rounding errors keep from a multiple finds it above."""
+    below = math.floor(side_px / step_px)
     return step_px * below, step_px * (below + 1)
 
 

@@ -19,7 +19,7 @@ from PIL.ExifTags import Base as Tag
 from services.encoder.problems import BadSample, Problem
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIC", "TIFF", "BMP", "GIF")
-PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")  # JPEG: MPO too, which photographs of phones are
+PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF")  # JPEG is also MPO, of many phones
 WHITE = (255, 255, 255)
 SMALL_TILE_PX = 1024 * 1024  # a tile of a TIFF may be larger than its picture, but not without end
 
@@ -92,9 +92,9 @@ def pixel_digest(image: Image.Image) -> str:
 def _open(data: bytes) -> Image.Image:
     """The image with its header read and no pixel decoded."""
     try:
-        return Image.open(io.BytesIO(data), formats=_formats(data))
+        return Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
     except UnidentifiedImageError as error:
-        known = next((name for name in _formats(data) if _begins_like(name, data)), None)
+        known = next((name for name in PILLOW_FORMATS if _begins_like(name, data)), None)
         if known is None:
             raise BadSample(
                 Problem.NOT_AN_IMAGE, f"not an image of a known format; use one of {', '.join(IMAGE_FORMATS)}"
@@ -104,14 +104,6 @@ def _open(data: bytes) -> Image.Image:
             Problem.TRUNCATED,
             f"begins like a {name} file but cannot be read: it is damaged or of a rare kind; export it again, as PNG",
         ) from error
-
-
-def _formats(data: bytes) -> tuple[str, ...]:
-    """What to try, in Pillow's names. Of AVIF and HEIC, which are one container, the file names the one it is."""
-    if data[4:8] != b"ftyp":
-        return PILLOW_FORMATS
-    brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
-    return ("AVIF",) if b"avif" in brands or b"avis" in brands else ("HEIF",)
 
 
 def _begins_like(name: str, data: bytes) -> bool:

@@ -14,11 +14,10 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, CLIPTextModel, CLIPT
 
 from services.common.base_model import BaseModelError
 from services.encoder.inference import CaptionTokenizer, Loaders
-from services.encoder.model_folder import CLIP_TOKENS, WRONG_VALUES, BrokenPart
+from services.encoder.model_folder import CLIP_TOKENS, WRONG_VALUES, BrokenPart, made_for_tokens
 
 T = TypeVar("T")
 Precision = Literal["int8", "nf4", "bf16", "fp32"]
-MOST_T5_TOKENS = 512
 TILE_PX = 512
 
 
@@ -92,8 +91,13 @@ def t5_from(source: Mapping[str, Any], choices: LoadChoices) -> T5EncoderModel:
     ).eval()
 
 
-def load_tokenizers(folder: Path, vocabularies: Mapping[str, int]) -> tuple[CaptionTokenizer, CaptionTokenizer]:
-    """CLIP's tokenizer and T5's, each checked to know no token that its encoder does not."""
+def load_tokenizers(
+    folder: Path, vocabularies: Mapping[str, int], t5_tokens: int | None = None
+) -> tuple[CaptionTokenizer, CaptionTokenizer]:
+    """CLIP's tokenizer and T5's, each checked to know no token that its encoder does not.
+
+    `t5_tokens` is the length of T5's output; None means what the base model was made for.
+    """
     clip = _loaded(folder / "tokenizer", lambda: CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"))
     t5 = _loaded(folder / "tokenizer_2", lambda: AutoTokenizer.from_pretrained(folder, subfolder="tokenizer_2"))
     for part, encoder, tokenizer in (("tokenizer", "text_encoder", clip), ("tokenizer_2", "text_encoder_2", t5)):
@@ -105,7 +109,7 @@ def load_tokenizers(folder: Path, vocabularies: Mapping[str, int]) -> tuple[Capt
             )
     return (
         CaptionTokenizer(clip, CLIP_TOKENS),
-        CaptionTokenizer(t5, min(t5.model_max_length, MOST_T5_TOKENS)),
+        CaptionTokenizer(t5, t5_tokens or made_for_tokens(folder, t5.model_max_length)),
     )
 
 

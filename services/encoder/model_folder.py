@@ -24,6 +24,7 @@ from services.common.base_model import BaseModelError
 WEIGHTS = {"vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
 PARTS = (*WEIGHTS, "tokenizer", "tokenizer_2")
 CLIP_TOKENS = 77
+DEV_T5_TOKENS, SCHNELL_T5_TOKENS = 512, 256
 REQUIRED: Mapping[str, Mapping[str, object]] = {
     "vae": {"_class_name": "AutoencoderKL", "latent_channels": 16},
     "text_encoder": {"model_type": "clip_text_model", "max_position_embeddings": CLIP_TOKENS},
@@ -79,6 +80,19 @@ def checked(folder: Path) -> FolderFacts:
         default_resolution_px=int(configs["vae"]["sample_size"]),
         vocabularies={part: configs[part]["vocab_size"] for part in ("text_encoder", "text_encoder_2")},
     )
+
+
+def made_for_tokens(folder: Path, tokenizer_length: int) -> int:
+    """Length that T5's output is padded to: what the transformer was trained with.
+
+    FLUX.1-dev was trained with 512 tokens and schnell, which has no guidance embedding, with 256 (as diffusers' pipelines
+    use them). Both have a tokenizer of 512, so only the transformer's configuration tells, if it is in the folder; a
+    smaller model says it by its tokenizer's `model_max_length`.
+    """
+    schnell = False
+    if (folder / "transformer/config.json").is_file():
+        schnell = _json(folder / "transformer", "config.json").get("guidance_embeds") is False
+    return min(tokenizer_length, SCHNELL_T5_TOKENS if schnell else DEV_T5_TOKENS)
 
 
 def _config(part: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def load_models(service: ServiceSettings, encoder: EncoderSettings) -> EncoderMo
     """
     folder = base_folder(service, PARTS)
     facts = checked(folder)
-    clip_tokenizer, t5_tokenizer = load_tokenizers(folder, facts.vocabularies)
+    clip_tokenizer, t5_tokenizer = load_tokenizers(folder, facts.vocabularies, encoder.t5_tokens)
     device = pick_device(service.device)
     choices = LoadChoices(
         device=device,
@@ -75,7 +75,9 @@ def load_models(service: ServiceSettings, encoder: EncoderSettings) -> EncoderMo
         default_resolution_px=facts.default_resolution_px,
         image_fingerprint=image_fingerprint,
         text_fingerprint=text_fingerprint,
-        fingerprint=hashlib.sha256(f"{image_fingerprint} {text_fingerprint}".encode()).hexdigest(),
+        fingerprint=hashlib.sha256(
+            f"{image_fingerprint} {text_fingerprint} t5 tokens {t5_tokenizer.tokens}".encode()
+        ).hexdigest(),
         one_at_a_time=encoder.models == "one",
     )
     if not models.one_at_a_time:

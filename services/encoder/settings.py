@@ -18,6 +18,9 @@ class EncoderSettings(BaseSettings):
     """Host and port to serve on."""
     t5_precision: Literal["int8", "nf4", "bf16", "fp32"] = "int8"
     """Precision of the T5 weights, on CUDA and on the CPU; `int8` (LLM.int8) and `nf4` are done by bitsandbytes."""
+    t5_tokens: int | None = Field(default=None, ge=8, le=512)
+    """Length in tokens that T5's output is padded to; unset means what the base model was made for: 512 for FLUX.1-dev,
+    256 for schnell. Another one than the transformer knows from its training gives worse results."""
     models: Literal["all", "one"] = "all"
     """`all` keeps VAE, CLIP and T5 in memory; `one` either the VAE, or CLIP and T5, freeing the other first."""
     vae_tiling: bool = False

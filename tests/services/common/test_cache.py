@@ -38,9 +38,7 @@ def manifest_of(*, shift: float = 0.1, samples: int = 1) -> DatasetManifest:
         latent_shift=shift,
         latent_scale=0.5,
         empty_caption=CAPTION,
-        samples=tuple(
-            CachedSample(sample_name=f"{n}", views=(VIEW,), captions=(CAPTION,)) for n in range(samples)
-        ),
+        samples=tuple(CachedSample(sample_name=f"{n}", views=(VIEW,), captions=(CAPTION,)) for n in range(samples)),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -45,6 +45,7 @@ def bucket_of(width: int, height: int, resolution: int, step: int, *, upscale: b
         raise
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(SIDES, SIDES, RESOLUTIONS, STEPS, st.booleans())
 def test_bucket_is_on_the_grid_and_within_its_area(
     width: int, height: int, resolution: int, step: int, upscale: bool
@@ -54,6 +55,7 @@ def test_bucket_is_on_the_grid_and_within_its_area(
     assert 0 < bucket.width_px * bucket.height_px <= resolution**2
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(SIDES, SIDES, RESOLUTIONS, STEPS)
 def test_picture_is_never_scaled_up_unasked(width: int, height: int, resolution: int, step: int) -> None:
     bucket = bucket_of(width, height, resolution, step)
@@ -61,6 +63,7 @@ def test_picture_is_never_scaled_up_unasked(width: int, height: int, resolution:
     assert bucket.height_px <= height
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(SIDES, SIDES, RESOLUTIONS, STEPS, st.booleans())
 def test_sides_are_within_a_step_of_the_scaled_picture(
     width: int, height: int, resolution: int, step: int, upscale: bool
@@ -72,6 +75,7 @@ def test_sides_are_within_a_step_of_the_scaled_picture(
     assert abs(bucket.height_px - height * scale) <= step + 0.01
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(SIDES, SIDES, RESOLUTIONS, STEPS, st.booleans())
 def test_no_more_is_cut_off_than_by_rounding_both_sides_down(
     width: int, height: int, resolution: int, step: int, upscale: bool
@@ -86,6 +90,7 @@ def test_no_more_is_cut_off_than_by_rounding_both_sides_down(
     assert kept >= 1 - step / (min(width, height) * scale)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(256, 12_000), st.floats(0.25, 4), st.integers(512, 2048))
 def test_ordinary_photograph_loses_less_than_7_percent(width: int, aspect: float, resolution: int) -> None:
     height = max(1, round(width * aspect))
@@ -94,6 +99,7 @@ def test_ordinary_photograph_loses_less_than_7_percent(width: int, aspect: float
     assert share_kept(width, height, bucket.width_px, bucket.height_px) > 0.93
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(SIDES, SIDES, st.integers(16, 1024), STEPS)
 def test_more_resolution_never_makes_a_smaller_side(width: int, height: int, resolution: int, step: int) -> None:
     bucket, larger = (bucket_of(width, height, factor * resolution, step) for factor in (1, 2))
@@ -101,18 +107,21 @@ def test_more_resolution_never_makes_a_smaller_side(width: int, height: int, res
     assert larger.height_px >= bucket.height_px
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(SIDES, SIDES, RESOLUTIONS, STEPS)
 def test_turned_picture_has_the_turned_bucket(width: int, height: int, resolution: int, step: int) -> None:
     bucket, turned = bucket_of(width, height, resolution, step), bucket_of(height, width, resolution, step)
     assert (turned.width_px, turned.height_px) == (bucket.height_px, bucket.width_px)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(SIDES, st.integers(32, 2048), STEPS, st.booleans())
 def test_square_stays_square(side: int, resolution: int, step: int, upscale: bool) -> None:
     bucket = bucket_of(side, side, resolution, step, upscale=upscale)
     assert bucket.width_px == bucket.height_px
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(SIDES, SIDES, st.integers(64, 2048))
 def test_upscaled_picture_reaches_the_resolution(width: int, height: int, resolution: int) -> None:
     assume(1 / 8 <= width / height <= 8)
@@ -168,6 +177,7 @@ def test_image_of_its_buckets_size_is_not_touched() -> None:
     assert crop_to(noise(64, 32), WIDE, Crop(x=0.1, y=0.9)).tobytes() == noise(64, 32).tobytes()
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(CROPS)
 def test_mirrored_crop_is_the_mirror_of_the_crop(crop: Crop) -> None:
     image = noise(100, 90)
@@ -197,6 +207,7 @@ def test_pixels_run_from_minus_one_to_one_with_channels_first() -> None:
     assert pixels_CHW[:, 0, 0].tolist() == pytest.approx([-1, 1, -0.6])
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(CROPS)
 def test_loss_mask_covers_the_window_of_the_crop(crop: Crop) -> None:
     alpha = Image.fromarray(np.repeat(np.repeat(np.random.default_rng(0).integers(0, 2, (12, 20)), 16, 0), 16, 1) != 0)

@@ -110,11 +110,12 @@ def test_text_of_any_length_stays_within_its_card(caption: str) -> None:
 
 
 def test_text_is_cut_after_the_lines_that_fit() -> None:
-    heights = [
-        draw_contact_sheet([tile(captions=(" ".join(["m" * 18] * lines),))], title="pictures").height
-        for lines in range(1, 6)
+    sheets = [
+        draw_contact_sheet([tile(captions=(" ".join(["m" * 18] * lines),))], title="pictures") for lines in range(1, 6)
     ]
+    heights = [sheet.height for sheet in sheets]
     assert heights == [*sorted(set(heights[:3])), heights[2], heights[2]]
+    assert sheets[2].tobytes() != sheets[3].tobytes() == sheets[4].tobytes()  # an ellipsis
 
 
 def test_what_cannot_be_drawn_is_written_as_its_number() -> None:

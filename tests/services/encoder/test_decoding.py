@@ -142,18 +142,10 @@ def test_pixels_of_32_bits_are_refused(mode: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "HEIC"])
 def test_photograph_is_turned_upright(kind: str, orientation: int) -> None:
-    turns = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
+    turns = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE", "ROTATE_270"]
     upright = picture()
     upright.paste((240, 240, 240), (0, 0, 20, 12))
-    stored = upright.transpose(turns[orientation]) if orientation in turns else upright
+    stored = upright.transpose(Image.Transpose[turns[orientation - 2]]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
     stored.info["exif"] = (

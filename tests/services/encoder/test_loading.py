@@ -15,6 +15,7 @@ from transformers import T5EncoderModel
 
 from services.common.base_model import BaseModelError
 from services.common.settings import ServiceSettings
+from services.encoder.model_folder import made_for_tokens
 from services.encoder.models import EncoderModels, load_models
 from services.encoder.settings import EncoderSettings
 
@@ -144,7 +145,7 @@ def test_weights_that_do_not_fit_the_configuration_are_refused_by_name(folder: P
         ("text_encoder", {"num_attention_heads": "many"}, "makes no model"),
         ("text_encoder_2", {"model_type": "clip_text_model"}, "not 't5'"),
         ("text_encoder_2", {"d_model": 64}, "where its config.json asks for"),
-        ("text_encoder_2", {"num_heads": 0}, "text_encoder_2 of base model"),
+        ("text_encoder_2", {"num_layers": "two"}, "makes no model"),
         ("text_encoder_2", {"vocab_size": None}, "vocab_size None"),
     ],
 )
@@ -180,3 +181,18 @@ def test_a_part_that_goes_away_before_its_first_use_is_named(folder: Path) -> No
     (folder / CLIP).unlink()
     with pytest.raises(BaseModelError, match=r"text_encoder of base model .* cannot be loaded"):
         models.encode_caption("a red apple")
+
+
+@pytest.mark.parametrize(("guidance", "length", "tokens"), [(True, 512, 512), (False, 512, 256), (False, 32, 32)])
+def test_t5_is_padded_to_what_the_transformer_was_made_for(
+    tmp_path: Path, guidance: bool, length: int, tokens: int
+) -> None:
+    assert made_for_tokens(tmp_path, length) == min(length, 512)  # nothing says that it is schnell
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer/config.json").write_text(json.dumps({"guidance_embeds": guidance}))
+    assert made_for_tokens(tmp_path, length) == tokens
+
+
+def test_length_of_t5_can_be_set(service_settings: ServiceSettings) -> None:
+    models = load_models(service_settings, EncoderSettings(t5_precision="fp32", t5_tokens=48))
+    assert models.encode_caption("a red apple")[0].shape[0] == 48

@@ -58,6 +58,7 @@ JOB = Job(
     display_name="n",
     dataset=DatasetReference(dataset_id="ds-1", manifest_digest="0"),
     held_out=DatasetReference(dataset_id="ds-2", manifest_digest="1"),
+    start_while_encoding=True,
     config=FULL,
     state=JobState.SUCCEEDED,
     create_time_s=1_700_000_000.25,
