@@ -85,9 +85,9 @@ def checked(folder: Path) -> FolderFacts:
 def made_for_tokens(folder: Path, tokenizer_length: int) -> int:
     """Length that T5's output is padded to: what the transformer was trained with.
 
-    FLUX.1-dev was trained with 512 tokens and schnell, which has no guidance embedding, with 256 (as diffusers' pipelines
-    use them). Both have a tokenizer of 512, so only the transformer's configuration tells, if it is in the folder; a
-    smaller model says it by its tokenizer's `model_max_length`.
+    FLUX.1-dev was trained with 512 tokens and schnell, which has no guidance embedding, with 256 (as diffusers uses
+    them). Their tokenizers may both say 512, so the transformer's configuration tells, where it is in the folder; a
+    smaller model says its length by its tokenizer's `model_max_length`.
     """
     schnell = False
     if (folder / "transformer/config.json").is_file():

@@ -343,8 +343,8 @@ def test_two_encoders_at_once_converge(
     for sample in desk.manifest.samples:
         assert all(desk.tensors(cached) for cached in sample.objects())
     assert datasets.wanted_encoding(desk.tenant, desk.dataset_id) is None
-    for thread in threads_of_models:
-        thread.close()
+    for models in threads_of_models:
+        models.close()
 
 
 def test_text_can_be_encoded_before_images_on_small_cards(
