@@ -120,8 +120,8 @@ class Stack:
         self._wait_until(name, lambda: _serves(address))
 
     def stop(self) -> None:
-        """Stop everything, the store last."""
-        for name in ("trainer", "encoder", "store"):
+        """Stop everything, the trainer first and the store last."""
+        for name in sorted(self.processes, key=lambda name: (name == "store", name != "trainer")):
             self.stop_process(name)
         self._lock.close()
 

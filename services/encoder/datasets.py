@@ -182,20 +182,25 @@ class Datasets:
         wanted: WantedEncoding,
         outcome: EncodingOutcome,
         pointer: ManifestPointer | None,
-    ) -> None:
-        """Note how the encoding has ended, unless another encoder has done so. A failed one takes the result away."""
+    ) -> WantedEncoding | None:
+        """Note how the encoding has ended. A failed one takes the result of an earlier one away.
+
+        Changes nothing of the dataset when another encoder has ended it, and returns what is wanted then, if anything.
+        """
         prefix = dataset_prefix(tenant, dataset_id)
+        end = EncodingEnd(manifest_digest=pointer.manifest_digest if pointer else "", failure=outcome.failure)
         with self._lock(tenant, dataset_id):
-            if self.wanted_encoding(tenant, dataset_id) != wanted:
-                return
+            self.store.put(f"{encoding_prefix(tenant, wanted.encoding_id)}end.json", end.model_dump_json().encode())
+            now_wanted = self.wanted_encoding(tenant, dataset_id)
+            if now_wanted != wanted:
+                return now_wanted
             self._write(tenant, dataset_id, "outcome.json", outcome)
             if pointer:
                 self._write(tenant, dataset_id, "manifest.json", pointer)
             else:
                 self.store.delete(f"{prefix}manifest.json")
-            end = EncodingEnd(manifest_digest=pointer.manifest_digest if pointer else "", failure=outcome.failure)
-            self.store.put(f"{encoding_prefix(tenant, wanted.encoding_id)}end.json", end.model_dump_json().encode())
             self.store.delete(f"{prefix}encoding.json")
+            return None
 
     def outcome(self, tenant: str, dataset_id: str) -> EncodingOutcome | None:
         """How the last encoding ended, or None when samples have come since."""

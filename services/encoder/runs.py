@@ -64,9 +64,11 @@ class EncodingRuns:
             try:
                 outcome, pointer = self._outcome(tenant, dataset_id, wanted)
                 with self._lock:  # no start falls between the end of this one and its being forgotten
-                    self._datasets.end_encoding(tenant, dataset_id, wanted, outcome, pointer)
-                    del self._running[tenant, dataset_id]
-                return
+                    next_wanted = self._datasets.end_encoding(tenant, dataset_id, wanted, outcome, pointer)
+                    if next_wanted is None:
+                        del self._running[tenant, dataset_id]
+                        return
+                    wanted = next_wanted  # begun through another encoder, which may have died since
             except _Stopping:
                 log.info("dataset %s: stopped; the next encoder goes on", dataset_id)
             except Unavailable as error:

@@ -149,9 +149,9 @@ def test_encoder_that_comes_too_late_changes_nothing(datasets: Datasets, tenant:
     late = pointer.model_copy(update={"manifest_digest": "late"})
     datasets.end_encoding(tenant, dataset_id, wanted, EncodingOutcome(failure="late"), late)
     assert datasets.pointer(tenant, dataset_id) == pointer
-    begin(datasets, tenant, dataset_id)
-    datasets.end_encoding(tenant, dataset_id, wanted, EncodingOutcome(failure="late"), late)
-    assert datasets.wanted_encoding(tenant, dataset_id)
+    newer, _ = begin(datasets, tenant, dataset_id)
+    assert datasets.end_encoding(tenant, dataset_id, wanted, EncodingOutcome(failure="late"), late) == newer
+    assert datasets.wanted_encoding(tenant, dataset_id) == newer
 
 
 def test_result_for_samples_that_have_changed_meanwhile_does_not_count(

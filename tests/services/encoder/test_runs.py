@@ -14,6 +14,7 @@ from services.encoder.datasets import Datasets
 from services.encoder.encoding import DatasetEncoder
 from services.encoder.models import ModelThread
 from services.encoder.problems import Problem
+from services.encoder.records import WantedEncoding
 from services.encoder.runs import EncodingRuns
 from services.encoder.settings import EncoderSettings
 from tests.services.encoder.conftest import OPTIONS, AddSample
@@ -78,6 +79,21 @@ def test_encoding_of_a_stopped_encoder_is_taken_up_by_the_next(
     wait(following, tenant, dataset_id)
     following.close()
     assert datasets.pointer(tenant, dataset_id)
+
+
+def test_encoding_that_was_begun_through_another_encoder_meanwhile_is_done_too(
+    runs: EncodingRuns, datasets: Datasets, tenant: str, dataset_id: str, add_sample: AddSample
+) -> None:
+    for number in range(8):
+        add_sample(f"{number}", seed=number)
+    runs.start(tenant, dataset_id, OPTIONS)
+    other = WantedEncoding(encoding_id="enc-other", options=OPTIONS.model_copy(update={"flip": True}))
+    datasets._write(tenant, dataset_id, "encoding.json", other)
+    wait(runs, tenant, dataset_id)
+    outcome = datasets.outcome(tenant, dataset_id)
+    assert outcome
+    assert outcome.options == other.options
+    assert datasets.wanted_encoding(tenant, dataset_id) is None
 
 
 def test_failure_is_kept_for_whoever_asks(
