@@ -8,13 +8,16 @@ import diffusers.utils.logging
 import transformers.utils.logging
 
 
+# On import, since bitsandbytes warns while it is imported itself, of kernels that are optional.
+for _name in ("bitsandbytes", "urllib3", "httpx"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+
 def set_up_logging(level: str) -> None:
     """Write records of `level` and above; of the model libraries, errors only."""
     logging.basicConfig(
         level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
     )
-    for name in ("bitsandbytes", "urllib3", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
