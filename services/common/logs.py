@@ -7,7 +7,6 @@ import logging
 import diffusers.utils.logging
 import transformers.utils.logging
 
-
 # On import, since bitsandbytes warns while it is imported itself, of kernels that are optional.
 for _name in ("bitsandbytes", "urllib3", "httpx"):
     logging.getLogger(_name).setLevel(logging.ERROR)

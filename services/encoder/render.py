@@ -12,7 +12,7 @@ from PIL import Image
 
 from services.common.cache import CachedObject, dataset_prefix
 from services.common.object_store import ObjectDamaged, ObjectMissing
-from services.encoder.contact_sheet import Tile, draw_contact_sheet
+from services.encoder.contact_sheet import Tile, draw_contact_sheet, thumbnail
 from services.encoder.datasets import Datasets
 from services.encoder.decoding import decode
 from services.encoder.overlap import overlapped
@@ -21,6 +21,12 @@ from services.encoder.records import EncodingOptions, SampleRecord
 from services.encoder.views import Variant, View, picture_digest, variants_of, views_of, with_trigger
 
 AHEAD = 4
+MOST_TILES = 400  # a sheet of 1,300 x 45,000 px
+
+
+def samples_a_sheet(asked: int, options: EncodingOptions) -> int:
+    """Samples on one sheet: as many as asked for, fewer where each has many variants."""
+    return min(asked, MOST_TILES // options.variant_count)
 
 
 class ContactSheets:
@@ -61,12 +67,11 @@ class ContactSheets:
         for view in views:
             for variant in variants_of(decoded, view, options):
                 yield Tile(
-                    image=variant.image,
+                    image=thumbnail(variant.image, _mask(variant)),  # now: whole crops of a page would fill the memory
                     heading=record.sample_name,
                     facts=_facts(record, view, variant),
                     captions=captions,
                     problem=warning,
-                    mask=_mask(variant),
                 )
 
 

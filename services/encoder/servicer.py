@@ -27,7 +27,7 @@ from services.encoder.encoding import DatasetEncoder, Progress
 from services.encoder.latents import decode_to_png
 from services.encoder.models import ModelThread
 from services.encoder.records import EncodingOptions, SampleProblem, SampleRecord
-from services.encoder.render import ContactSheets
+from services.encoder.render import ContactSheets, samples_a_sheet
 from services.encoder.requests import check_captions, encoding_options, latents_keys, sample_record, sheet_size
 from services.encoder.runs import EncodingRuns
 from services.encoder.settings import EncoderSettings
@@ -153,9 +153,9 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self, request: pb.RenderContactSheetRequest, context: Context
     ) -> pb.RenderContactSheetResponse:
         caller = _caller(context)
-        size = sheet_size(request.page_size)
         asked = request.options if request.HasField("options") else None
         options = await self._options(caller, request.dataset_id, asked)
+        size = samples_a_sheet(sheet_size(request.page_size), options)
         records = await asyncio.to_thread(self._page, caller, request.dataset_id, size, request.page_token)
         dataset, shown = await self._dataset(caller, request.dataset_id), records[:size]
         title = f"{dataset.display_name or dataset.dataset_id}: {len(shown)} of {dataset.sample_count} samples"

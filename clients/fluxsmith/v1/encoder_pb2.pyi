@@ -610,7 +610,7 @@ Global___EncodeDatasetRequest: _TypeAlias = EncodeDatasetRequest  # noqa: Y015
 
 @_typing.final
 class EncodingOptions(_message.Message):
-    """How images become latents."""
+    """How images become latents. Resolutions, random crops and flip together may give at most 16 variants of an image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1008,7 +1008,7 @@ class RenderContactSheetRequest(_message.Message):
     dataset_id: _builtins.str
     """The dataset."""
     page_size: _builtins.int
-    """Samples a page, 1 to 100; unset means 24."""
+    """Samples a page, 1 to 100; unset means 24. A page may hold fewer where the options give many variants of each."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty means the first page."""
     @_builtins.property

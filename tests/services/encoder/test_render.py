@@ -1,0 +1,71 @@
+"""Contact sheets of datasets: every crop that training will see, drawn before anything is encoded."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from services.encoder.contact_sheet import thumbnail
+from services.encoder.datasets import Datasets
+from services.encoder.records import EncodingOptions
+from services.encoder.render import ContactSheets, samples_a_sheet
+from tests.services.encoder.conftest import OPTIONS, AddSample, Desk, noise_png, png
+
+
+@pytest.fixture
+def sheets(datasets: Datasets) -> Iterator[ContactSheets]:
+    """What draws them."""
+    with ThreadPoolExecutor(2) as executor:
+        yield ContactSheets(datasets, executor, max_image_pixels=10_000)
+
+
+def render(sheets: ContactSheets, desk: Desk, options: EncodingOptions = OPTIONS) -> Image.Image:
+    """The sheet of all samples."""
+    records = list(desk.datasets.samples(desk.tenant, desk.dataset_id))
+    stored = sheets.render(desk.tenant, desk.dataset_id, records, options, title="pictures")
+    assert stored.key.startswith(f"{desk.tenant}/datasets/{desk.dataset_id}/contact_sheets/")
+    return Image.open(io.BytesIO(desk.datasets.store.get(stored.key, digest=stored.digest)))
+
+
+def holds(sheet: Image.Image, picture: Image.Image) -> bool:
+    """Whether the picture stands on the sheet, pixel by pixel."""
+    shown = thumbnail(picture).tobytes()[: 3 * thumbnail(picture).width]
+    return shown in sheet.convert("RGB").tobytes()
+
+
+def test_sheet_shows_the_pictures_themselves(sheets: ContactSheets, desk: Desk, add_sample: AddSample) -> None:
+    add_sample("a", data=noise_png(1))
+    picture = Image.open(io.BytesIO(noise_png(1)))
+    assert holds(render(sheets, desk), picture)
+    assert not holds(render(sheets, desk), Image.open(io.BytesIO(noise_png(2))))
+
+
+def test_mirrored_variant_is_shown_too(sheets: ContactSheets, desk: Desk, add_sample: AddSample) -> None:
+    add_sample("a", data=noise_png(1))
+    mirrored = Image.open(io.BytesIO(noise_png(1))).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert not holds(render(sheets, desk), mirrored)
+    assert holds(render(sheets, desk, OPTIONS.model_copy(update={"flip": True})), mirrored)
+
+
+def test_bad_and_lost_samples_have_their_place(sheets: ContactSheets, desk: Desk, add_sample: AddSample) -> None:
+    add_sample("good")
+    narrow = render(sheets, desk).width
+    add_sample("text", data=b"no image")
+    record = add_sample("lost", seed=3)
+    desk.datasets.store.delete(f"{desk.tenant}/datasets/{desk.dataset_id}/originals/{record.content_digest}")
+    assert render(sheets, desk).width > 2 * narrow
+
+
+def test_masked_part_is_marked(sheets: ContactSheets, desk: Desk, add_sample: AddSample) -> None:
+    add_sample("a", data=png(Image.new("RGBA", (64, 64), (200, 0, 0, 0))))
+    plain = render(sheets, desk).tobytes()
+    assert render(sheets, desk, OPTIONS.model_copy(update={"alpha_policy": "MASK"})).tobytes() != plain
+
+
+def test_sheet_stays_of_a_size_that_can_be_drawn() -> None:
+    many = OPTIONS.model_copy(update={"random_crops": 8, "flip": True})
+    assert (samples_a_sheet(100, OPTIONS), samples_a_sheet(100, many), samples_a_sheet(3, many)) == (100, 25, 3)
