@@ -17,6 +17,8 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from einops import rearrange
 from torch import Tensor
 
+from services.trainer.packing import image_ids, pack, text_ids, unpack
+
 SIGMA_MEAN = 0.5  # of the logit; above 0 because what is drawn, as opposed to how finely, is decided in heavy noise
 
 
@@ -38,33 +40,18 @@ def predict_velocity(
 ) -> Tensor:
     """The transformer's estimate of noise - clean, (B, C, H, W), in the dtype that it computes in."""
     height, width = noisy_BCHW.shape[-2:]
+    device = noisy_BCHW.device
     velocity_BND = transformer(
         hidden_states=pack(noisy_BCHW),
         encoder_hidden_states=condition.states_BST,
         pooled_projections=condition.pooled_BP,
         timestep=sigma_B,
         guidance=guidance_B,
-        img_ids=image_ids(height // 2, width // 2),
-        txt_ids=torch.zeros(condition.states_BST.shape[1], 3),
+        img_ids=image_ids(height, width, device),
+        txt_ids=text_ids(condition.states_BST.shape[1], device),
         return_dict=False,
     )[0]
-    return unpack(velocity_BND, height)
-
-
-def pack(latents_BCHW: Tensor) -> Tensor:
-    """2 x 2 latent pixels to one token: (B, C, H, W) to (B, N, D), as diffusers' FluxPipeline packs."""
-    return rearrange(latents_BCHW, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
-
-
-def unpack(tokens_BND: Tensor, height: int) -> Tensor:
-    """Undo `pack`; `height` is the latent's, in latent pixels."""
-    return rearrange(tokens_BND, "b (h w) (c p q) -> b c (h p) (w q)", h=height // 2, p=2, q=2)
-
-
-def image_ids(rows: int, columns: int) -> Tensor:
-    """Rotary positions of the image tokens, (N, 3) float32: zero, row, column."""
-    row_HW, column_HW = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return rearrange([torch.zeros_like(row_HW), row_HW, column_HW], "i h w -> (h w) i").float()
+    return unpack(velocity_BND, height, width)
 
 
 def draw_sigma(batch: int) -> Tensor:
