@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from services.common import cache
@@ -97,12 +98,13 @@ class DatasetEncoder:
         head = self._head(tenant)
         listing = _Listing(self._datasets.store, tenant, wanted.encoding_id, head)
         pictures = _Pictures()
-        for verdict in self._verdicts(tenant, dataset_id, wanted.options):
-            if verdict.sample:
-                listing.add(verdict.sample)
-            problems = (*verdict.problems, *pictures.problems_of(verdict))
-            progress = progress.after(verdict, problems, time.monotonic() - began_s)
-            on_progress(progress)
+        with closing(self._verdicts(tenant, dataset_id, wanted.options)) as verdicts:
+            for verdict in verdicts:
+                if verdict.sample:
+                    listing.add(verdict.sample)
+                problems = (*verdict.problems, *pictures.problems_of(verdict))
+                progress = progress.after(verdict, problems, time.monotonic() - began_s)
+                on_progress(progress)
         self._log(dataset_id, progress)
         failure = why_failed(progress, wanted.options)
         bad_first = tuple(sorted(progress.problems, key=lambda problem: problem.warning))
@@ -127,7 +129,7 @@ class DatasetEncoder:
         self._decoders.shutdown()
         self._writers.shutdown()
 
-    def _verdicts(self, tenant: str, dataset_id: str, options: EncodingOptions) -> Iterator[Verdict]:
+    def _verdicts(self, tenant: str, dataset_id: str, options: EncodingOptions) -> Generator[Verdict]:
         """What becomes of each sample, in order. Decoding, models and uploads overlap, each a few samples ahead."""
         stages = Stages(
             self._datasets,

@@ -30,6 +30,7 @@ from services.encoder.tensor_cache import IndexEntry, NewObject, Recipe, TensorC
 from services.encoder.views import Variant, picture_digest, variants_of, views_of, with_trigger
 
 LOST_WORDS_SHOWN = 120
+CAPTIONS_WARNED_OF = 4  # of one sample; thousands of samples with many captions each would fill every answer
 DECODERS = f"Pillow {PIL.__version__} pillow-heif {pillow_heif.__version__}"
 
 
@@ -269,7 +270,7 @@ class Stages:
         return packed.cached
 
     def _truncations(self, sample: CachedSample) -> Iterator[tuple[Problem, str]]:
-        for caption in sample.captions:
+        for caption in sample.captions[:CAPTIONS_WARNED_OF]:
             lost = self._models.models.lost_words(caption.caption)
             for encoder, words in lost.items():
                 shown = words if len(words) <= LOST_WORDS_SHOWN else f"{words[:LOST_WORDS_SHOWN]}…"

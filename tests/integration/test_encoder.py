@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import fluxsmith
@@ -22,6 +24,8 @@ from fluxsmith import (
 )
 from PIL import Image
 
+from services.common.cache import read_manifest
+from services.common.object_store import ObjectStore
 from services.stack import Stack, free_ports
 from tests.integration.conftest import client_of, drawing, write_drawings
 
@@ -217,3 +221,37 @@ def start_other(stack: Stack, address: str) -> None:
     stack.wait_for_service("encoder", address)
     stack.processes["second encoder"] = stack.processes.pop("encoder")
     stack.processes["encoder"], stack.encoder_address = first, first_address
+
+
+def test_encoder_killed_at_any_moment_gives_what_an_undisturbed_one_gives(own_stack: Stack, tmp_path: Path) -> None:
+    """Kill after kill, at moments spread over the whole encoding; FLUXSMITH_TEST_KILLS asks for more of them."""
+    kills = int(os.environ.get("FLUXSMITH_TEST_KILLS", "2"))
+    options = EncodingOptions(resolution_px=64, flip=True)
+    with client_of(own_stack) as client, client_of(own_stack, "undisturbed") as undisturbed:
+        expected = undisturbed.datasets.create_from_folder(write_drawings(tmp_path, 60, shade=5), options=options)
+        dataset = client.datasets.create_from_folder(tmp_path, options=options, wait=False)
+        for number in range(kills):
+            time.sleep(0.02 + 2.0 * (number * 0.618 % 1))  # from the first moment to well into the encoding
+            own_stack.stop_process("encoder", signal_number=signal.SIGKILL)
+            own_stack.start_service("encoder", own_stack.encoder_address)
+            own_stack.wait_for_service("encoder", own_stack.encoder_address)
+            if client.datasets.get(dataset.id).state is DatasetState.READY:
+                own_stack_store(own_stack).delete_prefix("default/cache/")  # begin anew
+                client.datasets.encode(dataset, options=options)
+        finished = client.datasets.wait(dataset)
+    assert (finished.encoded_count, finished.state) == (60, DatasetState.READY)
+    assert same_manifest(own_stack_store(own_stack), finished.manifest_digest, expected.manifest_digest)
+
+
+def own_stack_store(stack: Stack) -> ObjectStore:
+    """The stack's object store."""
+    return ObjectStore(stack.store_settings)
+
+
+def same_manifest(store: ObjectStore, digest: str, expected: str) -> bool:
+    """Whether two tenants' manifests list the same bytes in the same order, all of them sound."""
+    found = read_manifest(store, "default", digest)
+    for cached in found.objects():
+        store.get(cached.key, digest=cached.digest)
+    other = read_manifest(store, "undisturbed", expected)
+    return found.model_dump_json().replace("default/cache", "undisturbed/cache") == other.model_dump_json()

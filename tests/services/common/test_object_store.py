@@ -56,6 +56,22 @@ def test_damaged_object_is_never_handed_out(any_store: ObjectStore, tenant: str)
         any_store.get_verified(stored.key)
 
 
+def test_names_that_begin_alike_are_found_by_how_they_begin(any_store: ObjectStore, tenant: str) -> None:
+    for name in ("abc.1", "abc.2", "abcd.1", "abd.1", "ab"):
+        any_store.put(f"{tenant}/x/{name}", b"x")
+    assert list(any_store.keys(f"{tenant}/x/abc.")) == [f"{tenant}/x/abc.1", f"{tenant}/x/abc.2"]
+    assert list(any_store.keys(f"{tenant}/y/abc.")) == []
+
+
+def test_listing_tells_when_an_object_was_last_written(any_store: ObjectStore, tenant: str) -> None:
+    any_store.put(f"{tenant}/a", b"x")
+    (before,) = any_store.listed(f"{tenant}/a")
+    time.sleep(2.1)
+    any_store.put(f"{tenant}/a", b"x")
+    (after,) = any_store.listed(f"{tenant}/a")
+    assert after.changed > before.changed
+
+
 def test_keys_are_listed_in_order_at_all_levels(any_store: ObjectStore, tenant: str) -> None:
     names = [f"{tenant}/x/{name}" for name in ("b/2", "a", "b/1", "c/d/e")]
     for name in names:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxPipeline
 from PIL import Image
 
 from services.common import cache
@@ -62,6 +63,24 @@ def test_every_caption_and_the_empty_one_are_embedded(
         found = desk.tensors(caption.embedding)
         assert torch.equal(found[cache.T5_EMBEDDING], t5_SD)
         assert torch.equal(found[cache.CLIP_POOLED], clip_D)
+
+
+def test_what_is_cached_is_what_the_pipeline_computes(
+    desk: Desk, add_sample: AddSample, pipeline: FluxPipeline
+) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8))
+    add_sample("a", "an apple, half eaten", data=png(image))
+    desk.encode()
+    with torch.inference_mode():
+        t5_BSD, clip_BD, _ = pipeline.encode_prompt(
+            "an apple, half eaten", None, max_sequence_length=pipeline.tokenizer_2.model_max_length
+        )
+        posterior = pipeline.vae.encode(pipeline.image_processor.preprocess(image)).latent_dist
+    caption, latents = desk.tensors(desk.manifest.samples[0].captions[0].embedding), desk.tensors(latents_of(desk))
+    assert torch.equal(caption[cache.T5_EMBEDDING], t5_BSD[0])
+    assert torch.equal(caption[cache.CLIP_POOLED], clip_BD[0])
+    assert torch.equal(latents[cache.LATENT_MEAN], posterior.mean[0])
+    assert torch.equal(latents[cache.LATENT_LOGVAR], posterior.logvar[0])
 
 
 def test_mean_alone_can_be_kept(desk: Desk, add_sample: AddSample) -> None:
