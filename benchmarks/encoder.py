@@ -20,21 +20,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from benchmarks.encoder_cases import CaptionFigures, ResolutionFigures, measure_captions, measure_resolution
-from benchmarks.encoder_desk import EncoderDesk, folder_models, object_store, scale_models
+from benchmarks.encoder_desk import EncoderDesk, folder_models, scale_models, store_settings
 from benchmarks.encoder_table import table
 from benchmarks.measure import log
 from benchmarks.pictures import captioned_files
 from benchmarks.plain_loop import pipeline_of
 from benchmarks.scales import SCALES
 from services.common.logs import set_up_logging
+from services.common.object_store import ObjectStore
 from services.encoder.inference import EncoderModels
+from services.encoder.loading import Precision
 
 EXIT_NO_DEVICE = 2
+PACKAGES = ("torch", "diffusers", "transformers", "bitsandbytes", "pillow")
 FLUX_TINY_PX = (64, 128, 256)
 
 
@@ -64,7 +68,7 @@ class Report:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write, print. Returns 2 when there is no device to measure on."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("benchmarks.encoder: torch sees no CUDA GPU; take `--device cpu`", file=sys.stderr)
@@ -83,12 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measured(options: argparse.Namespace, device: torch.device) -> Report:
     """Every resolution in turn, and the captions."""
     start = time.perf_counter()
-    precision = options.t5_precision or ("int8" if device.type == "cuda" else "fp32")
+    precision: Precision = options.t5_precision or ("int8" if device.type == "cuda" else "fp32")
     models = _models(options, device, precision)
     width_px, height_px = options.image_px
-    with tempfile.TemporaryDirectory() as folder, object_store(options.store) as store:
+    with tempfile.TemporaryDirectory() as folder, store_settings(options.store) as settings:
         files = captioned_files(Path(folder), options.images, width_px=width_px, height_px=height_px)
-        desk, pipeline = EncoderDesk(store, models), pipeline_of(models)
+        desk, pipeline = EncoderDesk(ObjectStore(settings), models), pipeline_of(models)
         try:
             resolutions = tuple(
                 measure_resolution(desk, pipeline, files, resolution_px=resolution_px, rounds=options.rounds)
@@ -114,3 +118,40 @@ def measured(options: argparse.Namespace, device: torch.device) -> Report:
         resolutions=resolutions,
         captions=captions,
     )
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def _models(options: argparse.Namespace, device: torch.device, precision: Precision) -> EncoderModels:
+    if options.model:
+        return folder_models(options.model, device, precision)
+    return scale_models(SCALES[options.scale], device, precision)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.encoder", description=(__doc__ or "").partition("\n")[0]
+    )
+    models = parser.add_mutually_exclusive_group(required=True)
+    models.add_argument("--model", type=Path, metavar="FOLDER", help="a FLUX.1 folder in diffusers' layout")
+    models.add_argument("--scale", choices=sorted(SCALES), help="random weights of these sizes")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the JSON file")
+    parser.add_argument("--device", default="cuda", help="torch device (default: %(default)s)")
+    parser.add_argument("--t5-precision", choices=("int8", "nf4", "bf16", "fp32"), help="int8 on CUDA, fp32 on a CPU")
+    parser.add_argument("--store", choices=("embedded", "settings"), default="embedded", help="or FLUXSMITH_STORE_*")
+    parser.add_argument("--resolutions", type=int, nargs="+", metavar="PX", help="sides of squares of equal area")
+    parser.add_argument("--images", type=int, default=60, help="captioned images (default: %(default)s)")
+    parser.add_argument("--image-px", type=int, nargs=2, default=(1500, 1000), metavar=("W", "H"), help="their size")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    options.resolutions = options.resolutions or (
+        SCALES[options.scale].resolutions_px if options.scale else FLUX_TINY_PX
+    )
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -55,43 +55,44 @@ def _loaded_once(models: EncoderModels) -> EncoderModels:
 
 
 @contextmanager
-def object_store(kind: str) -> Iterator[ObjectStore]:
-    """An S3 store: `embedded` starts SeaweedFS on an empty folder, `settings` is the one of FLUXSMITH_STORE_*."""
+def store_settings(kind: str) -> Iterator[StoreSettings]:
+    """Where an S3 store serves: `embedded` starts SeaweedFS on an empty folder, `settings` reads FLUXSMITH_STORE_*."""
     if kind == "settings":
-        store = ObjectStore(StoreSettings())
-        store.ensure_bucket()
-        yield store
+        settings = StoreSettings()
+        ObjectStore(settings).ensure_bucket()
+        yield settings
         return
     with tempfile.TemporaryDirectory(prefix="fluxsmith-benchmark-") as folder:
         stack = Stack(Path(folder))
         try:
             stack.start_store()
-            yield ObjectStore(stack.store_settings)
+            yield stack.store_settings
         finally:
             stack.stop()
 
 
+def uploaded(datasets: Datasets, files: Iterable[CaptionedFile], *, tenant: str = TENANT) -> str:
+    """Store files as a new dataset; its identifier."""
+    dataset_id = datasets.create(tenant, display_name="benchmark", request_id=uuid.uuid4().hex).dataset_id
+    for file in files:
+        data = file.path.read_bytes()
+        record = SampleRecord(
+            sample_name=file.path.stem,
+            captions=(file.caption,),
+            content_digest=hashlib.sha256(data).hexdigest(),
+            size_bytes=len(data),
+        )
+        datasets.put_sample(tenant, dataset_id, record, data)
+    return dataset_id
+
+
 class EncoderDesk:
-    """Datasets of captioned files and the service's own encoder of them."""
+    """The service's own encoder of datasets."""
 
     def __init__(self, store: ObjectStore, models: EncoderModels) -> None:
         self.models = ModelThread(models)
         self.datasets = Datasets(store)
         self.encoder = DatasetEncoder(self.datasets, self.models, EncoderSettings())
-
-    def uploaded(self, files: Iterable[CaptionedFile], *, tenant: str = TENANT) -> str:
-        """Store the files as a new dataset; its identifier."""
-        dataset_id = self.datasets.create(tenant, display_name="benchmark", request_id=uuid.uuid4().hex).dataset_id
-        for file in files:
-            data = file.path.read_bytes()
-            record = SampleRecord(
-                sample_name=file.path.stem,
-                captions=(file.caption,),
-                content_digest=hashlib.sha256(data).hexdigest(),
-                size_bytes=len(data),
-            )
-            self.datasets.put_sample(tenant, dataset_id, record, data)
-        return dataset_id
 
     def encode(
         self,

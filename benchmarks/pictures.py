@@ -11,14 +11,15 @@ import numpy as np
 from PIL import Image
 
 OCTAVES_PX = (180, 45, 12, 3)  # sizes of the blobs that a picture is made of, from sky to grain
-PNG_EVERY = 4
 CAPTION_WORDS = 15
+# fmt: off
 WORDS = (
-    "photo drawing of a the small large old red green blue yellow golden dark bright wooden paper glass stone bridge "
-    "house garden river mountain cat dog horse bird fish apple banana flower tree leaf boat train street window door "
-    "table chair cup book lamp clock with on under beside behind near in front morning evening light shadow smiling "
-    "sleeping running quiet round broken painted soft cloud rain snow sun moon star"
-).split()
+    "photo", "drawing", "small", "large", "old", "red", "green", "blue", "golden", "dark", "bright", "wooden", "paper",
+    "glass", "bridge", "house", "garden", "river", "mountain", "cat", "dog", "horse", "bird", "fish", "apple", "flower",
+    "tree", "leaf", "boat", "train", "window", "door", "table", "chair", "cup", "book", "lamp", "clock", "with", "on",
+    "under", "beside", "near", "morning", "light", "shadow", "sleeping", "quiet", "round", "soft", "cloud", "snow",
+)
+# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +30,14 @@ class CaptionedFile:
     caption: str
 
 
-def captioned_files(folder: Path, count: int, *, width_px: int, height_px: int, seed: int = 0) -> list[CaptionedFile]:
-    """Write image files into a folder: JPEG in quality 90, every fourth a PNG."""
+def captioned_files(
+    folder: Path, count: int, *, width_px: int, height_px: int, png_every: int = 4, seed: int = 0
+) -> list[CaptionedFile]:
+    """Write image files into a folder: JPEG in quality 90, but every fourth (`png_every`) a PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for number, caption in zip(range(count), unique_captions(seed), strict=False):
-        kind = "png" if number % PNG_EVERY == PNG_EVERY - 1 else "jpeg"
+        kind = "png" if png_every and number % png_every == png_every - 1 else "jpeg"
         path = folder / f"{number:05}.{kind}"
         path.write_bytes(picture_file(seed * 1_000_003 + number, kind, width_px=width_px, height_px=height_px))
         files.append(CaptionedFile(path=path, caption=caption))

@@ -156,6 +156,15 @@ def test_same_pixels_under_another_name_and_in_another_file_need_no_model(desk: 
     assert [problem.problem for problem in outcome.problems] == [Problem.DUPLICATE]
 
 
+def test_file_known_from_the_index_keeps_its_own_name_and_repeats(desk: Desk, add_sample: AddSample) -> None:
+    add_sample("a", "an apple", seed=0)
+    desk.encode()
+    add_sample("b", "an apple", seed=0, repeats=5)
+    desk.encode()
+    assert {(sample.sample_name, sample.repeats) for sample in desk.manifest.samples} == {("a", 1), ("b", 5)}
+    assert desk.progress[-1].read_bytes == 0  # neither had to be decoded again
+
+
 def test_new_caption_leaves_the_latents_alone(desk: Desk, add_sample: AddSample) -> None:
     add_sample("a", "an apple", seed=0)
     desk.encode()
