@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measured(options: argparse.Namespace, device: torch.device) -> Report:
     """Every resolution in turn, and the captions."""
     start = time.perf_counter()
-    precision: Precision = options.t5_precision or ("int8" if device.type == "cuda" else "fp32")
+    on_cpu: Precision = "fp32" if options.model else "bf16"
+    precision: Precision = options.t5_precision or ("int8" if device.type == "cuda" else on_cpu)
     models = _models(options, device, precision)
     width_px, height_px = options.image_px
     with tempfile.TemporaryDirectory() as folder, store_settings(options.store) as settings:
@@ -140,7 +141,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     models.add_argument("--scale", choices=sorted(SCALES), help="random weights of these sizes")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the JSON file")
     parser.add_argument("--device", default="cuda", help="torch device (default: %(default)s)")
-    parser.add_argument("--t5-precision", choices=("int8", "nf4", "bf16", "fp32"), help="int8 on CUDA, fp32 on a CPU")
+    parser.add_argument(
+        "--t5-precision", choices=("int8", "nf4", "bf16", "fp32"), help="unset: int8 on CUDA, as the rest on a CPU"
+    )
     parser.add_argument("--store", choices=("embedded", "settings"), default="embedded", help="or FLUXSMITH_STORE_*")
     parser.add_argument("--resolutions", type=int, nargs="+", metavar="PX", help="sides of squares of equal area")
     parser.add_argument("--images", type=int, default=60, help="captioned images (default: %(default)s)")

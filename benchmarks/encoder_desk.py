@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from benchmarks.encoding import DTYPE
 from benchmarks.pictures import CaptionedFile
 from benchmarks.scales import Scale
 from benchmarks.service_memory import random_models
-from services.common.cache import ManifestPointer
+from services.common.cache import ManifestPointer, read_manifest
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings, StoreSettings
 from services.encoder.datasets import Datasets
@@ -118,6 +120,18 @@ class EncoderDesk:
         if pointer is None:
             raise RuntimeError(f"the encoding failed: {outcome.failure}")
         return last, pointer
+
+    def tensors(
+        self, tenant: str, pointer: ManifestPointer, files: Iterable[CaptionedFile]
+    ) -> Iterator[dict[str, Tensor]]:
+        """Everything that is cached of each file, its latents and its caption's embeddings."""
+        manifest = read_manifest(self.datasets.store, tenant, pointer.manifest_digest)
+        samples = {sample.sample_name: sample for sample in manifest.samples}
+        for file in files:
+            found: dict[str, Tensor] = {}
+            for cached in samples[file.path.stem].objects():
+                found |= safetensors.torch.load(self.datasets.store.get(cached.key, digest=cached.digest))
+            yield found
 
     def close(self) -> None:
         """End the threads."""

@@ -107,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     date = datetime.now(UTC).isoformat(timespec="seconds")
     options.out.mkdir(parents=True, exist_ok=True)
     report = {"date": date, "model": MODEL.name, "resolution_px": RESOLUTION_PX, "cores": os.cpu_count(), "rows": rows}
-    path = options.out / f"encoder-memory-{date[:10]}.json"
+    name = "encoder-memory" if options.cases == "all" else f"encoder-memory-{options.cases}"
+    path = options.out / f"{name}-{date[:10]}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 

@@ -11,29 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-COLUMNS = "{:<7}{:<15}{:>11}{:>16}{:>10}{:>13}{:>10}   {}"
+COLUMNS = "{:<5}{:<15}{:>10}{:>13}{:>8}{:>10}{:>7}{:>13}{:>8}   {}"
 WAYS = {"plain": "plain loop", "plain_stored": "plain, stored", "first": "first encode", "second": "second encode"}
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The figures in lines."""
-    heads = (
-        "px",
-        "",
-        "samples/s",
-        "min-max s",
-        "to plain",
-        "resident GB",
-        "GPU GB",
-        "prepare / compute / store, ms a sample",
-    )
+    heads = ("px", "", "samples/s", "min-max s", "CPU ms", "to plain", "best", "resident GB", "GPU GB")
     captions, (width_px, height_px) = report["captions"], report["image_px"]
     return "\n".join(
         [
             f"{report['model']} on {report['device']}, {report['cores']} cores, {report['date']}; T5 in "
             f"{report['t5_precision']}, {report['t5_tokens']} tokens",
             f"{report['images']} files of {width_px} x {height_px} px, {report['image_mb']:.2f} MB each",
-            COLUMNS.format(*heads),
+            COLUMNS.format(*heads, "prepare / compute / store, ms a sample"),
             *(_line(figures, way) for figures in report["resolutions"] for way in WAYS),
             "captions/s: "
             f"encode_prompt {captions['plain_per_s']:.0f}, first {captions['first_per_s']:.0f}, "
@@ -45,14 +36,18 @@ def table(report: Mapping[str, Any]) -> str:
 
 def _line(figures: Mapping[str, Any], way: str) -> str:
     run = figures[way]
-    ratios = {"plain": 1.0, "first": figures["first_to_plain"], "second": figures["second_to_plain"]}
+    ratio, best = (
+        f"{figures[name]:.2f}" if name in figures else "" for name in (f"{way}_to_plain", f"{way}_to_plain_best")
+    )
     peak, stages = run["peak_memory"], run["thread_seconds"].values()
     return COLUMNS.format(
         figures["resolution_px"],
         WAYS[way],
         f"{run['samples_per_s']:.1f}",
         f"{run['seconds']['min_s']:.2f}-{run['seconds']['max_s']:.2f}",
-        f"{ratios[way]:.2f}" if way in ratios else "",
+        f"{1e3 * run['cpu_s_a_sample']:.0f}" if "cpu_s_a_sample" in run else "-",
+        ratio,
+        best,
         f"{run['peak_resident_gb']:.2f}",
         f"{peak['reserved_gb']:.2f}" if peak else "-",
         " / ".join(f"{1e3 * seconds:.0f}" for seconds in stages) if any(stages) else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import time
@@ -38,6 +39,7 @@ DECODERS = min(4, os.cpu_count() or 1)
 PREPARED_AHEAD = DECODERS + 2  # decoded crops in memory
 WRITERS = 4
 WRITTEN_AHEAD = 2 * WRITERS  # computed tensors in memory
+TRIMMED_EVERY = 200  # samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,8 @@ class DatasetEncoder:
                 problems = (*verdict.problems, *pictures.problems_of(verdict))
                 progress = progress.after(verdict, problems, time.monotonic() - began_s)
                 on_progress(progress)
+                if progress.done % TRIMMED_EVERY == 0:
+                    _give_back_free_memory()
         self._log(dataset_id, progress)
         failure = why_failed(progress, wanted.options)
         bad_first = tuple(sorted(progress.problems, key=lambda problem: problem.warning))
@@ -189,6 +193,14 @@ class DatasetEncoder:
             *(dataset_id, progress.done, progress.cached, len(progress.bad), progress.elapsed_s),
             *(seconds.prepare, seconds.compute, seconds.store, peak_gb),
         )
+
+
+def _give_back_free_memory() -> None:
+    """Return what malloc holds and does not use, of all threads.
+
+    Else, with glibc 2.36, the models' thread kept 7 to 14 KB more with every sample, all of it free.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def why_failed(progress: Progress, options: EncodingOptions) -> str:
