@@ -100,9 +100,14 @@ class ObjectStore:
         prefix = f"s3://{self._bucket}/"
         return uri.removeprefix(prefix) if uri.startswith(prefix) else None
 
-    def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> StoredObject:
-        """Write an object whole, replacing what was there, and return once it is durable."""
-        digest = hashlib.sha256(data).hexdigest()
+    def put(
+        self, key: str, data: bytes, *, content_type: str = "application/octet-stream", digest: str | None = None
+    ) -> StoredObject:
+        """Write an object whole, replacing what was there, and return once it is durable.
+
+        `digest` is that of the data, for who knows it already.
+        """
+        digest = digest or hashlib.sha256(data).hexdigest()
         self._patiently(lambda: self._put_once(key, data, content_type, {DIGEST_METADATA: digest}))
         return StoredObject(key=key, digest=digest, size_bytes=len(data))
 

@@ -159,7 +159,8 @@ def _color_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | Non
         return (channels[0] if grey else Image.merge("RGB", channels)), alpha
     if image.mode in {"CMYK", "LAB"}:
         return image, None
-    return image.convert("L" if grey else "RGB"), None
+    mode = "L" if grey else "RGB"
+    return image if image.mode == mode else image.convert(mode), None
 
 
 def _to_srgb(color: Image.Image, file: Image.Image) -> tuple[Image.Image, str]:
@@ -168,11 +169,16 @@ def _to_srgb(color: Image.Image, file: Image.Image) -> tuple[Image.Image, str]:
     nclx = file.info.get("nclx_profile") or {}
     if profile == b"" or color.mode == "LAB":  # which is defined without a profile
         wide = nclx.get("color_primaries", 1) not in {1, 2} or nclx.get("transfer_characteristics", 1) in {16, 18}
-        return color.convert("RGB"), "its colours are wide or HDR without an ICC profile" if wide else ""
+        return _rgb(color), "its colours are wide or HDR without an ICC profile" if wide else ""
     try:
         return _convert(color, profile), ""
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-        return color.convert("RGB"), f"its colour profile is of no use ({' '.join(str(error).split())[:120]})"
+        return _rgb(color), f"its colour profile is of no use ({' '.join(str(error).split())[:120]})"
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB; itself if it is, since `convert` would copy it."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _convert(color: Image.Image, profile: bytes | None) -> Image.Image:
@@ -193,7 +199,7 @@ def _convert(color: Image.Image, profile: bytes | None) -> Image.Image:
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
         ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
-    return color.convert("RGB") if _changes_nothing(transform, color.mode) else transform.apply(color)
+    return _rgb(color) if _changes_nothing(transform, color.mode) else transform.apply(color)
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:

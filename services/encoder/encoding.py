@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +23,7 @@ from services.common.errors import InvalidInput
 from services.common.object_store import ObjectStore
 from services.common.sweep import wait_for_sweep
 from services.encoder.datasets import Datasets
+from services.encoder.inference import give_back_free_memory
 from services.encoder.models import ModelThread
 from services.encoder.overlap import overlapped
 from services.encoder.problems import BadSample, Problem
@@ -35,11 +34,9 @@ from services.encoder.tensor_cache import TensorCache
 
 log = logging.getLogger(__name__)
 
-DECODERS = min(4, os.cpu_count() or 1)
-PREPARED_AHEAD = DECODERS + 2  # decoded crops in memory
 WRITERS = 4
-WRITTEN_AHEAD = 2 * WRITERS  # computed tensors in memory
-TRIMMED_EVERY = 200  # samples
+WRITTEN_AHEAD = 2 * WRITERS  # samples whose computed tensors are in memory
+TRIMMED_EVERY = 200  # samples; else glibc 2.36 kept 7 to 14 KB more with each, all of it free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +80,7 @@ class DatasetEncoder:
         self._datasets = datasets
         self._models = models
         self._settings = settings
-        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
 
     def encode_dataset(
@@ -108,7 +105,7 @@ class DatasetEncoder:
                 progress = progress.after(verdict, problems, time.monotonic() - began_s)
                 on_progress(progress)
                 if progress.done % TRIMMED_EVERY == 0:
-                    _give_back_free_memory()
+                    give_back_free_memory()
         self._log(dataset_id, progress)
         failure = why_failed(progress, wanted.options)
         bad_first = tuple(sorted(progress.problems, key=lambda problem: problem.warning))
@@ -126,7 +123,11 @@ class DatasetEncoder:
 
     def embed_captions(self, tenant: str, captions: list[str]) -> list[CachedCaption]:
         """Embed captions through the cache, in their order."""
-        return [self._embedded(tenant, caption) for caption in captions]
+        embedded = []
+        for caption in captions:
+            wait_for_sweep(self._datasets.store, tenant)  # for each: one that lasted would outlive the look for it
+            embedded.append(self._embedded(tenant, caption))
+        return embedded
 
     def close(self) -> None:
         """End the threads; nothing may be under way."""
@@ -149,7 +150,7 @@ class DatasetEncoder:
             rounds.insert(0, stages.prepare_captions)
         for prepare in rounds:
             records = self._datasets.samples(tenant, dataset_id)
-            prepared = overlapped(records, prepare, self._decoders, ahead=PREPARED_AHEAD)
+            prepared = overlapped(records, prepare, self._decoders, ahead=self._settings.decode_threads + 2)
             verdicts = overlapped(map(stages.compute, prepared), stages.store, self._writers, ahead=WRITTEN_AHEAD)
             for verdict in verdicts:
                 if prepare == stages.prepare:
@@ -170,7 +171,6 @@ class DatasetEncoder:
     def _embedded(self, tenant: str, caption: str) -> CachedCaption:
         tensors = self._tensors(tenant)
         recipe = caption_recipe(caption, self._models.models)
-        wait_for_sweep(self._datasets.store, tenant)
         cached = tensors.find("captions", recipe, refresh=self._settings.grace / 2)
         if cached is None:
             try:
@@ -193,14 +193,6 @@ class DatasetEncoder:
             *(dataset_id, progress.done, progress.cached, len(progress.bad), progress.elapsed_s),
             *(seconds.prepare, seconds.compute, seconds.store, peak_gb),
         )
-
-
-def _give_back_free_memory() -> None:
-    """Return what malloc holds and does not use, of all threads.
-
-    Else, with glibc 2.36, the models' thread kept 7 to 14 KB more with every sample, all of it free.
-    """
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def why_failed(progress: Progress, options: EncodingOptions) -> str:

@@ -7,6 +7,7 @@ Legend: B batch, C channels, H/W picture height and width in px, h/w latent heig
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import threading
@@ -151,8 +152,7 @@ class EncoderModels:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        else:
-            ctypes.CDLL(None).malloc_trim(0)
+        give_back_free_memory()
 
     def _make_room_for(self, parts: tuple[str, ...]) -> None:
         if self.one_at_a_time and (others := [part for part in self.loaded() if part not in parts]):
@@ -163,3 +163,9 @@ class EncoderModels:
             load = {"vae": self.loaders.vae, "text_encoder": self.loaders.clip, "text_encoder_2": self.loaders.t5}[part]
             self._parts[part] = load()
         return self._parts[part]
+
+
+def give_back_free_memory() -> None:
+    """Return to the system what malloc holds and does not use, of all threads; without glibc, do nothing."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

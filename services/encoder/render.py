@@ -18,7 +18,7 @@ from services.encoder.decoding import decode
 from services.encoder.overlap import overlapped
 from services.encoder.problems import BadSample
 from services.encoder.records import EncodingOptions, SampleRecord
-from services.encoder.views import Variant, View, picture_digest, variants_of, views_of, with_trigger
+from services.encoder.views import Variant, View, variants_of, views_of, with_trigger
 
 AHEAD = 4
 MOST_TILES = 400  # a sheet of 1,300 x 45,000 px
@@ -59,7 +59,7 @@ class ContactSheets:
         try:
             data = self._datasets.image(tenant, dataset_id, record)
             decoded = decode(data, max_pixels=self._max_image_pixels, background=options.background_rgb)
-            views = views_of(decoded.image.width, decoded.image.height, picture_digest(decoded), options)
+            views = views_of(decoded, options)
         except (BadSample, ObjectMissing, ObjectDamaged) as error:
             yield Tile(image=None, heading=record.sample_name, facts="", captions=captions, problem=error.message)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Literal
 
@@ -25,6 +26,8 @@ class EncoderSettings(BaseSettings):
     """`all` keeps VAE, CLIP and T5 in memory; `one` either the VAE, or CLIP and T5, freeing the other first."""
     vae_tiling: bool = False
     """Run the VAE on overlapping tiles of 512 px: less memory for larger pictures, and not quite the same output."""
+    decode_threads: int = Field(default=min(4, os.cpu_count() or 1), ge=1, le=64)
+    """Images decoded at a time, ahead of the models; each may take 16 bytes a pixel."""
     max_image_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """Largest image file in bytes."""
     max_image_pixels: int = Field(default=50_000_000, ge=64 * 64)

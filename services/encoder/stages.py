@@ -27,7 +27,7 @@ from services.encoder.models import EncoderModels, ModelThread
 from services.encoder.problems import BadSample, Problem
 from services.encoder.records import EncodingOptions, SampleProblem, SampleRecord
 from services.encoder.tensor_cache import IndexEntry, NewObject, Recipe, TensorCache
-from services.encoder.views import Variant, picture_digest, variants_of, views_of, with_trigger
+from services.encoder.views import Variant, variants_of, views_of, with_trigger
 
 LOST_WORDS_SHOWN = 120
 CAPTIONS_WARNED_OF = 4  # of one sample; thousands of samples with many captions each would fill every answer
@@ -76,6 +76,7 @@ class Prepared:
     record: SampleRecord
     entry: IndexEntry | None = None
     picture_digest: str = ""
+    """Of its first crop: pictures that training cannot tell apart are the same."""
     views: tuple[WantedView, ...] = ()
     captions: tuple[tuple[str, Wanted], ...] = ()
     warnings: tuple[tuple[Problem, str], ...] = ()
@@ -132,7 +133,7 @@ class Stages:
         self._dataset_id = dataset_id
         self._options = options
         self._max_image_pixels = max_image_pixels
-        self._known: dict[str, CachedObject] = {}  # of this run, by recipe and by key: looked up or computed once
+        self._known: dict[bytes, CachedObject] = {}  # of this run, by recipe or key: looked up or computed once
 
     def prepare(self, record: SampleRecord) -> Prepared:
         """Find everything that is cached already, and get ready what is not. Raises `Unavailable` only."""
@@ -194,18 +195,17 @@ class Stages:
             message = "the store has lost or damaged the uploaded image; upload it again"
             raise BadSample(Problem.ORIGINAL_LOST, message) from error
         decoded = decode(data, max_pixels=self._max_image_pixels, background=self._options.background_rgb)
-        digest = picture_digest(decoded)
-        views = views_of(decoded.image.width, decoded.image.height, digest, self._options)
+        views = tuple(
+            WantedView(
+                bucket=view.bucket,
+                variants=tuple(self._variant(cut) for cut in variants_of(decoded, view, self._options)),
+            )
+            for view in views_of(decoded, self._options)
+        )
         return Prepared(
             record=record,
-            picture_digest=digest,
-            views=tuple(
-                WantedView(
-                    bucket=view.bucket,
-                    variants=tuple(self._variant(cut) for cut in variants_of(decoded, view, self._options)),
-                )
-                for view in views
-            ),
+            picture_digest=str(views[0].variants[0][0].recipe["pixels"]),
+            views=views,
             captions=tuple(self._captions(record)),
             warnings=decoded.warnings,
             read_bytes=len(data),
@@ -228,16 +228,17 @@ class Stages:
             yield text, self._wanted("captions", caption_recipe(text, self._models.models), embedding(text))
 
     def _wanted(self, kind: str, recipe: Recipe, compute: Callable[[EncoderModels], Mapping[str, Tensor]]) -> Wanted:
-        name = f"{kind} {sorted(recipe.items())}"
+        name = _name(kind, recipe)
         found = self._known.get(name) or self._tensors.find(kind, recipe)
         if found:
             self._known[name] = found
         return Wanted(kind=kind, recipe=recipe, compute=compute, found=found)
 
     def _sound(self, cached: CachedObject) -> bool:
-        if cached.key not in self._known and self._tensors.sound(cached):
-            self._known[cached.key] = cached
-        return cached.key in self._known
+        name = _name(cached.key, {})
+        if name not in self._known and self._tensors.sound(cached):
+            self._known[name] = cached
+        return name in self._known
 
     def _sample(self, prepared: Prepared, new: list[NewObject]) -> CachedSample:
         return CachedSample(
@@ -261,7 +262,7 @@ class Stages:
 
     def _have(self, wanted: Wanted, new: list[NewObject]) -> CachedObject:
         """The object, computed unless it was found when the sample was prepared, or computed since for another."""
-        name = f"{wanted.kind} {sorted(wanted.recipe.items())}"
+        name = _name(wanted.kind, wanted.recipe)
         if known := wanted.found or self._known.get(name):
             return known
         packed = self._tensors.pack(wanted.kind, wanted.recipe, finite(self._models.run(wanted.compute), wanted.kind))
@@ -292,6 +293,10 @@ class Stages:
         how = self._options.model_dump(mode="json", exclude={"skip_bad_samples", "max_bad_share"})
         image = {"image": record.content_digest, "max_pixels": self._max_image_pixels, "decoders": DECODERS}
         return {"captions": record.captions, "t5_tokens": self._models.models.t5_tokens, **image, **how}
+
+
+def _name(kind: str, recipe: Recipe) -> bytes:
+    return hashlib.sha256(f"{kind} {sorted(recipe.items())}".encode()).digest()
 
 
 def caption_recipe(caption: str, models: EncoderModels) -> Recipe:

@@ -96,7 +96,7 @@ class TensorCache:
 
     def write(self, new: NewObject) -> None:
         """Write a packed file durably."""
-        self._store.put(new.cached.key, new.data)
+        self._store.put(new.cached.key, new.data, digest=new.cached.digest)
 
     def entry(self, recipe: Recipe) -> IndexEntry | None:
         """What a sample became, or None. Its objects may have been lost since."""

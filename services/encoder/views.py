@@ -35,12 +35,12 @@ class View:
     crops: tuple[Crop, ...]
 
 
-def views_of(width_px: int, height_px: int, picture_digest: str, options: EncodingOptions) -> tuple[View, ...]:
+def views_of(decoded: Decoded, options: EncodingOptions) -> tuple[View, ...]:
     """The sizes and crops of an image; resolutions that come to the same size give one. Raises `BadSample`."""
+    width_px, height_px = decoded.image.size
+    crops: tuple[Crop, ...] = (Crop(),)
     if options.random_crops:
-        crops = random_crops(options.random_crops, seed=options.crop_seed, digest=picture_digest)
-    else:
-        crops = (Crop(),)
+        crops = random_crops(options.random_crops, seed=options.crop_seed, digest=pixel_digest(decoded.image))
     if options.flip:
         crops = tuple(Crop(x=crop.x, y=crop.y, mirrored=flip) for crop in crops for flip in (False, True))
     buckets: dict[Bucket, None] = {}
@@ -71,12 +71,6 @@ def variants_of(decoded: Decoded, view: View, options: EncodingOptions) -> Itera
             image=crop_to(decoded.image, view.bucket, crop),
             mask_1hw=None if alpha is None else loss_mask(alpha, view.bucket, crop),
         )
-
-
-def picture_digest(decoded: Decoded) -> str:
-    """Digest of an image's pixels, its transparency included."""
-    digest = pixel_digest(decoded.image)
-    return f"{digest}.{pixel_digest(decoded.alpha)}" if decoded.alpha else digest
 
 
 def with_trigger(caption: str, trigger_word: str) -> str:

@@ -121,6 +121,23 @@ def test_manifest_that_is_used_again_is_no_longer_noted(desk: Desk, add_sample: 
     assert sound(desk)
 
 
+def test_note_of_a_manifest_goes_when_it_is_used_again(desk: Desk, add_sample: AddSample, datasets: Datasets) -> None:
+    """Else it would go without any grace period the next time that it is out of use."""
+    add_sample("a", "an apple")
+    desk.encode()
+    pointer = datasets.pointer(desk.tenant, desk.dataset_id)
+    assert pointer
+    note = f"{desk.tenant}/unreferenced/{pointer.manifest_digest}"
+    add_sample("a", "a pear")
+    desk.encode()
+    collector(datasets, LATER).sweep(desk.tenant)
+    assert datasets.store.exists(note)
+    add_sample("a", "an apple")
+    desk.encode()
+    collector(datasets, LATER).sweep(desk.tenant)
+    assert not datasets.store.exists(note)
+
+
 def test_nothing_is_collected_while_anything_is_being_encoded(
     desk: Desk, add_sample: AddSample, datasets: Datasets, encoder: DatasetEncoder
 ) -> None:
@@ -179,6 +196,22 @@ def test_who_begins_to_use_objects_waits_for_a_sweep(store: ObjectStore, tenant:
         wait_for_sweep(store, tenant, patience_s=0.1)
     threading.Timer(0.2, store.delete, [marker_key(tenant)]).start()
     wait_for_sweep(store, tenant, patience_s=10)
+
+
+@pytest.mark.parametrize("work", ["encoding", "prompts"])
+def test_encoder_relies_on_nothing_while_a_sweep_is_under_way(
+    desk: Desk, add_sample: AddSample, datasets: Datasets, work: str
+) -> None:
+    add_sample("a")
+    marker = SweepMarker(token="t", began=datetime.now(UTC))
+    datasets.store.put(marker_key(desk.tenant), marker.model_dump_json().encode())
+    threading.Timer(0.5, datasets.store.delete, [marker_key(desk.tenant)]).start()
+    began_s = time.monotonic()
+    if work == "encoding":
+        desk.encode()
+    else:
+        desk.encoder.embed_captions(desk.tenant, ["an apple"])
+    assert time.monotonic() - began_s >= 0.5
 
 
 def test_sweep_that_was_killed_holds_nobody_up_for_long(store: ObjectStore, tenant: str) -> None:
