@@ -45,7 +45,7 @@ def _line(figures: Mapping[str, Any], way: str) -> str:
         WAYS[way],
         f"{run['samples_per_s']:.1f}",
         f"{run['seconds']['min_s']:.2f}-{run['seconds']['max_s']:.2f}",
-        f"{1e3 * run['cpu_s_a_sample']:.0f}" if "cpu_s_a_sample" in run else "-",
+        f"{1e3 * run['cpu_s_a_sample']:.0f}",
         ratio,
         best,
         f"{run['peak_resident_gb']:.2f}",
