@@ -23,7 +23,14 @@ from fluxsmith.data import (
     Sample,
 )
 from fluxsmith.encoding import AlphaPolicy, ContactSheet, EncodingOptions, LatentForm
-from fluxsmith.errors import DatasetFailed, FieldViolation, FluxsmithError, InvalidRequest, Unavailable
+from fluxsmith.errors import (
+    DatasetFailed,
+    FailedPrecondition,
+    FieldViolation,
+    FluxsmithError,
+    InvalidRequest,
+    Unavailable,
+)
 from fluxsmith.v1 import encoder_pb2
 from fluxsmith.v1.encoder_pb2_grpc import EncoderServiceStub
 
@@ -248,25 +255,30 @@ class Datasets:
                 return seen
             if seen.state is DatasetState.FAILED:
                 raise DatasetFailed(seen)
-        raise AssertionError("a watch ends READY or FAILED")
+        raise FailedPrecondition(
+            "samples were added to the dataset right after it was encoded.",
+            reason="DATASET_CHANGED",
+            remedy="Encode it again.",
+        )
 
     def watch(self, dataset: Dataset | str) -> Iterator[Dataset]:
         """Yield the dataset now and whenever its encoding moves on, until it is READY or FAILED.
 
-        Goes on by itself after the encoder was away.
+        It may also end OPEN: samples came right after. Goes on by itself after the encoder was away.
         """
         request = encoder_pb2.WatchDatasetRequest(dataset_id=_id_of(dataset))
-        state = DatasetState.UNKNOWN
+        state, was_encoding = DatasetState.UNKNOWN, False
 
         def open_stream() -> Generator[Dataset, None, None]:
-            nonlocal state
+            nonlocal state, was_encoding
             for response in self._connection.receive(self._stub.WatchDataset, request):
                 seen = read_dataset(response.dataset)
-                state = seen.state
+                state, was_encoding = seen.state, was_encoding or seen.state is DatasetState.ENCODING
                 yield seen
 
         def ended() -> bool:
-            return state in {DatasetState.READY, DatasetState.FAILED}
+            changed_since = was_encoding and state is DatasetState.OPEN
+            return changed_since or state in {DatasetState.READY, DatasetState.FAILED}
 
         return resuming(open_stream, ended=ended, outage=Outage(limit_s=self._outage_s))
 

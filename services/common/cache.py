@@ -19,13 +19,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from services.common.errors import NotReady
-from services.common.object_store import ObjectMissing, ObjectStore
+from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
 
+Record = TypeVar("Record", bound=BaseModel)
 FORMAT_VERSION: Literal[2] = 2
 
 # Names of tensors inside the cached safetensors objects.
@@ -182,12 +183,21 @@ def publish_manifest(store: ObjectStore, tenant: str, head: EncodingHead, sample
     return digest
 
 
+def read_record(store: ObjectStore, key: str, kind: type[Record]) -> Record:
+    """A record written as JSON; raises `ObjectMissing`, or `ObjectDamaged` for anything but what was written."""
+    data = store.get_verified(key)
+    try:
+        return kind.model_validate_json(data)
+    except ValueError as error:  # or written by an earlier version
+        raise ObjectDamaged(key) from error
+
+
 def read_pointer(store: ObjectStore, tenant: str, dataset_id: str) -> ManifestPointer | None:
     """The pointer of a READY dataset, or None: also when its samples have changed since it was encoded."""
     prefix = dataset_prefix(tenant, dataset_id)
     try:
-        pointer = ManifestPointer.model_validate_json(store.get(f"{prefix}manifest.json"))
-    except (ObjectMissing, ValueError):  # or written by an earlier version: encode again
+        pointer = read_record(store, f"{prefix}manifest.json", ManifestPointer)
+    except (ObjectMissing, ObjectDamaged):  # encode again
         return None
     return pointer if pointer.revision == read_revision(store, tenant, dataset_id).token else None
 
@@ -195,18 +205,20 @@ def read_pointer(store: ObjectStore, tenant: str, dataset_id: str) -> ManifestPo
 def wanted_encoding_id(store: ObjectStore, tenant: str, dataset_id: str) -> str | None:
     """Identifier of the encoding of a dataset that has not ended, or None."""
     try:
-        wanted = json.loads(store.get(f"{dataset_prefix(tenant, dataset_id)}encoding.json"))
-    except ObjectMissing:
+        wanted = store.get_verified(f"{dataset_prefix(tenant, dataset_id)}encoding.json")
+    except (ObjectMissing, ObjectDamaged):
         return None
-    return str(wanted["encoding_id"])
+    return str(json.loads(wanted)["encoding_id"])
 
 
 def read_revision(store: ObjectStore, tenant: str, dataset_id: str) -> Revision:
     """Which samples a dataset holds now."""
     try:
-        return Revision.model_validate_json(store.get(f"{dataset_prefix(tenant, dataset_id)}revision.json"))
+        return read_record(store, f"{dataset_prefix(tenant, dataset_id)}revision.json", Revision)
     except ObjectMissing:
         return Revision()
+    except ObjectDamaged:  # not that of any result: encode again
+        return Revision(token="damaged")  # noqa: S106 - no secret
 
 
 def read_manifest(store: ObjectStore, tenant: str, digest: str) -> DatasetManifest:

@@ -64,12 +64,8 @@ class ObjectMissing(ServiceError):
 class ObjectDamaged(ServiceError):
     """The bytes under this key are not those that were written."""
 
-    def __init__(self, key: str) -> None:
-        super().__init__(
-            f"object {key!r} does not have the digest it was written with",
-            reason="OBJECT_DAMAGED",
-            remedy="Encode the dataset again; only what is damaged is encoded.",
-        )
+    def __init__(self, key: str, *, remedy: str = "Encode the dataset again; only what is damaged is encoded.") -> None:
+        super().__init__(f"object {key!r} is not what was written there", reason="OBJECT_DAMAGED", remedy=remedy)
 
 
 class ObjectStore:

@@ -12,27 +12,28 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
+from services.common.cache import read_record
 from services.common.errors import Unavailable
-from services.common.object_store import ObjectMissing, ObjectStore
+from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
 
-LONGEST_SWEEP = timedelta(minutes=10)  # a sweep stops by then
-ABANDONED = timedelta(minutes=15)  # a marker this old is of a sweep that was killed
+BEAT = timedelta(seconds=10)  # a sweep at work renews its marker this often
+ABANDONED = timedelta(seconds=60)  # a marker this old is of a sweep that was killed
 PATIENCE_S = 30.0
 POLL_S = 0.2
 
 
 class SweepMarker(BaseModel):
-    """A sweep under way, with when it began."""
+    """A sweep under way, with its last sign of life."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     token: str
-    began: datetime
+    beat: datetime
 
     @property
     def abandoned(self) -> bool:
         """Whether the sweep that wrote it can no longer be at work."""
-        return datetime.now(UTC) - self.began > ABANDONED
+        return datetime.now(UTC) - self.beat > ABANDONED
 
 
 def marker_key(tenant: str) -> str:
@@ -43,8 +44,8 @@ def marker_key(tenant: str) -> str:
 def read_marker(store: ObjectStore, tenant: str) -> SweepMarker | None:
     """The sweep under way, or None."""
     try:
-        marker = SweepMarker.model_validate_json(store.get(marker_key(tenant)))
-    except ObjectMissing:
+        marker = read_record(store, marker_key(tenant), SweepMarker)
+    except (ObjectMissing, ObjectDamaged):
         return None
     return None if marker.abandoned else marker
 

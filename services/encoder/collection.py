@@ -21,15 +21,17 @@ from services.common.cache import (
     encoding_prefix,
     manifest_key,
     read_manifest,
+    read_record,
 )
 from services.common.errors import NotReady, ServiceError
 from services.common.object_store import ListedObject, ObjectDamaged, ObjectMissing, ObjectStore
-from services.common.sweep import LONGEST_SWEEP, SweepMarker, marker_key, read_marker
-from services.encoder.datasets import Datasets
+from services.common.sweep import ABANDONED, BEAT, SweepMarker, marker_key, read_marker
+from services.encoder.datasets import LOST, Datasets
 from services.encoder.tensor_cache import IndexEntry
 
 log = logging.getLogger(__name__)
 
+CLOSE_S = 5.0
 SETTLE_S = 5.0  # longer than anyone takes from looking for the marker to writing or refreshing an object
 
 
@@ -46,6 +48,7 @@ class Collector:
     """Sweeps tenants. Several encoders may each have one."""
 
     def __init__(self, datasets: Datasets, *, grace: timedelta, settle_s: float = SETTLE_S) -> None:
+        self.stopping = threading.Event()
         self._datasets = datasets
         self._store = datasets.store
         self._grace = grace
@@ -58,21 +61,21 @@ class Collector:
         """
         if read_marker(self._store, tenant):
             return Swept(busy=True)
-        look = _Sweep(self._datasets, tenant, datetime.now(UTC) - self._grace, marker=None)
+        look = _Sweep(self._datasets, tenant, datetime.now(UTC) - self._grace, token="", stopping=self.stopping)
         look.run()
         if not look.swept.objects:
             return look.swept
-        marker = SweepMarker(token=secrets.token_hex(8), began=datetime.now(UTC))
-        self._store.put(marker_key(tenant), marker.model_dump_json().encode())
+        token = secrets.token_hex(8)
+        write_marker(self._store, tenant, token)
         try:
-            time.sleep(self._settle_s)
-            sweep = _Sweep(self._datasets, tenant, self._old_before(tenant), marker=marker)
+            self.stopping.wait(self._settle_s)
+            sweep = _Sweep(self._datasets, tenant, self._old_before(tenant), token=token, stopping=self.stopping)
             if not sweep.mine() or sweep.encoding_under_way():
                 return Swept(busy=True)
             sweep.run()
             return sweep.swept
         finally:
-            if read_marker(self._store, tenant) == marker:
+            if (marker := read_marker(self._store, tenant)) and marker.token == token:
                 self._store.delete(marker_key(tenant))
 
     def _old_before(self, tenant: str) -> datetime:
@@ -82,23 +85,27 @@ class Collector:
 
 
 class _Sweep:
-    """One sweep of one tenant. Without a marker it removes nothing and counts what it would remove."""
+    """One sweep of one tenant. Without a token for its marker it removes nothing and counts what it would remove."""
 
-    def __init__(self, datasets: Datasets, tenant: str, old_before: datetime, *, marker: SweepMarker | None) -> None:
+    def __init__(
+        self, datasets: Datasets, tenant: str, old_before: datetime, *, token: str, stopping: threading.Event
+    ) -> None:
         self._datasets = datasets
         self._store: ObjectStore = datasets.store
         self._tenant = tenant
-        self._marker = marker
+        self._token = token
+        self._stopping = stopping
+        self._last_beat_s = time.monotonic()
         self._old_before = old_before
-        self._ends_s = time.monotonic() + LONGEST_SWEEP.total_seconds()
         self._removed: set[str] = set()
         self.swept = Swept()
 
     def run(self) -> None:
         """Manifests first: only those that stay keep tensors."""
-        held = {hold.key.split("/")[2] for hold in self._store.listed(f"{self._tenant}/holds/")}
-        self._sweep_manifests(held | self._encoded_while_held(held) | set(self._of_datasets()))
-        needed = set(self._needed())
+        held = {hold.key.split("/")[2] for hold in self._listed(f"{self._tenant}/holds/")}
+        in_use = held | self._encoded_while_held(held) | set(self._of_datasets())
+        self._sweep_manifests(in_use)
+        needed = set(self._needed(in_use))
         lost = set()
         for listed in self._old(f"{self._tenant}/cache/"):
             if "/samples/" not in listed.key and listed.key not in needed:
@@ -110,11 +117,12 @@ class _Sweep:
             if listed.key.split("/")[2] not in held:
                 self._remove(listed)
         for dataset_id in list(self._datasets.ids(self._tenant)):
-            self._sweep_dataset(dataset_id)
+            self._sweep_dataset(dataset_prefix(self._tenant, dataset_id), dataset_id)
 
     def mine(self) -> bool:
         """Whether no other sweep has begun at the same moment."""
-        return read_marker(self._store, self._tenant) == self._marker
+        marker = read_marker(self._store, self._tenant)
+        return marker is not None and marker.token == self._token
 
     def encoding_under_way(self) -> bool:
         """Whether tensors are being put to use right now."""
@@ -125,9 +133,9 @@ class _Sweep:
         """Digests of manifests that datasets point to, also those whose samples have changed since."""
         for dataset_id in self._datasets.ids(self._tenant):
             try:
-                data = self._store.get(f"{dataset_prefix(self._tenant, dataset_id)}manifest.json")
-                yield ManifestPointer.model_validate_json(data).manifest_digest
-            except (ObjectMissing, ValueError):
+                key = f"{dataset_prefix(self._tenant, dataset_id)}manifest.json"
+                yield read_record(self._store, key, ManifestPointer).manifest_digest
+            except (ObjectMissing, ObjectDamaged):  # then the dataset is not READY
                 continue
 
     def _encoded_while_held(self, held: set[str]) -> set[str]:
@@ -135,8 +143,8 @@ class _Sweep:
         digests = set()
         for name in held:
             try:
-                data = self._store.get(f"{encoding_prefix(self._tenant, name)}end.json")
-                digests.add(EncodingEnd.model_validate_json(data).manifest_digest)
+                key = f"{encoding_prefix(self._tenant, name)}end.json"
+                digests.add(read_record(self._store, key, EncodingEnd).manifest_digest)
             except ObjectMissing:
                 continue
         return digests
@@ -144,7 +152,7 @@ class _Sweep:
     def _sweep_manifests(self, in_use: set[str]) -> None:
         """Note since when a manifest is not in use, and remove it after the grace period."""
         folder = f"{self._tenant}/unreferenced/"
-        since = {listed.key.removeprefix(folder): listed for listed in self._store.listed(folder)}
+        since = {listed.key.removeprefix(folder): listed for listed in self._listed(folder)}
         for listed in list(self._store.listed(f"{self._tenant}/manifests/")):
             digest = listed.key.rpartition("/")[2].removesuffix(".json")
             noted = since.get(digest)
@@ -157,8 +165,8 @@ class _Sweep:
                 self._remove(listed)
                 self._remove(noted)
 
-    def _needed(self) -> Iterator[str]:
-        """Keys of all objects that the remaining manifests list."""
+    def _needed(self, in_use: set[str]) -> Iterator[str]:
+        """Keys of all objects that the remaining manifests list; raises when one that is in use does not tell."""
         for listed in list(self._store.listed(f"{self._tenant}/manifests/")):
             if listed.key in self._removed:
                 continue
@@ -167,6 +175,8 @@ class _Sweep:
                 for cached in read_manifest(self._store, self._tenant, digest).objects():
                     yield cached.key
             except (ObjectMissing, ObjectDamaged, NotReady) as error:
+                if digest in in_use:
+                    raise
                 log.warning("manifest %s is of no use to anyone: %s", manifest_key(self._tenant, digest), error.message)
 
     def _sweep_index(self, lost: set[str]) -> None:
@@ -181,34 +191,59 @@ class _Sweep:
                 if useless:
                     self._remove(listed)
 
-    def _sweep_dataset(self, dataset_id: str) -> None:
-        """Originals that no sample has any more, and contact sheets."""
-        prefix = dataset_prefix(self._tenant, dataset_id)
+    def _sweep_dataset(self, prefix: str, dataset_id: str) -> None:
+        """Originals that no sample has any more, contact sheets, and what is left of a dataset that was deleted."""
+        if not self._store.exists(f"{prefix}dataset.json"):
+            for listed in self._old(prefix):
+                self._remove(listed)
+            return
         originals = list(self._old(f"{prefix}originals/"))
         if originals:
             digests = {record.content_digest for record in self._datasets.samples(self._tenant, dataset_id)}
             for listed in originals:
-                if listed.key.rpartition("/")[2] not in digests:
+                if LOST not in digests and listed.key.rpartition("/")[2] not in digests:
                     self._remove(listed)
         for listed in list(self._old(f"{prefix}contact_sheets/")):
             self._remove(listed)
 
     def _old(self, prefix: str) -> Iterator[ListedObject]:
         """Objects under a prefix that were last written before the grace period."""
-        return (listed for listed in list(self._store.listed(prefix)) if listed.changed < self._old_before)
+        return (listed for listed in self._listed(prefix) if listed.changed < self._old_before)
+
+    def _listed(self, prefix: str) -> list[ListedObject]:
+        """All objects under a prefix, with signs of life while they are read."""
+        found = []
+        for listed in self._store.listed(prefix):
+            self._beat()
+            found.append(listed)
+        return found
 
     def _remove(self, listed: ListedObject) -> None:
-        if time.monotonic() > self._ends_s:
-            raise NotReady(
-                f"the sweep of tenant {self._tenant!r} takes longer than {LONGEST_SWEEP}",
-                reason="SWEEP_TOO_LONG",
-                remedy="Nothing is wrong: the next one goes on.",
-            )
-        if self._marker:
+        self._beat()
+        if self._token:
             self._store.delete(listed.key)
         self._removed.add(listed.key)
         self.swept.objects += 1
         self.swept.size_bytes += listed.size_bytes
+
+    def _beat(self) -> None:
+        """Renew the marker now and then; raise when this sweep was stopped, or others may take it for dead."""
+        silent_s = time.monotonic() - self._last_beat_s
+        if self._stopping.is_set() or (self._token and silent_s > ABANDONED.total_seconds() / 2):
+            raise NotReady(
+                f"the sweep of tenant {self._tenant!r} was interrupted",
+                reason="SWEEP_INTERRUPTED",
+                remedy="Nothing is wrong: the next one goes on.",
+            )
+        if self._token and silent_s > BEAT.total_seconds():
+            write_marker(self._store, self._tenant, self._token)
+            self._last_beat_s = time.monotonic()
+
+
+def write_marker(store: ObjectStore, tenant: str, token: str) -> None:
+    """Say that a sweep is at work."""
+    marker = SweepMarker(token=token, beat=datetime.now(UTC))
+    store.put(marker_key(tenant), marker.model_dump_json().encode())
 
 
 class CollectorThread:
@@ -218,7 +253,6 @@ class CollectorThread:
         self._collector = collector
         self._store = store
         self._interval_s = interval_s
-        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
 
     def start(self) -> None:
@@ -227,14 +261,16 @@ class CollectorThread:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop before the next tenant. A sweep that is cut short leaves a marker that others soon ignore."""
-        self._stopping.set()
+        """Interrupt the sweep under way, if any; it takes its marker with it."""
+        self._collector.stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._interval_s):
+        while not self._collector.stopping.wait(self._interval_s):
             try:
                 for tenant in list(self._store.folders("")):
-                    if self._stopping.is_set():
+                    if self._collector.stopping.is_set():
                         return
                     swept = self._collector.sweep(tenant)
                     if swept.objects:

@@ -32,11 +32,12 @@ from services.common.cache import (
     dataset_prefix,
     encoding_prefix,
     read_pointer,
+    read_record,
     read_revision,
 )
 from services.common.errors import AlreadyExists, NotFound, NotReady
 from services.common.fields import require_id, unknown
-from services.common.object_store import ObjectMissing, ObjectStore
+from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
 from services.common.sweep import read_marker, wait_for_sweep
 from services.encoder.overlap import overlapped
 from services.encoder.records import (
@@ -50,6 +51,7 @@ from services.encoder.records import (
 log = logging.getLogger(__name__)
 
 READERS = 8
+LOST = "lost"  # in place of a digest
 
 
 class Datasets:
@@ -64,11 +66,12 @@ class Datasets:
         """Make a dataset. The same `request_id` gives the same dataset; raises `AlreadyExists` for another name."""
         token = hashlib.sha256(f"{tenant}/{request_id}".encode()).hexdigest() if request_id else secrets.token_hex(16)
         record = DatasetRecord(dataset_id=f"ds-{token[:20]}", display_name=display_name, create_time=datetime.now(UTC))
-        try:
-            known = self.get(tenant, record.dataset_id)
-        except NotFound:
-            self._write(tenant, record.dataset_id, "dataset.json", record)
-            return record
+        with self._lock(tenant, record.dataset_id):
+            try:
+                known = self.get(tenant, record.dataset_id)
+            except NotFound:
+                self._write(tenant, record.dataset_id, "dataset.json", record)
+                return record
         if known.display_name != display_name:
             raise AlreadyExists(
                 f"request_id {request_id!r} was used with another payload",
@@ -78,12 +81,15 @@ class Datasets:
         return known
 
     def get(self, tenant: str, dataset_id: str) -> DatasetRecord:
-        """The dataset; raises `NotFound`."""
+        """The dataset; raises `NotFound`, or `ObjectDamaged` for one that can only be deleted."""
         require_id("dataset", dataset_id)
+        key = f"{dataset_prefix(tenant, dataset_id)}dataset.json"
         try:
-            return DatasetRecord.model_validate_json(self._read(tenant, dataset_id, "dataset.json"))
+            return read_record(self.store, key, DatasetRecord)
         except ObjectMissing as error:
             raise unknown("dataset", dataset_id) from error
+        except ObjectDamaged as error:
+            raise ObjectDamaged(key, remedy="Delete this dataset and upload its samples to a new one.") from error
 
     def ids(self, tenant: str) -> Iterator[str]:
         """Identifiers of a tenant's datasets, in order."""
@@ -92,11 +98,11 @@ class Datasets:
     def delete(self, tenant: str, dataset_id: str) -> None:
         """Remove a dataset, its record last, so that a deletion that was cut short can be repeated."""
         prefix = dataset_prefix(tenant, dataset_id)
-        with self._changing(tenant, dataset_id):
+        with self._changing(tenant, dataset_id, damaged_too=True):
             self.store.delete(f"{prefix}manifest.json")
             for part in ("originals/", "samples/", "contact_sheets/"):
                 self.store.delete_prefix(f"{prefix}{part}")
-            for name in ("outcome.json", "revision.json", "dataset.json"):
+            for name in ("outcome.json", "revision.json", "encoding.json", "dataset.json"):
                 self.store.delete(f"{prefix}{name}")
 
     def put_sample(self, tenant: str, dataset_id: str, record: SampleRecord, image: bytes) -> None:
@@ -104,6 +110,8 @@ class Datasets:
         prefix = dataset_prefix(tenant, dataset_id)
         with self._changing(tenant, dataset_id):
             self.store.put(f"{prefix}originals/{record.content_digest}", image)
+            # Before as well as after: whatever is killed in between, no result holds for samples that it did not see.
+            self._write(tenant, dataset_id, "revision.json", Revision(token=secrets.token_hex(8)))
             self._write(tenant, dataset_id, f"samples/{sample_key(record.sample_name)}.json", record)
             self._write(tenant, dataset_id, "revision.json", Revision(token=secrets.token_hex(8)))
             if read_marker(self.store, tenant):  # a sweep may have taken the image for that of a replaced sample
@@ -111,12 +119,24 @@ class Datasets:
                 self.store.put(f"{prefix}originals/{record.content_digest}", image)
 
     def samples(self, tenant: str, dataset_id: str, *, after: str | None = None) -> Iterator[SampleRecord]:
-        """The samples in the order of their keys, those after the sample called `after` if given; few in memory."""
+        """The samples in the order of their keys, those after the sample called `after` if given; few in memory.
+
+        A damaged record comes as one without captions (`lost_record`): uploading its sample again mends it.
+        """
         prefix = f"{dataset_prefix(tenant, dataset_id)}samples/"
         start_after = None if after is None else f"{prefix}{sample_key(after)}.json"
         keys = self.store.keys(prefix, start_after=start_after)
-        records = overlapped(keys, self.store.get, self._readers, ahead=4 * READERS)
-        return map(SampleRecord.model_validate_json, records)
+        return overlapped(keys, self._sample, self._readers, ahead=4 * READERS)
+
+    def _sample(self, key: str) -> SampleRecord:
+        try:
+            return read_record(self.store, key, SampleRecord)
+        except (ObjectMissing, ObjectDamaged):
+            return lost_record(key)
+
+    def has_sample(self, tenant: str, dataset_id: str, sample_name: str) -> bool:
+        """Whether there is a sample of this name."""
+        return self.store.exists(f"{dataset_prefix(tenant, dataset_id)}samples/{sample_key(sample_name)}.json")
 
     def sample_keys(self, tenant: str, dataset_id: str) -> Iterator[str]:
         """The keys (`sample_key`) of the stored samples, in order."""
@@ -159,20 +179,18 @@ class Datasets:
     def wanted_encoding(self, tenant: str, dataset_id: str) -> WantedEncoding | None:
         """The encoding that has not ended, or None."""
         try:
-            return WantedEncoding.model_validate_json(self._read(tenant, dataset_id, "encoding.json"))
+            return read_record(self.store, f"{dataset_prefix(tenant, dataset_id)}encoding.json", WantedEncoding)
         except ObjectMissing:
+            return None
+        except ObjectDamaged:
+            log.warning("dataset %s: what encoding was wanted is not legible; ask for it again", dataset_id)
             return None
 
     def all_wanted_encodings(self) -> Iterator[tuple[str, str, WantedEncoding]]:
         """Tenant, dataset and encoding of all that have not ended."""
         for tenant in self.store.folders(""):
             for dataset_id in self.ids(tenant):
-                try:
-                    wanted = self.wanted_encoding(tenant, dataset_id)
-                except ValueError:
-                    log.warning("dataset %s: an earlier version's encoding is not taken up; encode again", dataset_id)
-                    continue
-                if wanted:
+                if wanted := self.wanted_encoding(tenant, dataset_id):
                     yield tenant, dataset_id, wanted
 
     def end_encoding(
@@ -205,8 +223,8 @@ class Datasets:
     def outcome(self, tenant: str, dataset_id: str) -> EncodingOutcome | None:
         """How the last encoding ended, or None when samples have come since."""
         try:
-            outcome = EncodingOutcome.model_validate_json(self._read(tenant, dataset_id, "outcome.json"))
-        except (ObjectMissing, ValueError):  # none, or an earlier version's
+            outcome = read_record(self.store, f"{dataset_prefix(tenant, dataset_id)}outcome.json", EncodingOutcome)
+        except (ObjectMissing, ObjectDamaged):
             return None
         return outcome if outcome.revision == self.revision(tenant, dataset_id) else None
 
@@ -225,22 +243,29 @@ class Datasets:
             )
 
     @contextmanager
-    def _changing(self, tenant: str, dataset_id: str) -> Iterator[None]:
+    def _changing(self, tenant: str, dataset_id: str, *, damaged_too: bool = False) -> Iterator[None]:
         """Hold the dataset while its samples change: no encoding begins meanwhile, and none is under way."""
         require_id("dataset", dataset_id)
         with self._lock(tenant, dataset_id):
-            self.refuse_while_encoding(tenant, dataset_id)
+            try:
+                self.refuse_while_encoding(tenant, dataset_id)
+            except ObjectDamaged:
+                if not damaged_too:
+                    raise
             yield
 
     def _lock(self, tenant: str, dataset_id: str) -> threading.Lock:
         return self._locks[tenant, dataset_id]
 
-    def _read(self, tenant: str, dataset_id: str, name: str) -> bytes:
-        return self.store.get(f"{dataset_prefix(tenant, dataset_id)}{name}")
-
     def _write(self, tenant: str, dataset_id: str, name: str, record: BaseModel) -> None:
         key = f"{dataset_prefix(tenant, dataset_id)}{name}"
         self.store.put(key, record.model_dump_json().encode(), content_type="application/json")
+
+
+def lost_record(key: str) -> SampleRecord:
+    """Stands for a record that the store has lost; its image is not to be found either."""
+    name = f"(lost record {key.rpartition('/')[2][:12]})"
+    return SampleRecord(sample_name=name, captions=(), content_digest=LOST, size_bytes=0)
 
 
 def sample_key(sample_name: str) -> str:

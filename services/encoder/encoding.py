@@ -58,13 +58,16 @@ class Progress:
         """What makes samples unusable."""
         return tuple(problem for problem in self.problems if not problem.warning)
 
-    def after(self, verdict: Verdict, problems: tuple[SampleProblem, ...], elapsed_s: float) -> Progress:
-        """The progress once this sample is done too."""
+    def after(
+        self, verdict: Verdict, problems: tuple[SampleProblem, ...], elapsed_s: float, *, last_round: bool
+    ) -> Progress:
+        """The progress after a verdict. A sample is done with its last one; a round for captions comes before."""
+        encoded = last_round and verdict.sample is not None
         return replace(
             self,
-            done=self.done + 1,
-            encoded=self.encoded + (verdict.sample is not None),
-            cached=self.cached + (verdict.sample is not None and verdict.cached),
+            done=self.done + last_round,
+            encoded=self.encoded + encoded,
+            cached=self.cached + (encoded and verdict.cached),
             problems=(*self.problems, *problems) if problems else self.problems,
             read_bytes=self.read_bytes + verdict.read_bytes,
             written_bytes=self.written_bytes + verdict.written_bytes,
@@ -98,11 +101,11 @@ class DatasetEncoder:
         listing = _Listing(self._datasets.store, tenant, wanted.encoding_id, head)
         pictures = _Pictures()
         with closing(self._verdicts(tenant, dataset_id, wanted.options)) as verdicts:
-            for verdict in verdicts:
-                if verdict.sample:
+            for verdict, last_round in verdicts:
+                if last_round and verdict.sample:
                     listing.add(verdict.sample)
-                problems = (*verdict.problems, *pictures.problems_of(verdict))
-                progress = progress.after(verdict, problems, time.monotonic() - began_s)
+                problems = (*verdict.problems, *pictures.problems_of(verdict)) if last_round else ()
+                progress = progress.after(verdict, problems, time.monotonic() - began_s, last_round=last_round)
                 on_progress(progress)
                 if progress.done % TRIMMED_EVERY == 0:
                     give_back_free_memory()
@@ -134,8 +137,13 @@ class DatasetEncoder:
         self._decoders.shutdown()
         self._writers.shutdown()
 
-    def _verdicts(self, tenant: str, dataset_id: str, options: EncodingOptions) -> Generator[Verdict]:
-        """What becomes of each sample, in order. Decoding, models and uploads overlap, each a few samples ahead."""
+    def _verdicts(
+        self, tenant: str, dataset_id: str, options: EncodingOptions
+    ) -> Generator[tuple[Verdict, bool], None, None]:
+        """What becomes of each sample, in order, and whether that is its last round.
+
+        Decoding, models and uploads overlap, each a few samples ahead of the next.
+        """
         stages = Stages(
             self._datasets,
             self._tensors(tenant),
@@ -153,8 +161,7 @@ class DatasetEncoder:
             prepared = overlapped(records, prepare, self._decoders, ahead=self._settings.decode_threads + 2)
             verdicts = overlapped(map(stages.compute, prepared), stages.store, self._writers, ahead=WRITTEN_AHEAD)
             for verdict in verdicts:
-                if prepare == stages.prepare:
-                    yield verdict
+                yield verdict, prepare == stages.prepare
 
     def _head(self, tenant: str) -> EncodingHead:
         models = self._models.models
@@ -201,7 +208,7 @@ def why_failed(progress: Progress, options: EncodingOptions) -> str:
         return "the dataset has no samples; upload some"
     bad_names = {problem.sample_name for problem in progress.bad}
     allowed = options.max_bad_share if options.skip_bad_samples else 0.0
-    if progress.encoded and len(bad_names) <= allowed * progress.done:
+    if progress.encoded and len(bad_names) / progress.done <= allowed:
         return ""
     first = progress.bad[0]
     policy = f" (at most a share of {allowed:g} may be left out)" if options.skip_bad_samples else ""

@@ -15,10 +15,10 @@ import tokenizers
 import torch
 import transformers
 
-from services.common.base_model import base_folder, pick_device, pick_dtype
+from services.common.base_model import BaseModelError, base_folder, pick_device, pick_dtype
 from services.common.cache import FORMAT_VERSION
 from services.common.settings import ServiceSettings
-from services.encoder.inference import IMAGE_PARTS, TEXT_PARTS, EncoderModels
+from services.encoder.inference import IMAGE_PARTS, TEXT_PARTS, EncoderModels, Loaders
 from services.encoder.loading import LoadChoices, load_tokenizers, loaders
 from services.encoder.model_folder import PARTS, checked
 from services.encoder.settings import EncoderSettings
@@ -63,9 +63,15 @@ def load_models(service: ServiceSettings, encoder: EncoderSettings) -> EncoderMo
         t5_precision=encoder.t5_precision,
         vae_tiling=encoder.vae_tiling,
     )
+    load = loaders(folder, choices)
+    load = Loaders(
+        vae=_of_unchanged_files(folder / "vae", load.vae),
+        clip=_of_unchanged_files(folder / "text_encoder", load.clip),
+        t5=_of_unchanged_files(folder / "text_encoder_2", load.t5),
+    )
     image_fingerprint, text_fingerprint = _fingerprints(folder, choices)
     models = EncoderModels(
-        loaders=loaders(folder, choices),
+        loaders=load,
         clip_tokenizer=clip_tokenizer,
         t5_tokenizer=t5_tokenizer,
         device=device,
@@ -83,6 +89,27 @@ def load_models(service: ServiceSettings, encoder: EncoderSettings) -> EncoderMo
     if not models.one_at_a_time:
         models.load(*IMAGE_PARTS, *TEXT_PARTS)
     return models
+
+
+def _of_unchanged_files(part: Path, load: Callable[[], T]) -> Callable[[], T]:
+    """Load a part only while its files are those that its fingerprint is taken of, however much later that is."""
+
+    def signature() -> list[tuple[str, int, int]]:
+        stats = [(path, path.stat()) for path in sorted(part.rglob("*")) if path.is_file()]
+        return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+    at_start = signature()
+
+    def loaded() -> T:
+        model = load()
+        if signature() != at_start:
+            raise BaseModelError(
+                f"the files of {part.name} have changed since the encoder started",
+                "Restart the encoder, so that what it caches is told apart from what it cached before.",
+            )
+        return model
+
+    return loaded
 
 
 def _fingerprints(folder: Path, choices: LoadChoices) -> tuple[str, str]:

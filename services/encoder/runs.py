@@ -45,8 +45,13 @@ class EncodingRuns:
         """Begin what an encoder before this one did not finish; return how many."""
         count = 0
         for tenant, dataset_id, wanted in self._datasets.all_wanted_encodings():
-            self.start(tenant, dataset_id, wanted.options)
-            count += 1
+            try:
+                self.start(tenant, dataset_id, wanted.options)
+                count += 1
+            except Unavailable:
+                raise
+            except ServiceError as error:  # one dataset in disorder is no reason not to serve the others
+                log.warning("dataset %s of tenant %s is not taken up: %s", dataset_id, tenant, error.line)
         return count
 
     def progress(self, tenant: str, dataset_id: str) -> Progress | None:
@@ -74,6 +79,11 @@ class EncodingRuns:
             except Unavailable as error:
                 log.warning("dataset %s: %s; trying again in %.0f s", dataset_id, error.message, RETRY_S)
                 self._stopping.wait(RETRY_S)
+            except Exception:  # what is wanted stays noted: the next EncodeDataset, or the next encoder, goes on
+                log.exception("the end of the encoding of dataset %s could not be noted", dataset_id)
+                with self._lock:
+                    del self._running[tenant, dataset_id]
+                return
 
     def _outcome(
         self, tenant: str, dataset_id: str, wanted: WantedEncoding

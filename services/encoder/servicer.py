@@ -18,10 +18,11 @@ from fluxsmith.v1 import encoder_pb2_grpc
 
 from services.common.caller import Caller, caller_from
 from services.common.errors import NotFound, NotReady
-from services.common.fields import check_length, page_limit, page_of, require_id
+from services.common.fields import check_length, invalid_field, page_limit, page_of, require_id
+from services.common.object_store import ObjectDamaged
 from services.common.settings import ServiceSettings
 from services.encoder import wire
-from services.encoder.datasets import Datasets
+from services.encoder.datasets import LOST, Datasets
 from services.encoder.decoding import IMAGE_FORMATS
 from services.encoder.encoding import DatasetEncoder, Progress
 from services.encoder.latents import decode_to_png
@@ -139,12 +140,15 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     ) -> AsyncIterator[pb.WatchDatasetResponse]:
         caller = _caller(context)
         last: pb.Dataset | None = None
+        busy = False
         while True:
             dataset = await self._dataset(caller, request.dataset_id)
             if dataset != last:
                 yield pb.WatchDatasetResponse(dataset=dataset)
                 last = dataset
             if dataset.state in (pb.DATASET_STATE_READY, pb.DATASET_STATE_FAILED):
+                return
+            if busy and dataset.state == pb.DATASET_STATE_OPEN:  # it was READY for a moment; samples have come since
                 return
             busy = dataset.state == pb.DATASET_STATE_ENCODING
             await asyncio.sleep(WATCH_INTERVAL_S if busy else IDLE_WATCH_INTERVAL_S)
@@ -153,11 +157,12 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self, request: pb.RenderContactSheetRequest, context: Context
     ) -> pb.RenderContactSheetResponse:
         caller = _caller(context)
+        dataset = await self._dataset(caller, request.dataset_id)
         asked = request.options if request.HasField("options") else None
         options = await self._options(caller, request.dataset_id, asked)
         size = samples_a_sheet(sheet_size(request.page_size), options)
         records = await asyncio.to_thread(self._page, caller, request.dataset_id, size, request.page_token)
-        dataset, shown = await self._dataset(caller, request.dataset_id), records[:size]
+        shown = records[:size]
         title = f"{dataset.display_name or dataset.dataset_id}: {len(shown)} of {dataset.sample_count} samples"
         image = await asyncio.to_thread(
             self._sheets.render, caller.tenant, request.dataset_id, shown, options, title=title
@@ -215,6 +220,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             return await self._dataset(caller, dataset_id)
         except NotFound:
             return None  # some stores list the folders of deleted objects for a while
+        except ObjectDamaged as error:
+            return pb.Dataset(dataset_id=dataset_id, state=pb.DATASET_STATE_FAILED, failure_message=error.line)
 
     def _read_dataset(self, tenant: str, dataset_id: str) -> pb.Dataset:
         record = self._datasets.get(tenant, dataset_id)
@@ -249,9 +256,11 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         return set(self._datasets.sample_keys(caller.tenant, dataset_id))
 
     def _page(self, caller: Caller, dataset_id: str, size: int, page_token: str) -> list[SampleRecord]:
-        """One page of samples, and one more if there is one."""
+        """One page of samples, and one more if there is one. Lost records are left out: to be uploaded again."""
+        if page_token and not self._datasets.has_sample(caller.tenant, dataset_id, page_token):
+            raise invalid_field("page_token", f"is {page_token[:80]!r}", "Send next_page_token as it came.")
         records = self._datasets.samples(caller.tenant, dataset_id, after=page_token or None)
-        return list(islice(records, size + 1))
+        return list(islice((record for record in records if record.content_digest != LOST), size + 1))
 
     def _problems(self, caller: Caller, dataset_id: str) -> dict[str, list[SampleProblem]]:
         """What the encoding under way or the last one found wrong, by sample."""

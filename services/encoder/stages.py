@@ -133,6 +133,7 @@ class Stages:
         self._dataset_id = dataset_id
         self._options = options
         self._max_image_pixels = max_image_pixels
+        self._new_captions: set[str] = set()  # keys of what a round for captions has computed
         self._known: dict[bytes, CachedObject] = {}  # of this run, by recipe or key: looked up or computed once
 
     def prepare(self, record: SampleRecord) -> Prepared:
@@ -175,6 +176,10 @@ class Stages:
         prepared, entry = computed.prepared, computed.entry
         for new in computed.new:
             self._tensors.write(new)
+        keys = {new.cached.key for new in computed.new}
+        if not prepared.views:  # a round for captions, whose sample is still to come
+            self._new_captions |= keys
+        used = {caption.embedding.key for caption in entry.sample.captions} if entry else set()
         if entry and entry is not prepared.entry and entry.sample.views:
             self._tensors.write_entry(self._recipe(prepared.record), entry)
         return Verdict(
@@ -182,7 +187,7 @@ class Stages:
             sample=entry.sample if entry else None,
             picture_digest=entry.picture_digest if entry else "",
             problems=tuple(self._problems(computed)),
-            cached=entry is not None and not computed.new,
+            cached=entry is not None and not keys and not used & self._new_captions,
             read_bytes=prepared.read_bytes,
             written_bytes=sum(new.cached.size_bytes for new in computed.new),
             seconds=computed.seconds + Seconds(store=time.monotonic() - began_s),

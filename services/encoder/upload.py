@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from tempfile import SpooledTemporaryFile
 
 from services.common.errors import LimitExceeded
 from services.common.fields import invalid_field
@@ -11,6 +12,7 @@ from services.encoder.records import SampleRecord
 from services.encoder.settings import EncoderSettings
 
 LARGEST_CHUNK_BYTES = 1024 * 1024
+IN_MEMORY_BYTES = 1024 * 1024  # of an unfinished sample; the rest waits on disk, however many streams there are
 
 
 class Upload:
@@ -20,7 +22,8 @@ class Upload:
         self._limits = limits
         self._keys: set[str] = set()
         self._record: SampleRecord | None = None
-        self._data = bytearray()
+        self._data = SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115 - closed when it is replaced or dropped
+        self._received = 0
         self.dataset_id = ""
 
     def begin(self, dataset_id: str) -> None:
@@ -48,7 +51,9 @@ class Upload:
                 remedy="Split the data, or raise FLUXSMITH_ENCODER_MAX_SAMPLES.",
             )
         self._record = record
-        self._data = bytearray()
+        self._received = 0
+        self._data.seek(0)
+        self._data.truncate()
 
     def add(self, chunk: bytes) -> None:
         """Bytes of the sample begun last."""
@@ -56,17 +61,19 @@ class Upload:
             raise invalid_field("chunk", "belongs to no sample", "Send a sample's header before its bytes.")
         if len(chunk) > LARGEST_CHUNK_BYTES:
             raise invalid_field("chunk", f"has {len(chunk)} bytes", f"Send at most {LARGEST_CHUNK_BYTES} a message.")
-        self._data += chunk
-        if len(self._data) > self._record.size_bytes:
+        self._data.write(chunk)
+        self._received += len(chunk)
+        if self._received > self._record.size_bytes:
             remedy = f"Send as many bytes as size_bytes says, {self._record.size_bytes}."
             raise invalid_field(f"chunk of sample {self._record.sample_name!r}", "goes past its end", remedy)
 
     def take_complete(self) -> tuple[SampleRecord, bytes] | None:
         """The sample whose last chunk has just come, its digest checked, or None."""
         record = self._record
-        if record is None or len(self._data) < record.size_bytes:
+        if record is None or self._received < record.size_bytes:
             return None
-        data = bytes(self._data)
+        self._data.seek(0)
+        data = self._data.read()
         if hashlib.sha256(data).hexdigest() != record.content_digest:
             raise invalid_field(
                 f"content_digest of sample {record.sample_name!r}",
@@ -85,5 +92,5 @@ class Upload:
 
     def _refuse_incomplete(self) -> None:
         if self._record is not None:
-            remedy = f"Send {self._record.size_bytes - len(self._data)} more bytes of it."
+            remedy = f"Send {self._record.size_bytes - self._received} more bytes of it."
             raise invalid_field(f"sample {self._record.sample_name!r}", "is incomplete", remedy)

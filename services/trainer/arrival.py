@@ -17,21 +17,23 @@ from services.common.cache import (
     EncodingPart,
     encoding_prefix,
     read_manifest,
+    read_record,
 )
 from services.common.errors import NotReady, Unavailable
-from services.common.object_store import ObjectMissing, ObjectStore
+from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
 
 T = TypeVar("T")
 R = TypeVar("R", EncodingHead, EncodingPart, EncodingEnd)
 POLL_S = 0.5
-PATIENCE_S = 600.0
+PATIENCE_S = 120.0
 
 
 class ArrivingSamples(Sequence[CachedSample]):
     """Like the manifest's samples, but indexing waits until the sample is there and `len` until all are.
 
     Waiting raises what `while_waiting` raises, `NotReady` when the encoding has failed, and `Unavailable` when no
-    sample has come for ten minutes.
+    sample has come for two minutes, or when the manifest is not what was listed before it: then another encoder has
+    gone on with the encoding, and the job must begin anew.
     """
 
     def __init__(self, store: ObjectStore, tenant: str, encoding_id: str, *, while_waiting: Callable[[], None]) -> None:
@@ -41,10 +43,12 @@ class ArrivingSamples(Sequence[CachedSample]):
         self._while_waiting = while_waiting
         self._samples: list[CachedSample] = []
         self._manifest_digest = ""
+        self._head: EncodingHead | None = None
 
     def head(self) -> EncodingHead:
         """What holds for all samples."""
-        return self._awaited(lambda: self._read(EncodingHead, "head.json"))
+        self._head = self._head or self._awaited(lambda: self._read(EncodingHead, "head.json"))
+        return self._head
 
     def manifest_digest(self) -> str:
         """Digest of the manifest, once the encoding has ended."""
@@ -72,9 +76,6 @@ class ArrivingSamples(Sequence[CachedSample]):
         """Take in what has come; whether there was anything, or nothing is to come."""
         if self._manifest_digest:
             return True
-        if part := self._read(EncodingPart, f"{len(self._samples):06}.json"):
-            self._samples += part.samples
-            return True
         end = self._read(EncodingEnd, "end.json")
         if end and end.failure:
             raise NotReady(
@@ -83,9 +84,21 @@ class ArrivingSamples(Sequence[CachedSample]):
                 remedy="Mend the dataset, encode it again, then create the job again.",
             )
         if end:
-            self._samples = list(read_manifest(self._store, self._tenant, end.manifest_digest).samples)
+            manifest = read_manifest(self._store, self._tenant, end.manifest_digest)
+            same_encoder = self._head is None or self._head.encoder_fingerprint == manifest.encoder_fingerprint
+            if not same_encoder or list(manifest.samples[: len(self._samples)]) != self._samples:
+                raise Unavailable(
+                    "the samples were encoded anew by another encoder while the job was using them",
+                    reason="ENCODING_CHANGED",
+                    remedy="The job begins anew by itself.",
+                )
+            self._samples = list(manifest.samples)
             self._manifest_digest = end.manifest_digest
-        return end is not None
+        elif part := self._read(EncodingPart, f"{len(self._samples):06}.json"):
+            self._samples += part.samples
+        else:
+            return False
+        return True
 
     def _awaited(self, look: Callable[[], T | None]) -> T:
         deadline_s = time.monotonic() + PATIENCE_S
@@ -102,6 +115,6 @@ class ArrivingSamples(Sequence[CachedSample]):
 
     def _read(self, kind: type[R], name: str) -> R | None:
         try:
-            return kind.model_validate_json(self._store.get(f"{self._prefix}{name}"))
-        except ObjectMissing:
+            return read_record(self._store, f"{self._prefix}{name}", kind)
+        except (ObjectMissing, ObjectDamaged):  # an encoding that goes on writes it again; its end makes up for it
             return None

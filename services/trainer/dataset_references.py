@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from services.common.cache import dataset_prefix, hold_key, manifest_key, read_pointer, wanted_encoding_id
+from services.common.cache import (
+    dataset_prefix,
+    encoding_prefix,
+    hold_key,
+    manifest_key,
+    read_pointer,
+    wanted_encoding_id,
+)
 from services.common.errors import NotReady
 from services.common.fields import invalid_field, require_id, unknown
 from services.common.object_store import ObjectStore
@@ -50,13 +57,19 @@ class DatasetReferences:
             self._objects.put(hold_key(self._tenant, reference.held_by, job_id), b"")
         wait_for_sweep(self._objects, self._tenant)
         for reference in references:
-            digest = reference.manifest_digest
-            if digest and not self._objects.exists(manifest_key(self._tenant, digest)):
+            if not self._is_there(reference):
                 raise NotReady(
                     f"what was encoded of dataset {reference.dataset_id!r} has been removed",
                     reason="DATASET_NOT_READY",
                     remedy="Encode it again (EncodeDataset), then create the job.",
                 )
+
+    def _is_there(self, reference: DatasetReference) -> bool:
+        if reference.manifest_digest:
+            return self._objects.exists(manifest_key(self._tenant, reference.manifest_digest))
+        wanted = wanted_encoding_id(self._objects, self._tenant, reference.dataset_id)
+        end = f"{encoding_prefix(self._tenant, reference.encoding_id)}end.json"
+        return wanted == reference.encoding_id or self._objects.exists(end)
 
 
 def encoder_mismatch() -> NotReady:

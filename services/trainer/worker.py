@@ -103,7 +103,8 @@ class Worker:
         """End the job as FAILED; what may be the service's fault is tried again first, a while later."""
         failure = failure_of(error)
         level = logging.ERROR if failure.fault is Fault.SYSTEM else logging.INFO
-        log.log(level, "%s failed: %s", job.job_id, failure.message, exc_info=error)
+        trace = error if level == logging.ERROR else None  # the user's own fault has no trace worth reading
+        log.log(level, "%s failed: %s", job.job_id, failure.message, exc_info=trace)
         if failure.fault is Fault.SYSTEM and job.attempt < self._settings.max_attempts:
             message = f"{failure.message}; it starts again"
             self._jobs.release(job, message, delay_s=self._settings.retry_delay_s * job.attempt, counted=True)

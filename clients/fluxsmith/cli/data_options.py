@@ -119,6 +119,9 @@ def _read_data_options(  # noqa: PLR0913  # a command's options are its paramete
     length = len(trigger_word)
     _require(length <= 64, "--trigger-word", f"it has {length} characters; use 64 at most")
     _require(trigger_word == trigger_word.strip(), "--trigger-word", "it begins or ends with a space")
+    _require(trigger_word.isprintable(), "--trigger-word", "it has a control character")
+    variants = max(1, len(sides_px)) * (random_crops or 1) * (2 if flip else 1)
+    _require(variants <= 16, "--random-crops", f"with --flip and --resolution it gives {variants} variants; 16 at most")
     is_color = not background or _COLOR.fullmatch(background) is not None
     _require(is_color, "--background", f"{background!r} is not of the form '#808080'")
     _require(max_bad_share is None or skip_bad, "--max-bad-share", "it needs --skip-bad")

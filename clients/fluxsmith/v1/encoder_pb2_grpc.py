@@ -147,8 +147,8 @@ class EncoderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchDataset(self, request, context):
-        """The dataset now and again whenever its encoding moves on, until it is READY or FAILED. The first message tells the
-        whole state, so a broken stream is resumed by asking again.
+        """The dataset now and again whenever its encoding moves on, until it is READY or FAILED, or OPEN again because samples
+        came right after. The first message tells the whole state, so a broken stream is resumed by asking again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,8 +70,8 @@ class EncoderServiceStub:
     Fails with FAILED_PRECONDITION while it is being encoded.
     """
     WatchDataset: _grpc.UnaryStreamMultiCallable[_encoder_pb2.WatchDatasetRequest, _encoder_pb2.WatchDatasetResponse]
-    """The dataset now and again whenever its encoding moves on, until it is READY or FAILED. The first message tells the
-    whole state, so a broken stream is resumed by asking again.
+    """The dataset now and again whenever its encoding moves on, until it is READY or FAILED, or OPEN again because samples
+    came right after. The first message tells the whole state, so a broken stream is resumed by asking again.
     """
     EncodePrompts: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.EncodePromptsRequest, _encoder_pb2.EncodePromptsResponse]
     """Encode captions into the cache and return where their embeddings lie."""
@@ -113,8 +113,8 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     Fails with FAILED_PRECONDITION while it is being encoded.
     """
     WatchDataset: _aio.UnaryStreamMultiCallable[_encoder_pb2.WatchDatasetRequest, _encoder_pb2.WatchDatasetResponse]  # type: ignore[assignment]
-    """The dataset now and again whenever its encoding moves on, until it is READY or FAILED. The first message tells the
-    whole state, so a broken stream is resumed by asking again.
+    """The dataset now and again whenever its encoding moves on, until it is READY or FAILED, or OPEN again because samples
+    came right after. The first message tells the whole state, so a broken stream is resumed by asking again.
     """
     EncodePrompts: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EncodePromptsRequest, _encoder_pb2.EncodePromptsResponse]  # type: ignore[assignment]
     """Encode captions into the cache and return where their embeddings lie."""
@@ -195,8 +195,8 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _encoder_pb2.WatchDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_encoder_pb2.WatchDatasetResponse], _abc.AsyncIterator[_encoder_pb2.WatchDatasetResponse]]:
-        """The dataset now and again whenever its encoding moves on, until it is READY or FAILED. The first message tells the
-        whole state, so a broken stream is resumed by asking again.
+        """The dataset now and again whenever its encoding moves on, until it is READY or FAILED, or OPEN again because samples
+        came right after. The first message tells the whole state, so a broken stream is resumed by asking again.
         """
 
     @_abc_1.abstractmethod

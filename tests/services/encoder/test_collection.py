@@ -190,7 +190,7 @@ def test_caption_that_is_asked_for_again_is_young_again(
 
 
 def test_who_begins_to_use_objects_waits_for_a_sweep(store: ObjectStore, tenant: str) -> None:
-    marker = SweepMarker(token="t", began=datetime.now(UTC))
+    marker = SweepMarker(token="t", beat=datetime.now(UTC))
     store.put(marker_key(tenant), marker.model_dump_json().encode())
     with pytest.raises(Unavailable, match="collected"):
         wait_for_sweep(store, tenant, patience_s=0.1)
@@ -203,7 +203,7 @@ def test_encoder_relies_on_nothing_while_a_sweep_is_under_way(
     desk: Desk, add_sample: AddSample, datasets: Datasets, work: str
 ) -> None:
     add_sample("a")
-    marker = SweepMarker(token="t", began=datetime.now(UTC))
+    marker = SweepMarker(token="t", beat=datetime.now(UTC))
     datasets.store.put(marker_key(desk.tenant), marker.model_dump_json().encode())
     threading.Timer(0.5, datasets.store.delete, [marker_key(desk.tenant)]).start()
     began_s = time.monotonic()
@@ -215,13 +215,13 @@ def test_encoder_relies_on_nothing_while_a_sweep_is_under_way(
 
 
 def test_sweep_that_was_killed_holds_nobody_up_for_long(store: ObjectStore, tenant: str) -> None:
-    marker = SweepMarker(token="t", began=datetime.now(UTC) - ABANDONED - timedelta(seconds=1))
+    marker = SweepMarker(token="t", beat=datetime.now(UTC) - ABANDONED - timedelta(seconds=1))
     store.put(marker_key(tenant), marker.model_dump_json().encode())
     wait_for_sweep(store, tenant, patience_s=0)
 
 
 def test_second_sweep_leaves_the_first_alone(desk: Desk, datasets: Datasets) -> None:
-    marker = SweepMarker(token="t", began=datetime.now(UTC))
+    marker = SweepMarker(token="t", beat=datetime.now(UTC))
     datasets.store.put(marker_key(desk.tenant), marker.model_dump_json().encode())
     assert collector(datasets).sweep(desk.tenant).busy
     assert datasets.store.exists(marker_key(desk.tenant))
@@ -230,7 +230,7 @@ def test_second_sweep_leaves_the_first_alone(desk: Desk, datasets: Datasets) -> 
 def test_sample_that_comes_during_a_sweep_keeps_its_image(
     desk: Desk, add_sample: AddSample, datasets: Datasets
 ) -> None:
-    marker = SweepMarker(token="t", began=datetime.now(UTC))
+    marker = SweepMarker(token="t", beat=datetime.now(UTC))
     store, key = datasets.store, marker_key(desk.tenant)
     store.put(key, marker.model_dump_json().encode())
     originals = f"{desk.tenant}/datasets/{desk.dataset_id}/originals/"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 
 from services.common.cache import ManifestPointer
 from services.common.errors import AlreadyExists, NotFound, NotReady
-from services.common.object_store import ObjectDamaged
+from services.common.object_store import ObjectDamaged, ObjectStore
 from services.encoder.datasets import Datasets, sample_key
 from services.encoder.records import EncodingOutcome, WantedEncoding
 from tests.services.damage import damage
@@ -94,6 +97,43 @@ def test_new_sample_makes_a_ready_dataset_open_again(
     add_sample("a")
     assert datasets.pointer(tenant, dataset_id) is None
     assert datasets.outcome(tenant, dataset_id) is None
+
+
+def test_upload_cut_short_between_any_two_writes_leaves_no_stale_result(
+    datasets: Datasets, tenant: str, dataset_id: str, add_sample: AddSample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, left = ObjectStore.put, 1000
+
+    def mortal_put(store: ObjectStore, *arguments: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt  # as if killed
+        return put(store, *arguments, **options)
+
+    monkeypatch.setattr(ObjectStore, "put", mortal_put)
+    for writes in range(1, 4):
+        left = 1000
+        add_sample("a", "old")
+        end(datasets, tenant, dataset_id)
+        left = writes
+        with pytest.raises(KeyboardInterrupt):
+            add_sample("a", "new")
+        (record,) = datasets.samples(tenant, dataset_id)
+        assert record.captions == ("old",) or datasets.pointer(tenant, dataset_id) is None
+
+
+def test_one_request_id_with_two_names_at_once_makes_one_dataset(datasets: Datasets, tenant: str) -> None:
+    def create(name: str) -> str:
+        try:
+            return datasets.create(tenant, display_name=name, request_id="r").display_name
+        except AlreadyExists:
+            return "refused"
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(create, ["a", "b"] * 8))
+    assert len({answer for answer in answers if answer != "refused"}) == 1
+    assert answers.count("refused") == 8
 
 
 def test_damaged_image_is_never_encoded(

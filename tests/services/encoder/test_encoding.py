@@ -16,7 +16,7 @@ from services.common.cache import CachedObject, EncodingEnd, EncodingPart, encod
 from services.common.errors import InvalidInput
 from services.encoder.buckets import pixels
 from services.encoder.datasets import Datasets
-from services.encoder.encoding import DatasetEncoder
+from services.encoder.encoding import DatasetEncoder, Progress
 from services.encoder.models import EncoderModels, ModelThread
 from services.encoder.problems import Problem
 from services.encoder.records import EncodingOptions, EncodingOutcome
@@ -260,6 +260,13 @@ def test_bad_samples_fail_the_encoding_and_all_of_them_are_named(desk: Desk, add
     assert desk.datasets.pointer(desk.tenant, desk.dataset_id) is None
 
 
+def test_share_of_bad_samples_is_not_rounded(desk: Desk, add_sample: AddSample) -> None:
+    for number in range(100):
+        add_sample(f"{number}", data=b"no image" if number < 29 else noise_png(0, 16, 16))
+    assert desk.encode(skip_bad_samples=True, max_bad_share=0.29).failure == ""
+    assert desk.encode(skip_bad_samples=True, max_bad_share=0.28).failure
+
+
 @pytest.mark.parametrize("share", [4 / 6, 1.0])
 def test_bad_samples_can_be_left_out(desk: Desk, add_sample: AddSample, share: float) -> None:
     expected = bad_samples(add_sample)
@@ -387,13 +394,22 @@ def test_text_can_be_encoded_before_images_on_small_cards(
     datasets.store.delete_prefix(f"{desk.tenant}/cache/")
     thread = ModelThread(small)
     loads: list[tuple[str, ...]] = []
+    seen: list[Progress] = []
     encoder = DatasetEncoder(datasets, thread, EncoderSettings())
     one = Desk(encoder, datasets, desk.tenant, desk.dataset_id)
     wanted = datasets.begin_encoding(desk.tenant, desk.dataset_id, EncodingOptions(resolutions_px=(64,)))
-    outcome, pointer = encoder.encode_dataset(
-        desk.tenant, desk.dataset_id, wanted, lambda _: loads.append(small.loaded())
-    )
+
+    def on_progress(progress: Progress) -> None:
+        loads.append(small.loaded())
+        seen.append(progress)
+
+    outcome, pointer = encoder.encode_dataset(desk.tenant, desk.dataset_id, wanted, on_progress)
     datasets.end_encoding(desk.tenant, desk.dataset_id, wanted, outcome, pointer)
     thread.close()
     assert one.manifest == expected
-    assert set(loads) == {("vae",)}  # the text encoders made room once, before the first image
+    text, image = ("text_encoder", "text_encoder_2"), ("vae",)
+    assert [set(load) for load in loads[:1]] == [set(text)]  # progress is told while captions are encoded
+    assert loads[-3:] == [image] * 3  # the text encoders made room once, before the first image
+    assert [progress.done for progress in seen] == [0, 0, 0, 1, 2, 3]
+    assert seen[2].written_bytes > 0
+    assert seen[-1].cached == 0  # though the second round found every caption

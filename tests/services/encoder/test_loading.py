@@ -193,6 +193,17 @@ def test_t5_is_padded_to_what_the_transformer_was_made_for(
     assert made_for_tokens(tmp_path, length) == tokens
 
 
+@pytest.mark.parametrize("part", [VAE, T5])
+def test_files_that_change_under_a_running_encoder_are_not_mixed_with_the_old_ones(folder: Path, part: str) -> None:
+    models = load(folder)
+    weights = load_file(folder / part)
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, folder / part)
+    with pytest.raises(BaseModelError, match="have changed since the encoder started") as caught:
+        models.load("vae" if part == VAE else "text_encoder_2")
+    assert "Restart" in caught.value.remedy
+    assert models.loaded() == ()
+
+
 def test_length_of_t5_can_be_set(service_settings: ServiceSettings) -> None:
     models = load_models(service_settings, EncoderSettings(t5_precision="fp32", t5_tokens=48))
     assert models.encode_caption("a red apple")[0].shape[0] == 48

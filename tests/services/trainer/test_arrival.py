@@ -22,6 +22,7 @@ from services.trainer import arrival
 from services.trainer.arrival import ArrivingSamples
 from services.trainer.cached_dataset import CachedDataset
 from services.trainer.config import TrainConfig
+from tests.services.damage import damage
 from tests.services.trainer.conftest import MakeDataset, cached, publish
 
 ENCODING = "enc-1"
@@ -122,6 +123,34 @@ def test_encoder_that_has_gone_is_not_waited_for_for_ever(encoder: Encoder, monk
     monkeypatch.setattr(arrival, "PATIENCE_S", 0.1)
     with pytest.raises(Unavailable, match="no sample has been encoded"):
         arriving(encoder).head()
+
+
+@pytest.mark.parametrize("change", ["samples", "encoder"])
+def test_encoding_that_another_encoder_has_done_anew_is_never_mixed_in(encoder: Encoder, change: str) -> None:
+    encoder.begin()
+    encoder.list(8)
+    samples = arriving(encoder)
+    assert samples.head()
+    assert samples[7]
+    if change == "samples":  # one of them has been left out since
+        encoder.manifest = encoder.manifest.model_copy(update={"samples": encoder.manifest.samples[1:]})
+    else:
+        encoder.manifest = encoder.manifest.model_copy(update={"encoder_fingerprint": "e" * 64})
+    encoder.end()
+    with pytest.raises(Unavailable, match="encoded anew"):
+        len(samples)
+    assert list(arriving(encoder)) == list(encoder.manifest.samples)  # as the job sees them that begins anew
+
+
+def test_damaged_part_is_made_up_for_by_the_end(encoder: Encoder) -> None:
+    encoder.begin()
+    encoder.list(8)
+    part = encoder.store.get(f"{encoder.prefix}000004.json")
+    damage(encoder.store, f"{encoder.prefix}000004.json", part.replace(b"sample-004", b"sample-005"))
+    with pytest.raises(Impatient):
+        arriving(encoder, give_up)[4]
+    encoder.end()
+    assert list(arriving(encoder, give_up)) == list(encoder.manifest.samples)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])

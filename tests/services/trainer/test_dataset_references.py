@@ -103,11 +103,19 @@ def test_manifest_that_was_collected_meanwhile_is_not_promised(references: Datas
         references.hold("job-1", READY)
 
 
+def test_encoding_that_is_gone_is_not_promised(references: DatasetReferences, store: ObjectStore, tenant: str) -> None:
+    reference = DatasetReference(dataset_id=DATASET, encoding_id="enc-1")
+    with pytest.raises(NotReady, match="has been removed"):
+        references.hold("job-1", reference)
+    want(store, tenant, DATASET)
+    references.hold("job-1", reference)
+
+
 def test_hold_waits_for_a_sweep_before_it_promises_anything(
     references: DatasetReferences, store: ObjectStore, tenant: str, make_dataset: MakeDataset
 ) -> None:
     digest = publish(store, tenant, make_dataset([(64, 64)]))
-    marker = SweepMarker(token="t", began=datetime.now(UTC))
+    marker = SweepMarker(token="t", beat=datetime.now(UTC))
     store.put(marker_key(tenant), marker.model_dump_json().encode())
 
     def sweep() -> None:
