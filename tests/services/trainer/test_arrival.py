@@ -111,9 +111,9 @@ def test_waiting_ends_when_the_sample_comes(encoder: Encoder) -> None:
 def test_failed_encoding_fails_the_wait_with_its_cause(encoder: Encoder) -> None:
     encoder.begin()
     encoder.list(4)
-    encoder.end(failure="one sample is no image")
     samples = arriving(encoder)
     assert samples[3]
+    encoder.end(failure="one sample is no image")
     with pytest.raises(NotReady, match="one sample is no image") as caught:
         samples[4]
     assert caught.value.reason == "DATASET_FAILED"

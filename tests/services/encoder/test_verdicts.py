@@ -1,0 +1,81 @@
+"""What is wrong with samples: every one is named with its kind, and the policy decides what becomes of the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.encoder.problems import Problem
+from tests.services.damage import damage
+from tests.services.encoder.conftest import AddSample, Desk, noise_png
+
+
+def bad_samples(add_sample: AddSample) -> dict[str, Problem]:
+    """Two good samples and one of each bad kind."""
+    add_sample("good 1")
+    add_sample("good 2")
+    add_sample("text", data=b"hello")
+    add_sample("half", data=noise_png(0)[:3000])
+    add_sample("huge", data=noise_png(0, 101, 101))
+    add_sample("tiny", data=noise_png(0, 15, 60))
+    return {
+        "half": Problem.TRUNCATED,
+        "huge": Problem.TOO_LARGE,
+        "text": Problem.NOT_AN_IMAGE,
+        "tiny": Problem.TOO_SMALL,
+    }
+
+
+def test_bad_samples_fail_the_encoding_and_all_of_them_are_named(desk: Desk, add_sample: AddSample) -> None:
+    expected = bad_samples(add_sample)
+    outcome = desk.encode()
+    assert {problem.sample_name: problem.problem for problem in outcome.problems} == expected
+    assert "4 of 6 samples cannot be used, first" in outcome.failure
+    assert desk.datasets.pointer(desk.tenant, desk.dataset_id) is None
+
+
+def test_share_of_bad_samples_is_not_rounded(desk: Desk, add_sample: AddSample) -> None:
+    for number in range(100):
+        add_sample(f"{number}", data=b"no image" if number < 29 else noise_png(0, 16, 16))
+    assert desk.encode(skip_bad_samples=True, max_bad_share=0.29).failure == ""
+    assert desk.encode(skip_bad_samples=True, max_bad_share=0.28).failure
+
+
+@pytest.mark.parametrize("share", [4 / 6, 1.0])
+def test_bad_samples_can_be_left_out(desk: Desk, add_sample: AddSample, share: float) -> None:
+    expected = bad_samples(add_sample)
+    outcome = desk.encode(skip_bad_samples=True, max_bad_share=share)
+    assert outcome.failure == ""
+    assert {problem.sample_name: problem.problem for problem in outcome.problems} == expected
+    assert {sample.sample_name for sample in desk.manifest.samples} == {"good 1", "good 2"}
+
+
+def test_too_many_bad_samples_fail_the_encoding(desk: Desk, add_sample: AddSample) -> None:
+    bad_samples(add_sample)
+    assert "a share of 0.66" in desk.encode(skip_bad_samples=True, max_bad_share=0.66).failure
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_encoding_without_a_usable_sample_fails(desk: Desk, add_sample: AddSample, skip: bool) -> None:
+    assert "no samples" in desk.encode(skip_bad_samples=skip).failure
+    add_sample("text", data=b"hello")
+    assert "'text'" in desk.encode(skip_bad_samples=skip).failure
+
+
+def test_lost_original_is_a_problem_of_its_sample(desk: Desk, add_sample: AddSample) -> None:
+    records = [add_sample(name) for name in ("a", "b", "c")]
+    originals = f"{desk.tenant}/datasets/{desk.dataset_id}/originals/"
+    desk.datasets.store.delete(f"{originals}{records[0].content_digest}")
+    damage(desk.datasets.store, f"{originals}{records[1].content_digest}")
+    outcome = desk.encode(skip_bad_samples=True)
+    assert {(p.sample_name, p.problem) for p in outcome.problems} == {(n, Problem.ORIGINAL_LOST) for n in "ab"}
+    assert [sample.sample_name for sample in desk.manifest.samples] == ["c"]
+
+
+def test_caption_whose_end_is_not_read_is_warned_of_with_the_lost_words(desk: Desk, add_sample: AddSample) -> None:
+    caption = "apple " * 100 + "tail"
+    add_sample("a", caption)
+    for _ in range(2):  # also when all of it comes from the cache
+        problems = desk.encode().problems
+        assert {(problem.sample_name, problem.problem) for problem in problems} == {("a", Problem.CAPTION_TRUNCATED)}
+        assert [problem.message.partition(": ")[2][:4] for problem in problems] == ["CLIP", "T5 d"]
+        assert all("apple apple" in problem.message for problem in problems)
