@@ -46,11 +46,10 @@ def main() -> int:
     servicer = EncoderServicer(
         datasets=datasets, runs=runs, encoder=encoder, models=models, service=service, settings=settings
     )
-
     collector.start()
 
     async def on_stop() -> None:
-        collector.close()
+        await asyncio.to_thread(collector.close)
         await asyncio.to_thread(runs.close)
         models.close()
 

@@ -107,7 +107,7 @@ class DatasetEncoder:
                 problems = (*verdict.problems, *pictures.problems_of(verdict)) if last_round else ()
                 progress = progress.after(verdict, problems, time.monotonic() - began_s, last_round=last_round)
                 on_progress(progress)
-                if progress.done % TRIMMED_EVERY == 0:
+                if last_round and progress.done % TRIMMED_EVERY == 0:
                     give_back_free_memory()
         self._log(dataset_id, progress)
         failure = why_failed(progress, wanted.options)
