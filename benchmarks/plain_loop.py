@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.pictures import CaptionedFile
 from services.common import cache
 from services.common.object_store import ObjectStore
-from services.encoder.buckets import RESIZE_KERNEL, choose_bucket
+from services.encoder.images.buckets import RESIZE_KERNEL, choose_bucket
 from services.encoder.inference import EncoderModels
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.encoder.buckets import BUCKET_STEP_PX
+from services.encoder.images.buckets import BUCKET_STEP_PX
 from services.encoder.problems import WARNINGS, Problem
 
 

@@ -11,7 +11,7 @@ from services.common.caller import Caller
 from services.common.errors import NotFound
 from services.common.fields import check_length, invalid_field
 from services.common.object_store import ObjectStore
-from services.encoder.buckets import BUCKET_STEP_PX
+from services.encoder.images.buckets import BUCKET_STEP_PX
 from services.encoder.records import EncodingOptions, SampleRecord
 from services.encoder.settings import EncoderSettings
 

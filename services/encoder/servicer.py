@@ -23,12 +23,12 @@ from services.common.object_store import ObjectDamaged
 from services.common.settings import ServiceSettings
 from services.encoder import wire
 from services.encoder.datasets import LOST, Datasets
-from services.encoder.decoding import IMAGE_FORMATS
 from services.encoder.encoding import DatasetEncoder, Progress
+from services.encoder.images.decoding import IMAGE_FORMATS
+from services.encoder.images.render import ContactSheets, samples_a_sheet
 from services.encoder.latents import decode_to_png
 from services.encoder.models import ModelThread
 from services.encoder.records import EncodingOptions, SampleProblem, SampleRecord
-from services.encoder.render import ContactSheets, samples_a_sheet
 from services.encoder.requests import check_captions, encoding_options, latents_keys, sample_record, sheet_size
 from services.encoder.runs import EncodingRuns
 from services.encoder.settings import EncoderSettings

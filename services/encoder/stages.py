@@ -20,14 +20,14 @@ from torch import Tensor
 from services.common import cache
 from services.common.cache import CachedCaption, CachedObject, CachedSample, CachedVariant, CachedView
 from services.common.object_store import ObjectDamaged, ObjectMissing
-from services.encoder.buckets import Bucket, pixels
 from services.encoder.datasets import Datasets
-from services.encoder.decoding import decode, pixel_digest
+from services.encoder.images.buckets import Bucket, pixels
+from services.encoder.images.decoding import decode, pixel_digest
+from services.encoder.images.views import Variant, variants_of, views_of, with_trigger
 from services.encoder.models import EncoderModels, ModelThread
 from services.encoder.problems import BadSample, Problem
 from services.encoder.records import EncodingOptions, SampleProblem, SampleRecord
 from services.encoder.tensor_cache import IndexEntry, NewObject, Recipe, TensorCache
-from services.encoder.views import Variant, variants_of, views_of, with_trigger
 
 LOST_WORDS_SHOWN = 120
 CAPTIONS_WARNED_OF = 4  # of one sample; thousands of samples with many captions each would fill every answer

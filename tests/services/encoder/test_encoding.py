@@ -14,9 +14,9 @@ from PIL import Image
 from services.common import cache
 from services.common.cache import CachedObject, EncodingEnd, EncodingPart, encoding_prefix
 from services.common.errors import InvalidInput
-from services.encoder.buckets import pixels
 from services.encoder.datasets import Datasets
 from services.encoder.encoding import DatasetEncoder, Progress
+from services.encoder.images.buckets import pixels
 from services.encoder.models import EncoderModels, ModelThread
 from services.encoder.problems import Problem
 from services.encoder.records import EncodingOptions, EncodingOutcome

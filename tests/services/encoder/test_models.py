@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity, mse_loss
 
 from services.common.settings import ServiceSettings
-from services.encoder.buckets import pixels
+from services.encoder.images.buckets import pixels
 from services.encoder.inference import CaptionTokenizer
 from services.encoder.models import EncoderModels, ModelThread, load_models
 from services.encoder.settings import EncoderSettings

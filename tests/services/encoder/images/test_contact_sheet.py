@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from services.encoder.contact_sheet import MOST_CAPTIONS, PICTURE_PX, Tile, draw_contact_sheet, thumbnail
+from services.encoder.images.contact_sheet import MOST_CAPTIONS, PICTURE_PX, Tile, draw_contact_sheet, thumbnail
 
 RED_INK = (179, 19, 27)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from services.encoder.decoding import IMAGE_FORMATS, Decoded, decode, pixel_digest
+from services.encoder.images.decoding import IMAGE_FORMATS, Decoded, decode, pixel_digest
 from services.encoder.problems import BadSample, Problem
 
 LIMIT_PX = 10_000
@@ -364,7 +364,8 @@ def test_text_that_unpacks_without_end_is_refused(kind: bytes) -> None:
 def test_nothing_is_printed_about_a_bad_file() -> None:
     corrupt = tiff(bytes(512), t259=5, t258=8)  # LZW that is none: the C library has much to say
     script = (
-        "import sys; from services.encoder.decoding import decode; from services.encoder.problems import BadSample\n"
+        "import sys; from services.encoder.images.decoding import decode\n"
+        "from services.encoder.problems import BadSample\n"
         f"for data in ({corrupt!r}, {tiff(bytes(512), t277=99)!r}, {tiff(b'')[:-30]!r}):\n"
         "    try: decode(data, max_pixels=10_000)\n"
         "    except BadSample as error: print(error.problem.value)\n"

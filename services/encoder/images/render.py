@@ -12,13 +12,13 @@ from PIL import Image
 
 from services.common.cache import CachedObject, dataset_prefix
 from services.common.object_store import ObjectDamaged, ObjectMissing
-from services.encoder.contact_sheet import Tile, draw_contact_sheet, thumbnail
 from services.encoder.datasets import Datasets
-from services.encoder.decoding import decode
+from services.encoder.images.contact_sheet import Tile, draw_contact_sheet, thumbnail
+from services.encoder.images.decoding import decode
+from services.encoder.images.views import Variant, View, variants_of, views_of, with_trigger
 from services.encoder.overlap import overlapped
 from services.encoder.problems import BadSample
 from services.encoder.records import EncodingOptions, SampleRecord
-from services.encoder.views import Variant, View, variants_of, views_of, with_trigger
 
 AHEAD = 4
 MOST_TILES = 400  # a sheet of 1,300 x 45,000 px

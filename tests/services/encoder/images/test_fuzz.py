@@ -1,7 +1,7 @@
 """Thousands of damaged files: each is decoded or refused in words, silently, in bounded time, and nothing is kept.
 
 It runs in a process of its own, so that a crash is a failed test and memory is its alone. By hand, for longer:
-`python -m tests.services.encoder.test_fuzz 100000 1`.
+`python -m tests.services.encoder.images.test_fuzz 100000 1`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.encoder.decoding import Decoded, decode
+from services.encoder.images.decoding import Decoded, decode
 from services.encoder.problems import BadSample
-from tests.services.encoder.test_decoding import exchanged, file_of, red_ink
+from tests.services.encoder.images.test_decoding import exchanged, file_of, red_ink
 
 FILES = 10_000
 LIMIT_PX = 40_000
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 Mutation = Callable[[bytearray, random.Random], None]
 
 
@@ -224,7 +224,7 @@ def check(decoded: Decoded) -> None:
 @pytest.fixture(scope="module")
 def run() -> subprocess.CompletedProcess[str]:
     """The fuzzer's process, with every warning asked for."""
-    command = [sys.executable, "-W", "always", "-m", "tests.services.encoder.test_fuzz", str(FILES), "0"]
+    command = [sys.executable, "-W", "always", "-m", "tests.services.encoder.images.test_fuzz", str(FILES), "0"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from services.encoder.contact_sheet import thumbnail
 from services.encoder.datasets import Datasets
+from services.encoder.images.contact_sheet import thumbnail
+from services.encoder.images.render import ContactSheets, samples_a_sheet
 from services.encoder.records import EncodingOptions
-from services.encoder.render import ContactSheets, samples_a_sheet
 from tests.services.encoder.conftest import OPTIONS, AddSample, Desk, noise_png, png
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from services.encoder.buckets import Bucket, crop_to
-from services.encoder.decoding import Decoded
+from services.encoder.images.buckets import Bucket, crop_to
+from services.encoder.images.decoding import Decoded
+from services.encoder.images.views import View, variants_of, views_of, with_trigger
 from services.encoder.problems import BadSample, Problem
 from services.encoder.records import EncodingOptions
-from services.encoder.views import View, variants_of, views_of, with_trigger
 
 
 def options(*resolutions_px: int, **changes: object) -> EncodingOptions:

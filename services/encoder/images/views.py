@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from services.encoder.buckets import Bucket, Crop, choose_bucket, crop_to, loss_mask, random_crops
-from services.encoder.decoding import Decoded, pixel_digest
+from services.encoder.images.buckets import Bucket, Crop, choose_bucket, crop_to, loss_mask, random_crops
+from services.encoder.images.decoding import Decoded, pixel_digest
 from services.encoder.problems import BadSample
 from services.encoder.records import EncodingOptions
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from services.encoder.buckets import (
+from services.encoder.images.buckets import (
     BUCKET_STEP_PX,
     RESIZE_KERNEL,
     Bucket,
