@@ -52,6 +52,7 @@ class Stack:
         self.encoder_address = f"127.0.0.1:{encoder_port or free_encoder_port}"
         self.trainer_address = f"127.0.0.1:{trainer_port or free_trainer_port}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._log_begins: dict[str, int] = {}
         self._extra = dict(environment or {})
         self.data.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.data / "lock")
@@ -61,6 +62,8 @@ class Stack:
 
     def __enter__(self) -> Stack:
         try:
+            for option, address in (("encoder", self.encoder_address), ("trainer", self.trainer_address)):
+                _require_free(address, f"--{option}-port")
             self.start_store()
             self.start_service("encoder", self.encoder_address)
             self.start_service("trainer", self.trainer_address)
@@ -155,6 +158,7 @@ class Stack:
         path = self.log_path(name)
         path.parent.mkdir(exist_ok=True)
         with path.open("ab") as log:
+            self._log_begins[name] = log.tell()  # of this run; lines of earlier ones tell nothing of it
             self.processes[name] = subprocess.Popen(  # noqa: S603 - our own commands
                 command,
                 cwd=ROOT,
@@ -172,8 +176,9 @@ class Stack:
             code = self.processes[name].poll()
             if code is not None or time.monotonic() > deadline:
                 what = f"ended with code {code}" if code is not None else f"did not serve within {START_S:.0f} s"
-                tail = self.log_path(name).read_text(errors="replace").strip().splitlines()[-3:]
-                raise StackError(f"the {name} {what}; its log is {self.log_path(name)}:\n  " + "\n  ".join(tail))
+                tail = self.log_path(name).read_bytes()[self._log_begins[name] :]
+                lines = tail.decode(errors="replace").strip().splitlines()[-3:]
+                raise StackError(f"the {name} {what}; its log is {self.log_path(name)}:\n  " + "\n  ".join(lines))
             time.sleep(0.1)
 
 
@@ -189,6 +194,17 @@ def free_ports(count: int) -> list[int]:
         for probe in sockets:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in sockets]
+
+
+def _require_free(address: str, option: str) -> None:
+    """Raise `StackError` when something listens there: it would be taken for the service that could not start."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError as error:
+            raise StackError(f"{address} is taken by another program; stop it, or choose another {option}") from error
 
 
 def _locked(path: Path) -> IO[str]:

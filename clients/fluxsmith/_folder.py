@@ -8,7 +8,7 @@ from fluxsmith.data import CaptionedImage
 from fluxsmith.errors import InvalidFolder
 
 IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff"}
+    {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff"}
 )
 _MAX_NAMED = 10
 

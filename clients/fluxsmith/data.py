@@ -50,6 +50,7 @@ class SampleProblemReason(StrEnum):
     COLOR_PROFILE_IGNORED = "COLOR_PROFILE_IGNORED"
     """Warning: its colour profile cannot be used; its pixels were taken as sRGB."""
     CACHE_REPAIRED = "CACHE_REPAIRED"
+    TRIGGER_MISSING = "TRIGGER_MISSING"
     """Warning: cached tensors of it were damaged or missing and have been encoded again."""
     UNKNOWN = "UNKNOWN"
     """A reason that this version of the library does not know."""

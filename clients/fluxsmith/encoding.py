@@ -20,7 +20,7 @@ class AlphaPolicy(StrEnum):
     COMPOSITE = "COMPOSITE"
     """It is dropped."""
     MASK = "MASK"
-    """It is cached beside the latents as a mask of the loss, 1 where the image is opaque."""
+    """It is cached beside the latents as a mask of the loss, 1 where opaque. Training does not use it yet."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.common.errors import ServiceError
 
 
 class StoreSettings(BaseSettings):
@@ -42,3 +44,21 @@ class ServiceSettings(BaseSettings):
     """Precision of weights and activations; `auto` means bf16 on CUDA and fp32 on the CPU."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO")
     """Least severe log line written."""
+
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def read_settings(kind: type[Settings]) -> Settings:
+    """Settings from the environment; raises `ServiceError` that names the variables at fault."""
+    try:
+        return kind()
+    except ValidationError as error:
+        prefix = kind.model_config.get("env_prefix", "")
+        faults = [
+            f"{str(prefix).upper()}{str(detail['loc'][0]).upper()} is {detail['input']!r}: {detail['msg']}"
+            for detail in error.errors()
+        ]
+        raise ServiceError(
+            "; ".join(faults), reason="SETTINGS_INVALID", remedy="Set the environment variables named, or unset them."
+        ) from error

@@ -12,7 +12,7 @@ from services.common.errors import ServiceError
 from services.common.logs import set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.server import serve
-from services.common.settings import ServiceSettings, StoreSettings
+from services.common.settings import ServiceSettings, StoreSettings, read_settings
 from services.encoder.collection import Collector, CollectorThread
 from services.encoder.datasets import Datasets
 from services.encoder.encoding import DatasetEncoder
@@ -26,10 +26,15 @@ log = logging.getLogger("services.encoder")
 
 def main() -> int:
     """Load the models, take up what was left unfinished, serve until told to stop."""
-    service, settings = ServiceSettings(), EncoderSettings()
+    try:
+        service, settings = read_settings(ServiceSettings), read_settings(EncoderSettings)
+        store_settings = read_settings(StoreSettings)
+    except ServiceError as error:
+        print(f"error: {error.line}", file=sys.stderr)  # noqa: T201 - the log is not set up yet
+        return 1
     set_up_logging(service.log_level)
     try:
-        store = ObjectStore(StoreSettings())
+        store = ObjectStore(store_settings)
         store.ensure_bucket()
         models = ModelThread(load_models(service, settings))
         datasets = Datasets(store)

@@ -211,11 +211,11 @@ def why_failed(progress: Progress, options: EncodingOptions) -> str:
     if progress.encoded and len(bad_names) / progress.done <= allowed:
         return ""
     first = progress.bad[0]
+    cause = f"first {first.sample_name!r}: {first.message}"
+    if not progress.encoded:
+        return f"none of {progress.done} samples can be used, {cause}"
     policy = f" (at most a share of {allowed:g} may be left out)" if options.skip_bad_samples else ""
-    return (
-        f"{len(bad_names)} of {progress.done} samples cannot be used{policy}, "
-        f"first {first.sample_name!r}: {first.message}"
-    )
+    return f"{len(bad_names)} of {progress.done} samples cannot be used{policy}, {cause}"
 
 
 class _Listing:
@@ -251,5 +251,5 @@ class _Pictures:
             name = verdict.record.sample_name
             first = self._first_with.setdefault(verdict.picture_digest, name)
             if first != name:
-                message = f"shows the same picture as {first!r}"
+                message = f"shows the same picture as {first!r}; remove one of them, or leave it to count twice"
                 yield SampleProblem(sample_name=name, problem=Problem.DUPLICATE, message=message)

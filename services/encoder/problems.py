@@ -20,10 +20,17 @@ class Problem(Enum):
     NOT_FINITE = "NOT_FINITE"
     COLOR_PROFILE_IGNORED = "COLOR_PROFILE_IGNORED"
     CACHE_REPAIRED = "CACHE_REPAIRED"
+    TRIGGER_MISSING = "TRIGGER_MISSING"
 
 
 WARNINGS = frozenset(
-    {Problem.DUPLICATE, Problem.CAPTION_TRUNCATED, Problem.COLOR_PROFILE_IGNORED, Problem.CACHE_REPAIRED}
+    {
+        Problem.DUPLICATE,
+        Problem.CAPTION_TRUNCATED,
+        Problem.COLOR_PROFILE_IGNORED,
+        Problem.CACHE_REPAIRED,
+        Problem.TRIGGER_MISSING,
+    }
 )
 """Kinds that are worth knowing and do not keep a sample from being used."""
 

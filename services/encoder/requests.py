@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fluxsmith.v1 import encoder_pb2 as pb
 
 from services.common.caller import Caller
-from services.common.errors import NotFound
+from services.common.errors import InvalidInput, NotFound
 from services.common.fields import check_length, invalid_field
 from services.common.object_store import ObjectStore
 from services.encoder.images.buckets import BUCKET_STEP_PX
@@ -77,38 +77,63 @@ def check_captions(
 
 
 def encoding_options(options: pb.EncodingOptions, default_resolution_px: int) -> EncodingOptions:
-    """Options with their defaults filled in; raises `InvalidInput` for the first field that is wrong."""
-    random_crops = options.random_crops if options.HasField("random_crops") else 0
-    if options.HasField("random_crops"):
-        _require_in("options.random_crops", random_crops, 1, MOST_RANDOM_CROPS)
-    _require_in("options.crop_seed", options.crop_seed, 0, 2**32 - 1)
-    max_bad_share = options.max_bad_share if options.HasField("max_bad_share") else 1.0
-    _require_in("options.max_bad_share", max_bad_share, 0, 1)
-    check_length("options.trigger_word", options.trigger_word, LONGEST_TRIGGER_WORD)
-    if options.trigger_word != options.trigger_word.strip():
-        raise invalid_field("options.trigger_word", "begins or ends with a space", "Leave the space out.")
-    chosen = EncodingOptions(
-        resolutions_px=_resolutions(options, default_resolution_px),
-        flip=options.flip,
-        skip_bad_samples=_enum(options, "bad_sample_policy", "FAIL") == "SKIP",
-        max_bad_share=max_bad_share,
-        bucket_step_px=_bucket_step(options),
-        upscale=options.upscale,
-        random_crops=random_crops,
-        crop_seed=options.crop_seed,
-        latent_form="MEAN" if _enum(options, "latent_form", "POSTERIOR") == "MEAN" else "POSTERIOR",
-        alpha_policy="MASK" if _enum(options, "alpha_policy", "COMPOSITE") == "MASK" else "COMPOSITE",
-        background_color=_color(options.background_color),
-        trigger_word=options.trigger_word,
-    )
+    """Options with their defaults filled in; raises one `InvalidInput` with every field that is wrong."""
+    readers: dict[str, Callable[[], object]] = {
+        "resolutions_px": lambda: _resolutions(options, default_resolution_px),
+        "flip": lambda: options.flip,
+        "skip_bad_samples": lambda: _enum(options, "bad_sample_policy", "FAIL") == "SKIP",
+        "max_bad_share": lambda: _number(options, "max_bad_share", 0, 1, unset=1),
+        "bucket_step_px": lambda: _bucket_step(options),
+        "upscale": lambda: options.upscale,
+        "random_crops": lambda: _number(options, "random_crops", 1, MOST_RANDOM_CROPS, unset=0),
+        "crop_seed": lambda: _number(options, "crop_seed", 0, 2**32 - 1, unset=0),
+        "latent_form": lambda: _enum(options, "latent_form", "POSTERIOR"),
+        "alpha_policy": lambda: _enum(options, "alpha_policy", "COMPOSITE"),
+        "background_color": lambda: _color(options.background_color),
+        "trigger_word": lambda: _trigger_word(options.trigger_word),
+    }
+    chosen = EncodingOptions.model_validate(_read_all(readers))
     if chosen.variant_count > MOST_VARIANTS:
-        description = f"give {chosen.variant_count} variants of each image"
         raise invalid_field(
             "options",
-            description,
+            f"give {chosen.variant_count} variants of each image",
             f"Choose resolutions, random_crops and flip so that there are {MOST_VARIANTS} at most.",
         )
     return chosen
+
+
+def _read_all(readers: Mapping[str, Callable[[], object]]) -> dict[str, object]:
+    """What each reader gives; what any of them raises is raised as one."""
+    fields: dict[str, object] = {}
+    errors: list[InvalidInput] = []
+    for name, read in readers.items():
+        try:
+            fields[name] = read()
+        except InvalidInput as error:
+            errors.append(error)
+    if errors:
+        raise InvalidInput(
+            "; ".join(error.message for error in errors),
+            reason=errors[0].reason,
+            remedy=" ".join(error.remedy for error in errors),
+            violations=tuple(violation for error in errors for violation in error.violations),
+        )
+    return fields
+
+
+def _trigger_word(word: str) -> str:
+    check_length("options.trigger_word", word, LONGEST_TRIGGER_WORD)
+    if word != word.strip():
+        raise invalid_field("options.trigger_word", "begins or ends with a space", "Leave the space out.")
+    return word
+
+
+def _number(options: pb.EncodingOptions, field: str, least: int, most: int, *, unset: float) -> float:
+    if not options.HasField(field):  # type: ignore[arg-type]
+        return unset
+    value: float = getattr(options, field)
+    _require_in(f"options.{field}", value, least, most)
+    return value
 
 
 def _resolutions(options: pb.EncodingOptions, default_resolution_px: int) -> tuple[int, ...]:
@@ -154,9 +179,9 @@ def _color(text: str) -> str:
     return color
 
 
-def _require_in(field: str, value: float, least: float, most: float) -> None:
+def _require_in(field: str, value: float, least: int, most: int) -> None:
     if not least <= value <= most:  # not a number is not in any range
-        raise invalid_field(field, f"is {value:g}", f"Use {least:g} to {most:g}.")
+        raise invalid_field(field, f"is {value}", f"Use {least} to {most}.")
 
 
 def sheet_size(page_size: int) -> int:

@@ -62,7 +62,9 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         # Of their own: they wait for the model thread, and must not keep others from reading the store meanwhile.
         self._model_callers = ThreadPoolExecutor(MODEL_CALLERS, thread_name_prefix="model-caller")
         drawers = ThreadPoolExecutor(2, thread_name_prefix="contact-sheet")
-        self._sheets = ContactSheets(datasets, drawers, max_image_pixels=settings.max_image_pixels)
+        self._sheets = ContactSheets(
+            datasets, drawers, lost_words=models.models.lost_words, max_image_pixels=settings.max_image_pixels
+        )
 
     async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Context) -> pb.CreateDatasetResponse:
         caller = _caller(context)
@@ -193,6 +195,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     async def GetCapabilities(
         self, request: pb.EncoderServiceGetCapabilitiesRequest, context: Context
     ) -> pb.EncoderServiceGetCapabilitiesResponse:
+        _caller(context)
         models, limits = self._models.models, self._settings
         return pb.EncoderServiceGetCapabilitiesResponse(
             version=version("fluxsmith"),

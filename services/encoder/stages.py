@@ -23,12 +23,13 @@ from services.common.object_store import ObjectDamaged, ObjectMissing
 from services.encoder.datasets import Datasets
 from services.encoder.images.buckets import Bucket, pixels
 from services.encoder.images.decoding import decode, pixel_digest
-from services.encoder.images.views import Variant, variants_of, views_of, with_trigger
+from services.encoder.images.views import TRIGGER_PLACE, Variant, variants_of, views_of, with_trigger
 from services.encoder.models import EncoderModels, ModelThread
 from services.encoder.problems import BadSample, Problem
 from services.encoder.records import EncodingOptions, SampleProblem, SampleRecord
 from services.encoder.tensor_cache import IndexEntry, NewObject, Recipe, TensorCache
 
+CAPTION_SHOWN = 40
 LOST_WORDS_SHOWN = 120
 CAPTIONS_WARNED_OF = 4  # of one sample; thousands of samples with many captions each would fill every answer
 DECODERS = f"Pillow {PIL.__version__} pillow-heif {pillow_heif.__version__}"
@@ -277,11 +278,14 @@ class Stages:
 
     def _truncations(self, sample: CachedSample) -> Iterator[tuple[Problem, str]]:
         for caption in sample.captions[:CAPTIONS_WARNED_OF]:
-            lost = self._models.models.lost_words(caption.caption)
-            for encoder, words in lost.items():
-                shown = words if len(words) <= LOST_WORDS_SHOWN else f"{words[:LOST_WORDS_SHOWN]}…"
-                message = f"caption {caption.caption[:40]!r}: {encoder} does not read its end, {shown!r}; shorten it"
+            shown = shortened(caption.caption, CAPTION_SHOWN)
+            for encoder, words in self._models.models.lost_words(caption.caption).items():
+                lost = shortened(words, LOST_WORDS_SHOWN)
+                message = f"caption {shown!r}: {encoder} does not read its end, {lost!r}; shorten it, or leave it"
                 yield Problem.CAPTION_TRUNCATED, message
+            if TRIGGER_PLACE in caption.caption:
+                message = f"caption {shown!r} holds {TRIGGER_PLACE} as it stands; give a trigger word to replace it"
+                yield Problem.TRIGGER_MISSING, message
 
     def _problems(self, computed: Computed) -> Iterator[SampleProblem]:
         make = partial(SampleProblem, sample_name=computed.prepared.record.sample_name)
@@ -290,7 +294,10 @@ class Stages:
         for problem, message in computed.entry.warnings if computed.entry else ():
             yield make(problem=problem, message=message)
         if lost := computed.prepared.lost:
-            message = f"{len(lost)} cached objects were damaged or missing and have been encoded again, first {lost[0]}"
+            message = (
+                f"cached tensors were damaged or missing and have been encoded again ({len(lost)}, first {lost[0]}); "
+                "if that happens often, check the store"
+            )
             yield make(problem=Problem.CACHE_REPAIRED, message=message)
 
     def _recipe(self, record: SampleRecord) -> Recipe:
@@ -302,6 +309,11 @@ class Stages:
 
 def _name(kind: str, recipe: Recipe) -> bytes:
     return hashlib.sha256(f"{kind} {sorted(recipe.items())}".encode()).digest()
+
+
+def shortened(text: str, characters: int) -> str:
+    """The text, or its beginning and an ellipsis."""
+    return text if len(text) <= characters else f"{text[:characters]}…"
 
 
 def caption_recipe(caption: str, models: EncoderModels) -> Recipe:

@@ -15,7 +15,7 @@ from services.common.errors import ServiceError
 from services.common.logs import set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.server import serve
-from services.common.settings import ServiceSettings, StoreSettings
+from services.common.settings import ServiceSettings, StoreSettings, read_settings
 from services.trainer.holds import HoldsThread
 from services.trainer.job_store import JobStore
 from services.trainer.servicer import TrainerServicer
@@ -27,10 +27,15 @@ log = logging.getLogger("services.trainer")
 
 def main() -> int:
     """Start the workers, serve until told to stop, then let the workers put their jobs back."""
-    service, settings = ServiceSettings(), TrainerSettings()
+    try:
+        service, settings = read_settings(ServiceSettings), read_settings(TrainerSettings)
+        store_settings = read_settings(StoreSettings)
+    except ServiceError as error:
+        print(f"error: {error.line}", file=sys.stderr)  # noqa: T201 - the log is not set up yet
+        return 1
     set_up_logging(service.log_level)
     try:
-        objects = ObjectStore(StoreSettings())
+        objects = ObjectStore(store_settings)
         jobs = JobStore(settings.database_url)
         supervisor = Supervisor(settings.workers)
     except ServiceError as error:

@@ -21,7 +21,7 @@ from diffusers import FluxTransformer2DModel
 from services.common.errors import ServiceError, Unavailable
 from services.common.logs import set_up_logging
 from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
-from services.common.settings import ServiceSettings, StoreSettings
+from services.common.settings import ServiceSettings, StoreSettings, read_settings
 from services.trainer.adapter import NonFiniteAdapter
 from services.trainer.job_store import JobStore, LostJob
 from services.trainer.jobs import ArtifactPublished, Fault, Job, JobFailure, JobState
@@ -141,7 +141,12 @@ def failure_of(error: Exception) -> JobFailure:
 
 def main() -> int:
     """Load the base, then work until SIGTERM, SIGINT or the end of the server that started this worker."""
-    service, settings = ServiceSettings(), TrainerSettings()
+    try:
+        service, settings = read_settings(ServiceSettings), read_settings(TrainerSettings)
+        store_settings = read_settings(StoreSettings)
+    except ServiceError as error:
+        print(f"error: {error.line}", file=sys.stderr)  # noqa: T201 - the log is not set up yet
+        return 1
     set_up_logging(service.log_level)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -149,7 +154,7 @@ def main() -> int:
     if "--supervised" in sys.argv:
         threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
     try:
-        objects = ObjectStore(StoreSettings(), patience_s=STORE_PATIENCE_S)
+        objects = ObjectStore(store_settings, patience_s=STORE_PATIENCE_S)
         transformer = load_transformer(service)
         log.info("%s resident on %s in %s", service.base_model, transformer.device, transformer.dtype)
         Worker(JobStore(settings.database_url), objects, transformer, settings, stop).run()

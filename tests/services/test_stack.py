@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -50,3 +51,16 @@ def test_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: Pat
         stack.wait_for_service("decoder", stack.encoder_address)
     stack.stop()
     assert "No module named services.decoder" in str(caught.value)
+
+
+def test_port_that_is_taken_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(StackError, match=f"127.0.0.1:{port} is taken .*--trainer-port"),
+            Stack(tmp_path, trainer_port=port),
+        ):
+            pass
+    assert not (tmp_path / "logs").exists()

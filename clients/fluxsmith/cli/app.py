@@ -63,7 +63,9 @@ def run(arguments: Sequence[str]) -> int:
         typer.echo(error_line(str(error)), err=True)
         return exit_code(error)
     except typer.TyperException as error:
-        typer.echo(error_line(f"{error.format_message().rstrip('.')}. See fluxsmith --help."), err=True)
+        context = getattr(error, "ctx", None)
+        help_of = context.command_path if context else "fluxsmith"
+        typer.echo(error_line(f"{error.format_message().rstrip('.')}. See {help_of} --help."), err=True)
         return _BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED

@@ -52,7 +52,12 @@ Background = Annotated[
     str, typer.Option(metavar="#RRGGBB", rich_help_panel=_DATA, help="Behind transparent pixels. (default #ffffff)")
 ]
 MaskAlpha = Annotated[
-    bool, typer.Option("--mask-alpha", rich_help_panel=_DATA, help="Learn nothing from transparent pixels.")
+    bool,
+    typer.Option(
+        "--mask-alpha",
+        rich_help_panel=_DATA,
+        help="Cache transparency as a loss mask. (not used yet)",
+    ),
 ]
 Latents = Annotated[
     LatentForm | None,

@@ -98,6 +98,8 @@ class _SampleProblemReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_S
     """Warning: its colour profile cannot be used; its pixels were taken as sRGB."""
     SAMPLE_PROBLEM_REASON_CACHE_REPAIRED: _SampleProblemReason.ValueType  # 12
     """Warning: cached tensors of it were damaged or missing and have been encoded again."""
+    SAMPLE_PROBLEM_REASON_TRIGGER_MISSING: _SampleProblemReason.ValueType  # 13
+    """Warning: a caption holds `[trigger]` and no trigger word is given, so that text itself is encoded."""
 
 class SampleProblemReason(_SampleProblemReason, metaclass=_SampleProblemReasonEnumTypeWrapper):
     """Kinds of problem with a sample."""
@@ -128,6 +130,8 @@ SAMPLE_PROBLEM_REASON_COLOR_PROFILE_IGNORED: SampleProblemReason.ValueType  # 11
 """Warning: its colour profile cannot be used; its pixels were taken as sRGB."""
 SAMPLE_PROBLEM_REASON_CACHE_REPAIRED: SampleProblemReason.ValueType  # 12
 """Warning: cached tensors of it were damaged or missing and have been encoded again."""
+SAMPLE_PROBLEM_REASON_TRIGGER_MISSING: SampleProblemReason.ValueType  # 13
+"""Warning: a caption holds `[trigger]` and no trigger word is given, so that text itself is encoded."""
 Global___SampleProblemReason: _TypeAlias = SampleProblemReason  # noqa: Y015
 
 class _LatentForm:
@@ -165,7 +169,7 @@ class _AlphaPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlphaPoli
     ALPHA_POLICY_COMPOSITE: _AlphaPolicy.ValueType  # 1
     """It is dropped."""
     ALPHA_POLICY_MASK: _AlphaPolicy.ValueType  # 2
-    """It is cached beside the latents as a mask of the loss, 1 where the image is opaque."""
+    """It is cached beside the latents as a mask of the loss, 1 where the image is opaque. Training does not use it yet."""
 
 class AlphaPolicy(_AlphaPolicy, metaclass=_AlphaPolicyEnumTypeWrapper):
     """What becomes of an image's transparency. Transparent pixels show `background_color` either way."""
@@ -175,7 +179,7 @@ ALPHA_POLICY_UNSPECIFIED: AlphaPolicy.ValueType  # 0
 ALPHA_POLICY_COMPOSITE: AlphaPolicy.ValueType  # 1
 """It is dropped."""
 ALPHA_POLICY_MASK: AlphaPolicy.ValueType  # 2
-"""It is cached beside the latents as a mask of the loss, 1 where the image is opaque."""
+"""It is cached beside the latents as a mask of the loss, 1 where the image is opaque. Training does not use it yet."""
 Global___AlphaPolicy: _TypeAlias = AlphaPolicy  # noqa: Y015
 
 class _BadSamplePolicy:

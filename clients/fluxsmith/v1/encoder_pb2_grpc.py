@@ -162,8 +162,8 @@ class EncoderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenderContactSheet(self, request, context):
-        """Draw what training will see of a page of samples: every crop, its size, its captions, what is wrong with it. Needs no
-        model, so options can be tried before anything is encoded.
+        """Draw what training will see of a page of samples: every crop, its size, its captions, and what is wrong with it as far
+        as one sample by itself shows. Needs no model, so options can be tried before anything is encoded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -76,8 +76,8 @@ class EncoderServiceStub:
     EncodePrompts: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.EncodePromptsRequest, _encoder_pb2.EncodePromptsResponse]
     """Encode captions into the cache and return where their embeddings lie."""
     RenderContactSheet: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.RenderContactSheetRequest, _encoder_pb2.RenderContactSheetResponse]
-    """Draw what training will see of a page of samples: every crop, its size, its captions, what is wrong with it. Needs no
-    model, so options can be tried before anything is encoded.
+    """Draw what training will see of a page of samples: every crop, its size, its captions, and what is wrong with it as far
+    as one sample by itself shows. Needs no model, so options can be tried before anything is encoded.
     """
     DecodeLatents: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.DecodeLatentsRequest, _encoder_pb2.DecodeLatentsResponse]
     """Decode latents that lie in the object store into PNG files beside them."""
@@ -119,8 +119,8 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     EncodePrompts: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EncodePromptsRequest, _encoder_pb2.EncodePromptsResponse]  # type: ignore[assignment]
     """Encode captions into the cache and return where their embeddings lie."""
     RenderContactSheet: _aio.UnaryUnaryMultiCallable[_encoder_pb2.RenderContactSheetRequest, _encoder_pb2.RenderContactSheetResponse]  # type: ignore[assignment]
-    """Draw what training will see of a page of samples: every crop, its size, its captions, what is wrong with it. Needs no
-    model, so options can be tried before anything is encoded.
+    """Draw what training will see of a page of samples: every crop, its size, its captions, and what is wrong with it as far
+    as one sample by itself shows. Needs no model, so options can be tried before anything is encoded.
     """
     DecodeLatents: _aio.UnaryUnaryMultiCallable[_encoder_pb2.DecodeLatentsRequest, _encoder_pb2.DecodeLatentsResponse]  # type: ignore[assignment]
     """Decode latents that lie in the object store into PNG files beside them."""
@@ -213,8 +213,8 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _encoder_pb2.RenderContactSheetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_pb2.RenderContactSheetResponse, _abc.Awaitable[_encoder_pb2.RenderContactSheetResponse]]:
-        """Draw what training will see of a page of samples: every crop, its size, its captions, what is wrong with it. Needs no
-        model, so options can be tried before anything is encoded.
+        """Draw what training will see of a page of samples: every crop, its size, its captions, and what is wrong with it as far
+        as one sample by itself shows. Needs no model, so options can be tried before anything is encoded.
         """
 
     @_abc_1.abstractmethod

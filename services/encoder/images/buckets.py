@@ -62,13 +62,21 @@ def choose_bucket(
         if 0 < width * height <= resolution_px**2 and (upscale or (width <= width_px and height <= height_px))
     ]
     if not fitting:
+        helps = not upscale and _fits_enlarged(width_px, height_px, resolution_px, step_px)
         raise BadSample(
             Problem.TOO_SMALL,
             f"{width_px} x {height_px} px leaves a side under {step_px} px at resolution {resolution_px}; "
-            f"use a larger or less elongated image{'' if upscale else ', or ask for upscaling'}",
+            f"use a larger or less elongated image{', or ask for upscaling' if helps else ''}",
         )
     width, height = max(fitting, key=lambda size: share_kept(width_px, height_px, *size))
     return Bucket(height_px=height, width_px=width)
+
+
+def _fits_enlarged(width_px: int, height_px: int, resolution_px: int, step_px: int) -> bool:
+    try:
+        return bool(choose_bucket(width_px, height_px, resolution_px=resolution_px, step_px=step_px, upscale=True))
+    except BadSample:
+        return False
 
 
 def share_kept(width_px: int, height_px: int, bucket_width_px: int, bucket_height_px: int) -> Fraction:

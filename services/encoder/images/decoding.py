@@ -21,6 +21,7 @@ from services.encoder.problems import BadSample, Problem
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIC", "TIFF", "BMP", "GIF")
 PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF")  # JPEG is also MPO, of many phones
 WHITE = (255, 255, 255)
+LONGEST_REASON = 120  # characters
 SMALL_TILE_PX = 1024 * 1024  # a tile of a TIFF may be larger than its picture, but not without end
 
 # A transform that changes no channel by more than this is sRGB under another name, and only rounds.
@@ -79,7 +80,7 @@ def decode(data: bytes, *, max_pixels: int, background: tuple[int, int, int] = W
     except (BadSample, MemoryError):
         raise
     except Exception as error:  # a decoder may raise anything on damaged bytes, and all of it means the same
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = _told(error)
         raise BadSample(Problem.TRUNCATED, f"the image is damaged ({reason}); export it again") from error
 
 
@@ -100,9 +101,10 @@ def _open(data: bytes) -> Image.Image:
                 Problem.NOT_AN_IMAGE, f"not an image of a known format; use one of {', '.join(IMAGE_FORMATS)}"
             ) from error
         name = "HEIC" if known == "HEIF" else known
+        article = "an" if name == "AVIF" else "a"
         raise BadSample(
             Problem.TRUNCATED,
-            f"begins like a {name} file but cannot be read: it is damaged or of a rare kind; export it again, as PNG",
+            f"begins like {article} {name} file but cannot be read: damaged, or of a rare kind; export it again, as PNG",
         ) from error
 
 
@@ -173,7 +175,13 @@ def _to_srgb(color: Image.Image, file: Image.Image) -> tuple[Image.Image, str]:
     try:
         return _convert(color, profile), ""
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-        return _rgb(color), f"its colour profile is of no use ({' '.join(str(error).split())[:120]})"
+        return _rgb(color), f"its colour profile is of no use ({_told(error)})"
+
+
+def _told(error: Exception) -> str:
+    """What a decoder says of its trouble, short enough for a message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON].rpartition(' ')[0]} …"
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import chain
 
@@ -32,9 +32,17 @@ def samples_a_sheet(asked: int, options: EncodingOptions) -> int:
 class ContactSheets:
     """Draws contact sheets into the store, beside the dataset."""
 
-    def __init__(self, datasets: Datasets, executor: Executor, *, max_image_pixels: int) -> None:
+    def __init__(
+        self,
+        datasets: Datasets,
+        executor: Executor,
+        *,
+        lost_words: Callable[[str], Mapping[str, str]],
+        max_image_pixels: int,
+    ) -> None:
         self._datasets = datasets
         self._executor = executor
+        self._lost_words = lost_words
         self._max_image_pixels = max_image_pixels
 
     def render(
@@ -63,7 +71,9 @@ class ContactSheets:
         except (BadSample, ObjectMissing, ObjectDamaged) as error:
             yield Tile(image=None, heading=record.sample_name, facts="", captions=captions, problem=error.message)
             return
-        warning = "; ".join(message for _, message in decoded.warnings)
+        warnings = [message for _, message in decoded.warnings]
+        for caption in captions:
+            warnings += [f"{who} does not read {words!r}" for who, words in self._lost_words(caption).items()]
         for view in views:
             for variant in variants_of(decoded, view, options):
                 yield Tile(
@@ -71,7 +81,7 @@ class ContactSheets:
                     heading=record.sample_name,
                     facts=_facts(record, view, variant),
                     captions=captions,
-                    problem=warning,
+                    problem="; ".join(warnings),
                 )
 
 

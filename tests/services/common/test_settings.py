@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from services.common.settings import ServiceSettings, StoreSettings
+from services.common.errors import ServiceError
+from services.common.settings import ServiceSettings, StoreSettings, read_settings
 
 
 def test_environment_overrides_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,3 +29,11 @@ def test_unknown_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLUXSMITH_DTYPE", "fp4")
     with pytest.raises(ValidationError, match="dtype"):
         ServiceSettings()
+
+
+def test_wrong_setting_is_named_as_it_stands_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings(ServiceSettings) == ServiceSettings()
+    monkeypatch.setenv("FLUXSMITH_DTYPE", "fp4")
+    with pytest.raises(ServiceError, match="FLUXSMITH_DTYPE is 'fp4'") as caught:
+        read_settings(ServiceSettings)
+    assert caught.value.remedy

@@ -135,6 +135,17 @@ def test_option_out_of_range_is_named_with_a_remedy(field: str, value: object) -
     assert caught.value.remedy
 
 
+def test_all_wrong_options_are_named_at_once() -> None:
+    sent = pb.EncodingOptions(resolution_px=100, crop_seed=-1, background_color="red", random_crops=99)
+    with pytest.raises(InvalidInput) as caught:
+        encoding_options(sent, 512)
+    fields = [violation.field for violation in caught.value.violations]
+    assert sorted(fields) == [
+        f"options.{n}" for n in ("background_color", "crop_seed", "random_crops", "resolution_px")
+    ]
+    assert "Use 0 to 4294967295." in caught.value.remedy
+
+
 def test_one_resolution_excludes_several() -> None:
     with pytest.raises(InvalidInput, match="comes with resolution_px"):
         encoding_options(pb.EncodingOptions(resolution_px=64, resolutions_px=[64]), 512)

@@ -79,3 +79,10 @@ def test_caption_whose_end_is_not_read_is_warned_of_with_the_lost_words(desk: De
         assert {(problem.sample_name, problem.problem) for problem in problems} == {("a", Problem.CAPTION_TRUNCATED)}
         assert [problem.message.partition(": ")[2][:4] for problem in problems] == ["CLIP", "T5 d"]
         assert all("apple apple" in problem.message for problem in problems)
+
+
+def test_trigger_without_its_word_is_warned_of(desk: Desk, add_sample: AddSample) -> None:
+    add_sample("a", "a [trigger]", "a dog")
+    (problem,) = desk.encode().problems
+    assert (problem.problem, problem.warning) == (Problem.TRIGGER_MISSING, True)
+    assert desk.encode(trigger_word="sks").problems == ()

@@ -151,13 +151,13 @@ def test_buckets_of_well_known_sizes(
     assert (bucket.width_px, bucket.height_px) == expected
 
 
-@pytest.mark.parametrize("size", [(15, 15), (15, 1000), (1, 1), (100_000, 20)])
-def test_image_that_leaves_no_side_is_too_small(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("size", "upscaling_helps"), [((15, 15), 1), ((15, 1000), 1), ((1, 1), 1), ((100_000, 20), 0)])
+def test_image_that_leaves_no_side_is_too_small(size: tuple[int, int], upscaling_helps: int) -> None:
     with pytest.raises(BadSample) as caught:
         choose_bucket(*size, resolution_px=512)
     assert caught.value.problem is Problem.TOO_SMALL
     assert f"{size[0]} x {size[1]} px" in caught.value.message
-    assert "upscaling" in caught.value.message
+    assert ("upscaling" in caught.value.message) == upscaling_helps
 
 
 def test_small_image_is_scaled_up_when_asked() -> None:

@@ -6,21 +6,24 @@ import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from services.encoder.datasets import Datasets
 from services.encoder.images.contact_sheet import thumbnail
 from services.encoder.images.render import ContactSheets, samples_a_sheet
+from services.encoder.models import EncoderModels
 from services.encoder.records import EncodingOptions
 from tests.services.encoder.conftest import OPTIONS, AddSample, Desk, noise_png, png
 
 
 @pytest.fixture
-def sheets(datasets: Datasets) -> Iterator[ContactSheets]:
+def sheets(datasets: Datasets, encoder_models: EncoderModels) -> Iterator[ContactSheets]:
     """What draws them."""
     with ThreadPoolExecutor(2) as executor:
-        yield ContactSheets(datasets, executor, max_image_pixels=10_000)
+        lost_words = encoder_models.lost_words
+        yield ContactSheets(datasets, executor, lost_words=lost_words, max_image_pixels=10_000)
 
 
 def render(sheets: ContactSheets, desk: Desk, options: EncodingOptions = OPTIONS) -> Image.Image:
@@ -58,6 +61,19 @@ def test_bad_and_lost_samples_have_their_place(sheets: ContactSheets, desk: Desk
     record = add_sample("lost", seed=3)
     desk.datasets.store.delete(f"{desk.tenant}/datasets/{desk.dataset_id}/originals/{record.content_digest}")
     assert render(sheets, desk).width > 2 * narrow
+
+
+def test_caption_that_is_not_read_to_its_end_is_marked(
+    sheets: ContactSheets, desk: Desk, add_sample: AddSample
+) -> None:
+    def red_pixels() -> int:
+        return int((np.asarray(render(sheets, desk).convert("RGB")) == (0xB3, 0x13, 0x1B)).all(axis=-1).sum())
+
+    white = png(Image.new("RGB", (64, 64), "white"))
+    add_sample("a", "apple " * 5, data=white)
+    assert red_pixels() == 0
+    add_sample("a", "apple " * 100, data=white)
+    assert red_pixels() > 20
 
 
 def test_masked_part_is_marked(sheets: ContactSheets, desk: Desk, add_sample: AddSample) -> None:
