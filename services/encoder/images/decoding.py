@@ -104,7 +104,7 @@ def _open(data: bytes) -> Image.Image:
         article = "an" if name == "AVIF" else "a"
         raise BadSample(
             Problem.TRUNCATED,
-            f"begins like {article} {name} file but cannot be read: damaged, or of a rare kind; export it again, as PNG",
+            f"begins like {article} {name} file but cannot be read: damaged or of a rare kind; export it again as PNG",
         ) from error
 
 
