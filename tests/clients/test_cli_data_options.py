@@ -94,6 +94,7 @@ def test_problems_with_samples_are_told(
         ("--random-crops 9", "'--random-crops'"),
         ("--background white", "'--background': 'white' is not of the form"),
         ("--trigger-word " + "x" * 65, "'--trigger-word': it has 65 characters"),
+        ("--random-crops 8 --flip --resolution 64 --resolution 80", "'--random-crops': with --flip and --resolution"),
         ("--latents wild", "'--latents'"),
         ("--max-bad-share 0.5", "'--max-bad-share': it needs --skip-bad"),
         ("--skip-bad --max-bad-share 1.5", "'--max-bad-share'"),

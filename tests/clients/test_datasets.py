@@ -157,3 +157,12 @@ def test_samples_a_page_out_of_range_are_refused_here(
     with pytest.raises(errors.InvalidRequest, match="samples_per_page cannot be"):
         client.datasets.contact_sheet("d", tmp_path / "x.png", samples_per_page=count)
     assert not recorder.requests
+
+
+def test_dataset_that_was_changed_right_after_its_encoding_is_no_endless_wait(
+    client: Client, recorder: Recorder
+) -> None:
+    recorder.encoded.state = encoder_pb2.DATASET_STATE_OPEN
+    with pytest.raises(errors.FailedPrecondition, match="right after it was encoded") as caught:
+        client.datasets.wait("d")
+    assert (caught.value.reason, caught.value.remedy) == ("DATASET_CHANGED", "Encode it again.")

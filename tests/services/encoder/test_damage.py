@@ -179,3 +179,23 @@ def test_contact_sheet_of_no_dataset_is_not_found(servicer: EncoderServicer, ten
     with pytest.raises(ServiceError) as caught:
         call(servicer, "RenderContactSheet", pb.RenderContactSheetRequest(dataset_id=dataset_id), tenant)
     assert caught.value.reason == "DATASET_NOT_FOUND"
+
+
+def test_watch_ends_when_samples_come_right_after_the_encoding(
+    desk: Desk, add_sample: AddSample, servicer: EncoderServicer
+) -> None:
+    add_sample("a")
+    desk.datasets.begin_encoding(desk.tenant, desk.dataset_id, OPTIONS)
+
+    async def states() -> list[int]:
+        seen: list[int] = []
+        request = pb.WatchDatasetRequest(dataset_id=desk.dataset_id)
+        async with asyncio.timeout(30):
+            async for response in servicer.WatchDataset(request, Call(desk.tenant)):  # type: ignore[arg-type]
+                seen.append(response.dataset.state)
+                if len(seen) == 1:
+                    desk.encode()
+                    add_sample("b")
+        return seen
+
+    assert asyncio.run(states()) == [pb.DATASET_STATE_ENCODING, pb.DATASET_STATE_OPEN]

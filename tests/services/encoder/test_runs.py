@@ -161,3 +161,25 @@ def test_of_two_that_ask_at_once_for_different_things_one_is_refused(
         thread.join()
     wait(runs, tenant, dataset_id)
     assert sorted(answers) == ["accepted", "refused"]
+
+
+def test_encoding_whose_end_cannot_be_noted_can_be_asked_for_again(
+    runs: EncodingRuns,
+    datasets: Datasets,
+    tenant: str,
+    dataset_id: str,
+    add_sample: AddSample,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("a bug")
+
+    add_sample("a")
+    monkeypatch.setattr(datasets, "end_encoding", broken)
+    runs.start(tenant, dataset_id, OPTIONS)
+    wait(runs, tenant, dataset_id)
+    monkeypatch.undo()
+    assert datasets.wanted_encoding(tenant, dataset_id)
+    runs.start(tenant, dataset_id, OPTIONS)
+    wait(runs, tenant, dataset_id)
+    assert datasets.pointer(tenant, dataset_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from functools import partial
 
 import pytest
@@ -126,3 +127,18 @@ def test_replacing_a_sample_does_not_count(upload: Upload) -> None:
     send(upload, "a")
     send(upload, "a")
     upload.end()
+
+
+def test_unfinished_sample_waits_on_disk() -> None:
+    upload = Upload(EncoderSettings())
+    upload.begin("ds-1")
+    data, chunk = bytes(12 * LARGEST_CHUNK_BYTES), bytes(LARGEST_CHUNK_BYTES)
+    upload.begin_sample(record_of(data=data))
+    tracemalloc.start()
+    for _ in range(11):
+        upload.add(chunk)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * LARGEST_CHUNK_BYTES
+    upload.add(chunk)
+    assert upload.take_complete() == (record_of(data=data), data)

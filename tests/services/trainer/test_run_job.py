@@ -170,7 +170,7 @@ def test_numbers_that_are_not_finite_are_the_users_to_mend(bench: Bench) -> None
     assert "learning rate" in job.failure.remedy
 
 
-def test_dataset_of_another_base_model_is_refused(bench: Bench) -> None:
+def test_dataset_of_another_base_model_is_refused(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     wide = {cache.T5_EMBEDDING: torch.zeros(8, 4096), cache.CLIP_POOLED: torch.zeros(64)}
     stored = bench.objects.put(f"{bench.tenant}/wide", safetensors.torch.save(wide))
     caption = CachedCaption(caption="", embedding=CachedObject(**vars(stored)))
@@ -178,6 +178,7 @@ def test_dataset_of_another_base_model_is_refused(bench: Bench) -> None:
     job = bench.run(CONFIG, held_out=False)
     assert job.failure
     assert (job.failure.fault, job.failure.reason) == (Fault.USER, "BASE_MODEL_MISMATCH")
+    assert not [record for record in caplog.records if record.exc_info]  # the user's own fault leaves no trace
 
 
 def test_job_on_damaged_data_is_tried_again_then_fails_with_the_remedy(bench: Bench) -> None:
