@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from pathlib import Path
 
@@ -171,6 +172,7 @@ def test_numbers_that_are_not_finite_are_the_users_to_mend(bench: Bench) -> None
 
 
 def test_dataset_of_another_base_model_is_refused(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="services.trainer.worker")
     wide = {cache.T5_EMBEDDING: torch.zeros(8, 4096), cache.CLIP_POOLED: torch.zeros(64)}
     stored = bench.objects.put(f"{bench.tenant}/wide", safetensors.torch.save(wide))
     caption = CachedCaption(caption="", embedding=CachedObject(**vars(stored)))
