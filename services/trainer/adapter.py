@@ -13,7 +13,8 @@ from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from services.trainer.config import TargetPreset, TrainConfig
+from services.trainer.choices import TargetPreset
+from services.trainer.config import TrainConfig
 
 ADAPTER = "default"
 _IMAGE_STREAM = (

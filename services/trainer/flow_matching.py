@@ -23,7 +23,7 @@ from diffusers import FluxTransformer2DModel
 from einops import rearrange
 from torch import Tensor
 
-from services.trainer.config import SigmaSampling
+from services.trainer.choices import SigmaSampling
 from services.trainer.packing import image_ids, pack, text_ids, unpack
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from services.trainer.config import TrainConfig
 
@@ -59,22 +60,36 @@ class Artifact(_Record):
 
 
 class TrainingResult(_Record):
-    """What a job made. `step_time_s` is the median."""
+    """What a job made. `step_time_s` is the median; `artifacts` has the newest file of each name, the LoRA included."""
 
     lora: Artifact
+    artifacts: tuple[Artifact, ...] = ()
     held_out_loss_base: float | None
     held_out_loss_lora: float | None
+    best_step: int | None = None
+    held_out_loss_best: float | None = None
+    stopped_early: bool = False
+    skipped_steps: int = 0
     step_time_s: float
+    memory_peak_bytes: int = 0
 
 
 class StepMetrics(_Record):
-    """What one step measured. `duration_s` is the time since the step before ended."""
+    """What one step measured. `duration_s` is the time since the step before ended.
+
+    A `skipped` step changed nothing, since its loss or gradient was not finite.
+    """
 
     step: int
     loss: float
     learning_rate: float
     gradient_norm: float
     duration_s: float
+    skipped: bool = False
+
+    @field_serializer("loss", "gradient_norm", when_used="json")
+    def _as_json(self, value: float) -> float | str:
+        return value if math.isfinite(value) else str(value)  # JSON has no such numbers
 
 
 class StateChanged(_Record):
@@ -108,6 +123,16 @@ class ArtifactPublished(_Record):
     artifact: Artifact
 
 
+class PreviewRendered(_Record):
+    """A picture was made after `step` with what has been learnt so far; 0 is the base."""
+
+    kind: Literal["preview_rendered"] = "preview_rendered"
+    step: int
+    prompt: str
+    seed: int
+    image: Artifact
+
+
 class JobWarning(_Record):
     """Something worth knowing that stops nothing."""
 
@@ -117,7 +142,8 @@ class JobWarning(_Record):
 
 
 Event = Annotated[
-    StateChanged | StepsCompleted | ValidationCompleted | ArtifactPublished | JobWarning, Field(discriminator="kind")
+    StateChanged | StepsCompleted | ValidationCompleted | ArtifactPublished | PreviewRendered | JobWarning,
+    Field(discriminator="kind"),
 ]
 
 

@@ -13,6 +13,8 @@ class TrainerSettings(BaseSettings):
 
     address: str = "127.0.0.1:7402"
     """Host and port to serve on."""
+    encoder_address: str = "127.0.0.1:7401"
+    """Host and port of the encoder, for previews and the report's contact sheet; jobs go on without it."""
     database_url: str = "sqlite:///data/jobs.sqlite"
     """SQLAlchemy URL of the database with jobs and events: `sqlite:///FILE` or `postgresql+psycopg://...`."""
     workers: int = Field(default=1, ge=0, le=16)

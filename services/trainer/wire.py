@@ -6,10 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fluxsmith.v1 import trainer_pb2 as pb
+from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.trainer.config import SigmaSampling, TargetPreset, TrainConfig, parse_config
+from services.trainer.config import TrainConfig, parse_config
 from services.trainer.jobs import (
     Artifact,
     ArtifactPublished,
@@ -17,6 +18,7 @@ from services.trainer.jobs import (
     JobFailure,
     JobState,
     JobWarning,
+    PreviewRendered,
     StateChanged,
     StepMetrics,
     StepsCompleted,
@@ -28,23 +30,35 @@ from services.trainer.jobs import (
 
 def config_from(message: pb.TrainConfig) -> TrainConfig:
     """The configuration a caller sent, defaults filled in; raises `InvalidInput` with every violation."""
-    fields: dict[str, Any] = {descriptor.name: value for descriptor, value in message.ListFields()}
-    for name, prefix, enum in (
-        ("sigma_sampling", "SIGMA_SAMPLING_", pb.SigmaSampling),
-        ("targets", "TARGET_PRESET_", pb.TargetPreset),
-    ):
-        if name in fields:
-            known = enum.DESCRIPTOR.values_by_number.get(fields[name])
-            fields[name] = known.name.removeprefix(prefix) if known else str(fields[name])
+    fields: dict[str, Any] = {}
+    for descriptor, value in message.ListFields():
+        if descriptor.enum_type:
+            fields[descriptor.name] = _choice(descriptor.enum_type, value)
+        elif descriptor.name == "rank_pattern":
+            fields[descriptor.name] = dict(value)
+        else:
+            fields[descriptor.name] = tuple(value) if descriptor.is_repeated else value
     return parse_config(fields)
 
 
 def config_message(config: TrainConfig) -> pb.TrainConfig:
     """A configuration with every field that has a value."""
     fields = config.model_dump(exclude_none=True)
-    fields["sigma_sampling"] = pb.SigmaSampling.Value(f"SIGMA_SAMPLING_{SigmaSampling(config.sigma_sampling).name}")
-    fields["targets"] = pb.TargetPreset.Value(f"TARGET_PRESET_{TargetPreset(config.targets).name}")
+    for descriptor in pb.TrainConfig.DESCRIPTOR.fields:
+        if descriptor.enum_type:
+            name = _prefix(descriptor.enum_type) + fields[descriptor.name]
+            fields[descriptor.name] = descriptor.enum_type.values_by_name[name].number
     return pb.TrainConfig(**fields)
+
+
+def _choice(enum: EnumDescriptor, number: int) -> str:
+    """Name of an enum's value as the domain has it; the number itself when this version does not know it."""
+    known = enum.values_by_number.get(number)
+    return known.name.removeprefix(_prefix(enum)) if known else str(number)
+
+
+def _prefix(enum: EnumDescriptor) -> str:
+    return enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
 
 
 def job_message(job: Job, *, queue_position: int = 0) -> pb.TrainingJob:
@@ -84,6 +98,12 @@ def event_message(stored: StoredEvent) -> pb.TrainingEvent:
             message.validation_completed.CopyFrom(pb.ValidationCompleted(step=event.step, loss=event.loss))
         case ArtifactPublished() as event:
             message.artifact_published.CopyFrom(artifact_message(event.artifact))
+        case PreviewRendered() as event:
+            message.preview_rendered.CopyFrom(
+                pb.PreviewRendered(
+                    step=event.step, prompt=event.prompt, seed=event.seed, image=artifact_message(event.image)
+                )
+            )
         case JobWarning() as event:
             message.warning.CopyFrom(pb.JobWarning(reason=event.reason, message=event.message))
     return message
@@ -127,6 +147,12 @@ def _result(result: TrainingResult) -> pb.TrainingResult:
         held_out_loss_base=result.held_out_loss_base,
         held_out_loss_lora=result.held_out_loss_lora,
         step_time=duration(result.step_time_s),
+        artifacts=[artifact_message(artifact) for artifact in result.artifacts],
+        best_step=result.best_step,
+        held_out_loss_best=result.held_out_loss_best,
+        stopped_early=result.stopped_early,
+        skipped_steps=result.skipped_steps,
+        memory_peak_bytes=result.memory_peak_bytes,
     )
 
 
@@ -137,4 +163,5 @@ def _step(step: StepMetrics) -> pb.StepMetrics:
         learning_rate=step.learning_rate,
         gradient_norm=step.gradient_norm,
         duration=duration(step.duration_s),
+        skipped=step.skipped,
     )

@@ -34,9 +34,21 @@ class _SigmaSamplingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SigmaSa
     SIGMA_SAMPLING_UNIFORM: _SigmaSampling.ValueType  # 1
     """Each level alike."""
     SIGMA_SAMPLING_LOGIT_NORMAL: _SigmaSampling.ValueType  # 2
-    """sigmoid of a standard normal: middle levels more often."""
+    """sigmoid of a normal with `sigma_mean` and `sigma_std`: middle levels more often."""
     SIGMA_SAMPLING_RESOLUTION_SHIFT: _SigmaSampling.ValueType  # 3
     """LOGIT_NORMAL shifted towards noise with the number of image tokens, as FLUX samples."""
+    SIGMA_SAMPLING_STATIC_SHIFT: _SigmaSampling.ValueType  # 4
+    """LOGIT_NORMAL shifted towards noise by `sigma_shift`: s sigma / (1 + (s - 1) sigma)."""
+    SIGMA_SAMPLING_MODE: _SigmaSampling.ValueType  # 5
+    """Mode sampling of the Stable Diffusion 3 paper: the middle more often the larger `sigma_mode_scale` is."""
+    SIGMA_SAMPLING_COSMAP: _SigmaSampling.ValueType  # 6
+    """CosMap of the Stable Diffusion 3 paper: 1 - 1 / (tan(pi u / 2) + 1) for even u."""
+    SIGMA_SAMPLING_CUBIC_CONTENT: _SigmaSampling.ValueType  # 7
+    """1 - u^3 for even u: levels near noise, where composition is decided, more often."""
+    SIGMA_SAMPLING_CUBIC_STYLE: _SigmaSampling.ValueType  # 8
+    """u^3 for even u: levels near the image, where texture is decided, more often."""
+    SIGMA_SAMPLING_BETA: _SigmaSampling.ValueType  # 9
+    """The beta distribution with `sigma_beta_a` and `sigma_beta_b`."""
 
 class SigmaSampling(_SigmaSampling, metaclass=_SigmaSamplingEnumTypeWrapper):
     """How noise levels sigma in (0, 1] are drawn; 1 is pure noise."""
@@ -46,9 +58,21 @@ SIGMA_SAMPLING_UNSPECIFIED: SigmaSampling.ValueType  # 0
 SIGMA_SAMPLING_UNIFORM: SigmaSampling.ValueType  # 1
 """Each level alike."""
 SIGMA_SAMPLING_LOGIT_NORMAL: SigmaSampling.ValueType  # 2
-"""sigmoid of a standard normal: middle levels more often."""
+"""sigmoid of a normal with `sigma_mean` and `sigma_std`: middle levels more often."""
 SIGMA_SAMPLING_RESOLUTION_SHIFT: SigmaSampling.ValueType  # 3
 """LOGIT_NORMAL shifted towards noise with the number of image tokens, as FLUX samples."""
+SIGMA_SAMPLING_STATIC_SHIFT: SigmaSampling.ValueType  # 4
+"""LOGIT_NORMAL shifted towards noise by `sigma_shift`: s sigma / (1 + (s - 1) sigma)."""
+SIGMA_SAMPLING_MODE: SigmaSampling.ValueType  # 5
+"""Mode sampling of the Stable Diffusion 3 paper: the middle more often the larger `sigma_mode_scale` is."""
+SIGMA_SAMPLING_COSMAP: SigmaSampling.ValueType  # 6
+"""CosMap of the Stable Diffusion 3 paper: 1 - 1 / (tan(pi u / 2) + 1) for even u."""
+SIGMA_SAMPLING_CUBIC_CONTENT: SigmaSampling.ValueType  # 7
+"""1 - u^3 for even u: levels near noise, where composition is decided, more often."""
+SIGMA_SAMPLING_CUBIC_STYLE: SigmaSampling.ValueType  # 8
+"""u^3 for even u: levels near the image, where texture is decided, more often."""
+SIGMA_SAMPLING_BETA: SigmaSampling.ValueType  # 9
+"""The beta distribution with `sigma_beta_a` and `sigma_beta_b`."""
 Global___SigmaSampling: _TypeAlias = SigmaSampling  # noqa: Y015
 
 class _TargetPreset:
@@ -63,6 +87,12 @@ class _TargetPresetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TargetPr
     """Attention and feed-forward of the image stream and the single-stream blocks: 48.6 M parameters at rank 16 on
     FLUX.1-dev.
     """
+    TARGET_PRESET_IMAGE_AND_TEXT_STREAM: _TargetPreset.ValueType  # 2
+    """IMAGE_STREAM, and the same layers of the text stream."""
+    TARGET_PRESET_ATTENTION: _TargetPreset.ValueType  # 3
+    """The projections of attention in both streams and the single-stream blocks."""
+    TARGET_PRESET_ALL_LINEAR: _TargetPreset.ValueType  # 4
+    """Every linear layer in the blocks, modulation too."""
 
 class TargetPreset(_TargetPreset, metaclass=_TargetPresetEnumTypeWrapper):
     """Which layers of the transformer are adapted."""
@@ -73,7 +103,297 @@ TARGET_PRESET_IMAGE_STREAM: TargetPreset.ValueType  # 1
 """Attention and feed-forward of the image stream and the single-stream blocks: 48.6 M parameters at rank 16 on
 FLUX.1-dev.
 """
+TARGET_PRESET_IMAGE_AND_TEXT_STREAM: TargetPreset.ValueType  # 2
+"""IMAGE_STREAM, and the same layers of the text stream."""
+TARGET_PRESET_ATTENTION: TargetPreset.ValueType  # 3
+"""The projections of attention in both streams and the single-stream blocks."""
+TARGET_PRESET_ALL_LINEAR: TargetPreset.ValueType  # 4
+"""Every linear layer in the blocks, modulation too."""
 Global___TargetPreset: _TypeAlias = TargetPreset  # noqa: Y015
+
+class _LossWeighting:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LossWeightingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossWeighting.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOSS_WEIGHTING_UNSPECIFIED: _LossWeighting.ValueType  # 0
+    """Means NONE."""
+    LOSS_WEIGHTING_NONE: _LossWeighting.ValueType  # 1
+    """Each alike."""
+    LOSS_WEIGHTING_BELL: _LossWeighting.ValueType  # 2
+    """A bell around 0.5 that is 0 at both ends; 1 on average over uniform levels."""
+    LOSS_WEIGHTING_SIGMA_SQRT: _LossWeighting.ValueType  # 3
+    """sigma^-2: levels near the image count most."""
+    LOSS_WEIGHTING_COSMAP: _LossWeighting.ValueType  # 4
+    """2 / (pi (1 - 2 sigma + 2 sigma^2)), as in the Stable Diffusion 3 paper."""
+
+class LossWeighting(_LossWeighting, metaclass=_LossWeightingEnumTypeWrapper):
+    """How much each noise level counts in the loss."""
+
+LOSS_WEIGHTING_UNSPECIFIED: LossWeighting.ValueType  # 0
+"""Means NONE."""
+LOSS_WEIGHTING_NONE: LossWeighting.ValueType  # 1
+"""Each alike."""
+LOSS_WEIGHTING_BELL: LossWeighting.ValueType  # 2
+"""A bell around 0.5 that is 0 at both ends; 1 on average over uniform levels."""
+LOSS_WEIGHTING_SIGMA_SQRT: LossWeighting.ValueType  # 3
+"""sigma^-2: levels near the image count most."""
+LOSS_WEIGHTING_COSMAP: LossWeighting.ValueType  # 4
+"""2 / (pi (1 - 2 sigma + 2 sigma^2)), as in the Stable Diffusion 3 paper."""
+Global___LossWeighting: _TypeAlias = LossWeighting  # noqa: Y015
+
+class _LossFunction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LossFunctionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossFunction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOSS_FUNCTION_UNSPECIFIED: _LossFunction.ValueType  # 0
+    """Means MSE."""
+    LOSS_FUNCTION_MSE: _LossFunction.ValueType  # 1
+    """Its square."""
+    LOSS_FUNCTION_MAE: _LossFunction.ValueType  # 2
+    """Its absolute value."""
+    LOSS_FUNCTION_HUBER: _LossFunction.ValueType  # 3
+    """Its square where it is under `huber_delta`, growing linearly beyond, so that outliers count less."""
+
+class LossFunction(_LossFunction, metaclass=_LossFunctionEnumTypeWrapper):
+    """What is made of the error of the velocity."""
+
+LOSS_FUNCTION_UNSPECIFIED: LossFunction.ValueType  # 0
+"""Means MSE."""
+LOSS_FUNCTION_MSE: LossFunction.ValueType  # 1
+"""Its square."""
+LOSS_FUNCTION_MAE: LossFunction.ValueType  # 2
+"""Its absolute value."""
+LOSS_FUNCTION_HUBER: LossFunction.ValueType  # 3
+"""Its square where it is under `huber_delta`, growing linearly beyond, so that outliers count less."""
+Global___LossFunction: _TypeAlias = LossFunction  # noqa: Y015
+
+class _HuberSchedule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HuberScheduleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HuberSchedule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HUBER_SCHEDULE_UNSPECIFIED: _HuberSchedule.ValueType  # 0
+    """Means CONSTANT."""
+    HUBER_SCHEDULE_CONSTANT: _HuberSchedule.ValueType  # 1
+    """Not at all."""
+    HUBER_SCHEDULE_EXPONENTIAL: _HuberSchedule.ValueType  # 2
+    """huber_delta ^ sigma: from 1 at the image to `huber_delta` at pure noise."""
+    HUBER_SCHEDULE_SNR: _HuberSchedule.ValueType  # 3
+    """huber_delta + (1 - huber_delta) (1 - sigma)^2: the same ends, by the ratio of signal to noise."""
+
+class HuberSchedule(_HuberSchedule, metaclass=_HuberScheduleEnumTypeWrapper):
+    """How `huber_delta` changes with the noise level."""
+
+HUBER_SCHEDULE_UNSPECIFIED: HuberSchedule.ValueType  # 0
+"""Means CONSTANT."""
+HUBER_SCHEDULE_CONSTANT: HuberSchedule.ValueType  # 1
+"""Not at all."""
+HUBER_SCHEDULE_EXPONENTIAL: HuberSchedule.ValueType  # 2
+"""huber_delta ^ sigma: from 1 at the image to `huber_delta` at pure noise."""
+HUBER_SCHEDULE_SNR: HuberSchedule.ValueType  # 3
+"""huber_delta + (1 - huber_delta) (1 - sigma)^2: the same ends, by the ratio of signal to noise."""
+Global___HuberSchedule: _TypeAlias = HuberSchedule  # noqa: Y015
+
+class _GuidanceMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GuidanceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GuidanceMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GUIDANCE_MODE_UNSPECIFIED: _GuidanceMode.ValueType  # 0
+    """Means BYPASS."""
+    GUIDANCE_MODE_BYPASS: _GuidanceMode.ValueType  # 1
+    """Nothing: the embedding is left out, so that the adapter learns the data itself."""
+    GUIDANCE_MODE_FIXED: _GuidanceMode.ValueType  # 2
+    """`guidance_scale`."""
+    GUIDANCE_MODE_SAMPLED: _GuidanceMode.ValueType  # 3
+    """For each sample a value drawn evenly between `guidance_scale` and `guidance_scale_max`."""
+
+class GuidanceMode(_GuidanceMode, metaclass=_GuidanceModeEnumTypeWrapper):
+    """What the transformer's embedding of the guidance scale is told while training."""
+
+GUIDANCE_MODE_UNSPECIFIED: GuidanceMode.ValueType  # 0
+"""Means BYPASS."""
+GUIDANCE_MODE_BYPASS: GuidanceMode.ValueType  # 1
+"""Nothing: the embedding is left out, so that the adapter learns the data itself."""
+GUIDANCE_MODE_FIXED: GuidanceMode.ValueType  # 2
+"""`guidance_scale`."""
+GUIDANCE_MODE_SAMPLED: GuidanceMode.ValueType  # 3
+"""For each sample a value drawn evenly between `guidance_scale` and `guidance_scale_max`."""
+Global___GuidanceMode: _TypeAlias = GuidanceMode  # noqa: Y015
+
+class _Optimizer:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OptimizerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Optimizer.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OPTIMIZER_UNSPECIFIED: _Optimizer.ValueType  # 0
+    """Means ADAMW."""
+    OPTIMIZER_ADAMW: _Optimizer.ValueType  # 1
+    """AdamW."""
+    OPTIMIZER_ADAMW_8BIT: _Optimizer.ValueType  # 2
+    """AdamW with its state in 8 bits (bitsandbytes): a quarter of the memory."""
+    OPTIMIZER_PRODIGY: _Optimizer.ValueType  # 3
+    """Prodigy, which finds its own learning rate; `learning_rate` is a factor of it, 1 by default."""
+    OPTIMIZER_ADAFACTOR: _Optimizer.ValueType  # 4
+    """Adafactor: no momentum, and little memory."""
+    OPTIMIZER_LION: _Optimizer.ValueType  # 5
+    """Lion: steps of one size; wants a learning rate three to ten times lower than AdamW's."""
+    OPTIMIZER_ADAMW_SCHEDULE_FREE: _Optimizer.ValueType  # 6
+    """AdamW that averages its weights in place of a schedule."""
+
+class Optimizer(_Optimizer, metaclass=_OptimizerEnumTypeWrapper):
+    """What turns gradients into changes of the weights."""
+
+OPTIMIZER_UNSPECIFIED: Optimizer.ValueType  # 0
+"""Means ADAMW."""
+OPTIMIZER_ADAMW: Optimizer.ValueType  # 1
+"""AdamW."""
+OPTIMIZER_ADAMW_8BIT: Optimizer.ValueType  # 2
+"""AdamW with its state in 8 bits (bitsandbytes): a quarter of the memory."""
+OPTIMIZER_PRODIGY: Optimizer.ValueType  # 3
+"""Prodigy, which finds its own learning rate; `learning_rate` is a factor of it, 1 by default."""
+OPTIMIZER_ADAFACTOR: Optimizer.ValueType  # 4
+"""Adafactor: no momentum, and little memory."""
+OPTIMIZER_LION: Optimizer.ValueType  # 5
+"""Lion: steps of one size; wants a learning rate three to ten times lower than AdamW's."""
+OPTIMIZER_ADAMW_SCHEDULE_FREE: Optimizer.ValueType  # 6
+"""AdamW that averages its weights in place of a schedule."""
+Global___Optimizer: _TypeAlias = Optimizer  # noqa: Y015
+
+class _LearningRateSchedule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LearningRateScheduleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LearningRateSchedule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LEARNING_RATE_SCHEDULE_UNSPECIFIED: _LearningRateSchedule.ValueType  # 0
+    """Means CONSTANT."""
+    LEARNING_RATE_SCHEDULE_CONSTANT: _LearningRateSchedule.ValueType  # 1
+    """It stays."""
+    LEARNING_RATE_SCHEDULE_COSINE: _LearningRateSchedule.ValueType  # 2
+    """It falls along half a cosine."""
+    LEARNING_RATE_SCHEDULE_COSINE_WITH_RESTARTS: _LearningRateSchedule.ValueType  # 3
+    """It falls so `schedule_cycles` times."""
+    LEARNING_RATE_SCHEDULE_LINEAR: _LearningRateSchedule.ValueType  # 4
+    """It falls along a line."""
+    LEARNING_RATE_SCHEDULE_POLYNOMIAL: _LearningRateSchedule.ValueType  # 5
+    """It falls along a line to the power of `schedule_power`."""
+
+class LearningRateSchedule(_LearningRateSchedule, metaclass=_LearningRateScheduleEnumTypeWrapper):
+    """How the learning rate goes on after the warm-up."""
+
+LEARNING_RATE_SCHEDULE_UNSPECIFIED: LearningRateSchedule.ValueType  # 0
+"""Means CONSTANT."""
+LEARNING_RATE_SCHEDULE_CONSTANT: LearningRateSchedule.ValueType  # 1
+"""It stays."""
+LEARNING_RATE_SCHEDULE_COSINE: LearningRateSchedule.ValueType  # 2
+"""It falls along half a cosine."""
+LEARNING_RATE_SCHEDULE_COSINE_WITH_RESTARTS: LearningRateSchedule.ValueType  # 3
+"""It falls so `schedule_cycles` times."""
+LEARNING_RATE_SCHEDULE_LINEAR: LearningRateSchedule.ValueType  # 4
+"""It falls along a line."""
+LEARNING_RATE_SCHEDULE_POLYNOMIAL: LearningRateSchedule.ValueType  # 5
+"""It falls along a line to the power of `schedule_power`."""
+Global___LearningRateSchedule: _TypeAlias = LearningRateSchedule  # noqa: Y015
+
+class _AdapterType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AdapterTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdapterType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ADAPTER_TYPE_UNSPECIFIED: _AdapterType.ValueType  # 0
+    """Means LORA."""
+    ADAPTER_TYPE_LORA: _AdapterType.ValueType  # 1
+    """The product of two thin matrices."""
+    ADAPTER_TYPE_DORA: _AdapterType.ValueType  # 2
+    """LoRA with the length of each output's weights learnt apart from their direction."""
+    ADAPTER_TYPE_LOKR: _AdapterType.ValueType  # 3
+    """Kronecker product of a small matrix and a larger one of low rank."""
+    ADAPTER_TYPE_LOHA: _AdapterType.ValueType  # 4
+    """Element by element product of two products of thin matrices."""
+
+class AdapterType(_AdapterType, metaclass=_AdapterTypeEnumTypeWrapper):
+    """What is added to a layer."""
+
+ADAPTER_TYPE_UNSPECIFIED: AdapterType.ValueType  # 0
+"""Means LORA."""
+ADAPTER_TYPE_LORA: AdapterType.ValueType  # 1
+"""The product of two thin matrices."""
+ADAPTER_TYPE_DORA: AdapterType.ValueType  # 2
+"""LoRA with the length of each output's weights learnt apart from their direction."""
+ADAPTER_TYPE_LOKR: AdapterType.ValueType  # 3
+"""Kronecker product of a small matrix and a larger one of low rank."""
+ADAPTER_TYPE_LOHA: AdapterType.ValueType  # 4
+"""Element by element product of two products of thin matrices."""
+Global___AdapterType: _TypeAlias = AdapterType  # noqa: Y015
+
+class _InitWeights:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InitWeightsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InitWeights.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INIT_WEIGHTS_UNSPECIFIED: _InitWeights.ValueType  # 0
+    """Means KAIMING."""
+    INIT_WEIGHTS_KAIMING: _InitWeights.ValueType  # 1
+    """A uniform as Kaiming has it, B zero."""
+    INIT_WEIGHTS_GAUSSIAN: _InitWeights.ValueType  # 2
+    """A normal with spread 1 / rank, B zero."""
+    INIT_WEIGHTS_PISSA: _InitWeights.ValueType  # 3
+    """Both from the main singular vectors of the base's weights, which give up that part while the job runs. The file is
+    that of a LoRA with twice the rank.
+    """
+
+class InitWeights(_InitWeights, metaclass=_InitWeightsEnumTypeWrapper):
+    """What the adapter begins with; the model's output is the base's in any case."""
+
+INIT_WEIGHTS_UNSPECIFIED: InitWeights.ValueType  # 0
+"""Means KAIMING."""
+INIT_WEIGHTS_KAIMING: InitWeights.ValueType  # 1
+"""A uniform as Kaiming has it, B zero."""
+INIT_WEIGHTS_GAUSSIAN: InitWeights.ValueType  # 2
+"""A normal with spread 1 / rank, B zero."""
+INIT_WEIGHTS_PISSA: InitWeights.ValueType  # 3
+"""Both from the main singular vectors of the base's weights, which give up that part while the job runs. The file is
+that of a LoRA with twice the rank.
+"""
+Global___InitWeights: _TypeAlias = InitWeights  # noqa: Y015
+
+class _FileDtype:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FileDtypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FileDtype.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FILE_DTYPE_UNSPECIFIED: _FileDtype.ValueType  # 0
+    """Means FP32."""
+    FILE_DTYPE_FP32: _FileDtype.ValueType  # 1
+    """32 bits, as trained."""
+    FILE_DTYPE_BF16: _FileDtype.ValueType  # 2
+    """16 bits with the range of 32: half the size."""
+    FILE_DTYPE_FP16: _FileDtype.ValueType  # 3
+    """16 bits with more digits and less range: half the size."""
+
+class FileDtype(_FileDtype, metaclass=_FileDtypeEnumTypeWrapper):
+    """Precision of the numbers in the LoRA files."""
+
+FILE_DTYPE_UNSPECIFIED: FileDtype.ValueType  # 0
+"""Means FP32."""
+FILE_DTYPE_FP32: FileDtype.ValueType  # 1
+"""32 bits, as trained."""
+FILE_DTYPE_BF16: FileDtype.ValueType  # 2
+"""16 bits with the range of 32: half the size."""
+FILE_DTYPE_FP16: FileDtype.ValueType  # 3
+"""16 bits with more digits and less range: half the size."""
+Global___FileDtype: _TypeAlias = FileDtype  # noqa: Y015
 
 class _TrainingJobState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -157,6 +477,26 @@ class TrainConfig(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RankPatternEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     RANK_FIELD_NUMBER: _builtins.int
     ALPHA_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
@@ -171,12 +511,63 @@ class TrainConfig(_message.Message):
     CAPTION_DROPOUT_FIELD_NUMBER: _builtins.int
     GRADIENT_CHECKPOINTING_FIELD_NUMBER: _builtins.int
     VALIDATION_INTERVAL_STEPS_FIELD_NUMBER: _builtins.int
+    TIMESTEPS_FIELD_NUMBER: _builtins.int
+    SIGMA_MEAN_FIELD_NUMBER: _builtins.int
+    SIGMA_STD_FIELD_NUMBER: _builtins.int
+    SIGMA_SHIFT_FIELD_NUMBER: _builtins.int
+    SIGMA_MODE_SCALE_FIELD_NUMBER: _builtins.int
+    SIGMA_BETA_A_FIELD_NUMBER: _builtins.int
+    SIGMA_BETA_B_FIELD_NUMBER: _builtins.int
+    SIGMA_MIN_FIELD_NUMBER: _builtins.int
+    SIGMA_MAX_FIELD_NUMBER: _builtins.int
+    SIGMA_STRATIFIED_FIELD_NUMBER: _builtins.int
+    LOSS_WEIGHTING_FIELD_NUMBER: _builtins.int
+    LOSS_FUNCTION_FIELD_NUMBER: _builtins.int
+    HUBER_DELTA_FIELD_NUMBER: _builtins.int
+    HUBER_SCHEDULE_FIELD_NUMBER: _builtins.int
+    MASKED_LOSS_FIELD_NUMBER: _builtins.int
+    UNMASKED_WEIGHT_FIELD_NUMBER: _builtins.int
+    GUIDANCE_FIELD_NUMBER: _builtins.int
+    GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
+    GUIDANCE_SCALE_MAX_FIELD_NUMBER: _builtins.int
+    GRADIENT_ACCUMULATION_STEPS_FIELD_NUMBER: _builtins.int
+    EMA_DECAY_FIELD_NUMBER: _builtins.int
+    MAX_SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    BETA1_FIELD_NUMBER: _builtins.int
+    BETA2_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_SCHEDULE_FIELD_NUMBER: _builtins.int
+    SCHEDULE_CYCLES_FIELD_NUMBER: _builtins.int
+    SCHEDULE_POWER_FIELD_NUMBER: _builtins.int
+    FINAL_LEARNING_RATE_RATIO_FIELD_NUMBER: _builtins.int
+    LORA_PLUS_RATIO_FIELD_NUMBER: _builtins.int
+    ADAPTER_TYPE_FIELD_NUMBER: _builtins.int
+    USE_RSLORA_FIELD_NUMBER: _builtins.int
+    ADAPTER_DROPOUT_FIELD_NUMBER: _builtins.int
+    TARGET_REGEX_FIELD_NUMBER: _builtins.int
+    RANK_PATTERN_FIELD_NUMBER: _builtins.int
+    LOKR_FACTOR_FIELD_NUMBER: _builtins.int
+    INIT_WEIGHTS_FIELD_NUMBER: _builtins.int
+    WARM_START_URI_FIELD_NUMBER: _builtins.int
+    FILE_DTYPE_FIELD_NUMBER: _builtins.int
+    KOHYA_FILE_FIELD_NUMBER: _builtins.int
+    HELD_OUT_SHARE_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_PATIENCE_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_MIN_DELTA_FIELD_NUMBER: _builtins.int
+    PREVIEW_PROMPTS_FIELD_NUMBER: _builtins.int
+    PREVIEW_INTERVAL_STEPS_FIELD_NUMBER: _builtins.int
+    PREVIEW_SEED_FIELD_NUMBER: _builtins.int
+    PREVIEW_SAMPLING_STEPS_FIELD_NUMBER: _builtins.int
+    PREVIEW_GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
+    PREVIEW_HEIGHT_PX_FIELD_NUMBER: _builtins.int
+    PREVIEW_WIDTH_PX_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the LoRA matrices. 1 to 512; unset means 16."""
     alpha: _builtins.float
     """The adapter's output is scaled by alpha / rank. Over 0, at most 4096; unset means 16."""
     learning_rate: _builtins.float
-    """Peak learning rate of AdamW. Over 0, at most 0.1; unset means 1e-4."""
+    """Peak learning rate. Over 0, at most 0.1; unset means 1e-4. With PRODIGY at most 10; unset means 1."""
     batch_size: _builtins.int
     """Samples a step, drawn from one bucket. 1 to 64; unset means 1."""
     steps: _builtins.int
@@ -203,6 +594,139 @@ class TrainConfig(_message.Message):
     """Steps between measurements of the loss on the held-out dataset. 1 to 100,000; unset means 10 measurements a run.
     Without a held-out dataset nothing is measured.
     """
+    timesteps: _builtins.int
+    """Equally spaced noise levels that UNIFORM draws from; no draw is below 1 / timesteps. 10 to 100,000; unset means
+    1,000.
+    """
+    sigma_mean: _builtins.float
+    """Mean of the normal distribution behind LOGIT_NORMAL and both shifts. -10 to 10; unset means 0."""
+    sigma_std: _builtins.float
+    """Standard deviation of the normal distribution behind LOGIT_NORMAL and both shifts. Over 0, at most 10; unset means
+    1.
+    """
+    sigma_shift: _builtins.float
+    """Shift of STATIC_SHIFT: over 1 towards noise. 0.01 to 100; unset means 3."""
+    sigma_mode_scale: _builtins.float
+    """Scale of MODE: 0 is uniform. -1 to 1.75; unset means 1.29."""
+    sigma_beta_a: _builtins.float
+    """First parameter of BETA, which pulls towards noise. 0.1 to 50; unset means 2."""
+    sigma_beta_b: _builtins.float
+    """Second parameter of BETA, which pulls towards the image. 0.1 to 50; unset means 2."""
+    sigma_min: _builtins.float
+    """Lowest noise level drawn; the distribution is cut off there. 0 to below `sigma_max`; unset means 0."""
+    sigma_max: _builtins.float
+    """Highest noise level drawn; the distribution is cut off there. Above `sigma_min`, at most 1; unset means 1."""
+    sigma_stratified: _builtins.bool
+    """Spread the levels of a step's samples over equal shares of the distribution, for less noise in the gradient. Unset
+    means no.
+    """
+    loss_weighting: Global___LossWeighting.ValueType
+    """How much each noise level counts in the loss. Unset means NONE."""
+    loss_function: Global___LossFunction.ValueType
+    """What is made of the error of the velocity. Unset means MSE."""
+    huber_delta: _builtins.float
+    """Error at which HUBER turns from square to linear. Over 0, at most 1; unset means 0.1."""
+    huber_schedule: Global___HuberSchedule.ValueType
+    """How `huber_delta` changes with the noise level. Unset means CONSTANT."""
+    masked_loss: _builtins.bool
+    """Count only what the cached masks of the dataset leave; without masks everything counts. Unset means yes."""
+    unmasked_weight: _builtins.float
+    """Weight of what a mask leaves out. 0 to 1; unset means 0."""
+    guidance: Global___GuidanceMode.ValueType
+    """What the transformer's embedding of the guidance scale is told. Unset means BYPASS."""
+    guidance_scale: _builtins.float
+    """Guidance scale of FIXED, and the lowest of SAMPLED. 0 to 100; unset means 1."""
+    guidance_scale_max: _builtins.float
+    """Highest guidance scale of SAMPLED. At least `guidance_scale`, at most 100; unset means 3.5."""
+    gradient_accumulation_steps: _builtins.int
+    """Batches whose gradients make one optimizer step. 1 to 1024; unset means 1."""
+    ema_decay: _builtins.float
+    """Decay a step of the exponential moving average of the adapter, which is then what is measured, previewed and
+    published. 0 means no average. 0 to below 1; unset means 0.
+    """
+    max_skipped_steps: _builtins.int
+    """A step whose loss or gradient is not finite is skipped; the job fails once more than this many in a row were. 0 to
+    10,000; unset means 10.
+    """
+    optimizer: Global___Optimizer.ValueType
+    """What turns gradients into changes of the weights. Unset means ADAMW."""
+    weight_decay: _builtins.float
+    """Decoupled weight decay. 0 to 10; unset means 0.0001."""
+    beta1: _builtins.float
+    """Decay of the optimizer's mean of gradients; not for ADAFACTOR. 0 to below 1; unset means the optimizer's own: 0.9."""
+    beta2: _builtins.float
+    """Decay of the optimizer's mean of squared gradients; not for ADAFACTOR. 0 to below 1; unset means the optimizer's
+    own: 0.999, with LION 0.99.
+    """
+    learning_rate_schedule: Global___LearningRateSchedule.ValueType
+    """How the learning rate goes on after the warm-up. Unset means CONSTANT."""
+    schedule_cycles: _builtins.int
+    """Times that COSINE_WITH_RESTARTS falls. 1 to 1000; unset means 2."""
+    schedule_power: _builtins.float
+    """Power of POLYNOMIAL; 1 is LINEAR. Over 0, at most 10; unset means 1."""
+    final_learning_rate_ratio: _builtins.float
+    """Learning rate at the end of a schedule that falls, as a share of `learning_rate`. 0 to 1; unset means 0."""
+    lora_plus_ratio: _builtins.float
+    """LoRA+: learning rate of the B matrices as a multiple of `learning_rate`. 1 to 1000; unset means 1."""
+    adapter_type: Global___AdapterType.ValueType
+    """What is added to a layer. Unset means LORA."""
+    use_rslora: _builtins.bool
+    """rsLoRA: scale by alpha / sqrt(rank) instead of alpha / rank. LORA and DORA only. Unset means no."""
+    adapter_dropout: _builtins.float
+    """Share of a layer's inputs that the adapter does not see in a step. LORA and DORA only. 0 to below 1; unset means 0."""
+    target_regex: _builtins.str
+    """Regular expression that the full names of the modules to adapt match, such as
+    `transformer_blocks\\.\\d+\\.attn\\.to_[qkv]`; takes the place of `targets`. Up to 1000 characters; empty means
+    `targets` decides.
+    """
+    lokr_factor: _builtins.int
+    """Side of LoKr's smaller matrix. 2 to 1024; unset means as square as the layer allows."""
+    init_weights: Global___InitWeights.ValueType
+    """What the adapter begins with. Unset means KAIMING."""
+    warm_start_uri: _builtins.str
+    """Address of a LoRA file to begin with, as `lora_uri` of a result or from CreateAdapterUpload; its layers and rank
+    must be those of the job. Empty means the adapter begins anew.
+    """
+    file_dtype: Global___FileDtype.ValueType
+    """Precision of the numbers in the LoRA files. Unset means FP32."""
+    kohya_file: _builtins.bool
+    """Also publish the LoRA as `lora.kohya.safetensors`, the form that ComfyUI and Forge read. LORA only. Unset means
+    yes.
+    """
+    held_out_share: _builtins.float
+    """Share of the dataset's samples that is not trained on but measured on, in place of a held-out dataset; at least one
+    sample. 0 to 0.5; unset means 0.
+    """
+    early_stopping_patience: _builtins.int
+    """End the run after this many measurements in a row that were not better; needs held-out data. 0 means never. 0 to
+    10,000; unset means 0.
+    """
+    early_stopping_min_delta: _builtins.float
+    """A measurement is better when it is lower by more than this. 0 to 100; unset means 0."""
+    preview_interval_steps: _builtins.int
+    """Steps between previews. 1 to 100,000; unset means 4 times a run."""
+    preview_seed: _builtins.int
+    """Seed of every preview's noise. 0 to 2^32 - 1; unset means 0."""
+    preview_sampling_steps: _builtins.int
+    """Steps in which a preview is sampled. 1 to 200; unset means 28."""
+    preview_guidance_scale: _builtins.float
+    """Guidance scale of previews. 0 to 100; unset means 3.5."""
+    preview_height_px: _builtins.int
+    """Height of previews. A multiple of 16, 32 to 2048; unset means that of most samples."""
+    preview_width_px: _builtins.int
+    """Width of previews. A multiple of 16, 32 to 2048; unset means that of most samples."""
+    @_builtins.property
+    def rank_pattern(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Ranks of single modules: a regular expression that full names match, and the rank of those; the first that matches
+        counts, in alphabetical order. Up to 100 entries, ranks of 1 to 512; none means `rank` everywhere.
+        """
+
+    @_builtins.property
+    def preview_prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Prompts of the pictures that are made while training, before the first step, every `preview_interval_steps` and at
+        the end. Up to 16 of up to 2000 characters; none means no pictures.
+        """
+
     def __init__(
         self,
         *,
@@ -220,53 +744,256 @@ class TrainConfig(_message.Message):
         caption_dropout: _builtins.float | None = ...,
         gradient_checkpointing: _builtins.bool | None = ...,
         validation_interval_steps: _builtins.int | None = ...,
+        timesteps: _builtins.int | None = ...,
+        sigma_mean: _builtins.float | None = ...,
+        sigma_std: _builtins.float | None = ...,
+        sigma_shift: _builtins.float | None = ...,
+        sigma_mode_scale: _builtins.float | None = ...,
+        sigma_beta_a: _builtins.float | None = ...,
+        sigma_beta_b: _builtins.float | None = ...,
+        sigma_min: _builtins.float | None = ...,
+        sigma_max: _builtins.float | None = ...,
+        sigma_stratified: _builtins.bool | None = ...,
+        loss_weighting: Global___LossWeighting.ValueType = ...,
+        loss_function: Global___LossFunction.ValueType = ...,
+        huber_delta: _builtins.float | None = ...,
+        huber_schedule: Global___HuberSchedule.ValueType = ...,
+        masked_loss: _builtins.bool | None = ...,
+        unmasked_weight: _builtins.float | None = ...,
+        guidance: Global___GuidanceMode.ValueType = ...,
+        guidance_scale: _builtins.float | None = ...,
+        guidance_scale_max: _builtins.float | None = ...,
+        gradient_accumulation_steps: _builtins.int | None = ...,
+        ema_decay: _builtins.float | None = ...,
+        max_skipped_steps: _builtins.int | None = ...,
+        optimizer: Global___Optimizer.ValueType = ...,
+        weight_decay: _builtins.float | None = ...,
+        beta1: _builtins.float | None = ...,
+        beta2: _builtins.float | None = ...,
+        learning_rate_schedule: Global___LearningRateSchedule.ValueType = ...,
+        schedule_cycles: _builtins.int | None = ...,
+        schedule_power: _builtins.float | None = ...,
+        final_learning_rate_ratio: _builtins.float | None = ...,
+        lora_plus_ratio: _builtins.float | None = ...,
+        adapter_type: Global___AdapterType.ValueType = ...,
+        use_rslora: _builtins.bool | None = ...,
+        adapter_dropout: _builtins.float | None = ...,
+        target_regex: _builtins.str = ...,
+        rank_pattern: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        lokr_factor: _builtins.int | None = ...,
+        init_weights: Global___InitWeights.ValueType = ...,
+        warm_start_uri: _builtins.str = ...,
+        file_dtype: Global___FileDtype.ValueType = ...,
+        kohya_file: _builtins.bool | None = ...,
+        held_out_share: _builtins.float | None = ...,
+        early_stopping_patience: _builtins.int | None = ...,
+        early_stopping_min_delta: _builtins.float | None = ...,
+        preview_prompts: _abc.Iterable[_builtins.str] | None = ...,
+        preview_interval_steps: _builtins.int | None = ...,
+        preview_seed: _builtins.int | None = ...,
+        preview_sampling_steps: _builtins.int | None = ...,
+        preview_guidance_scale: _builtins.float | None = ...,
+        preview_height_px: _builtins.int | None = ...,
+        preview_width_px: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_gradient_checkpointing", b"_gradient_checkpointing", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_rank", b"_rank", "_seed", b"_seed", "_validation_interval_steps", b"_validation_interval_steps", "_warmup_steps", b"_warmup_steps", "alpha", b"alpha", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "epochs", b"epochs", "gradient_checkpointing", b"gradient_checkpointing", "learning_rate", b"learning_rate", "length", b"length", "max_gradient_norm", b"max_gradient_norm", "rank", b"rank", "seed", b"seed", "steps", b"steps", "validation_interval_steps", b"validation_interval_steps", "warmup_steps", b"warmup_steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_dropout", b"_adapter_dropout", "_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_caption_dropout", b"_caption_dropout", "_early_stopping_min_delta", b"_early_stopping_min_delta", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_final_learning_rate_ratio", b"_final_learning_rate_ratio", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_guidance_scale", b"_guidance_scale", "_guidance_scale_max", b"_guidance_scale_max", "_held_out_share", b"_held_out_share", "_huber_delta", b"_huber_delta", "_kohya_file", b"_kohya_file", "_learning_rate", b"_learning_rate", "_lokr_factor", b"_lokr_factor", "_lora_plus_ratio", b"_lora_plus_ratio", "_masked_loss", b"_masked_loss", "_max_gradient_norm", b"_max_gradient_norm", "_max_skipped_steps", b"_max_skipped_steps", "_preview_guidance_scale", b"_preview_guidance_scale", "_preview_height_px", b"_preview_height_px", "_preview_interval_steps", b"_preview_interval_steps", "_preview_sampling_steps", b"_preview_sampling_steps", "_preview_seed", b"_preview_seed", "_preview_width_px", b"_preview_width_px", "_rank", b"_rank", "_schedule_cycles", b"_schedule_cycles", "_schedule_power", b"_schedule_power", "_seed", b"_seed", "_sigma_beta_a", b"_sigma_beta_a", "_sigma_beta_b", b"_sigma_beta_b", "_sigma_max", b"_sigma_max", "_sigma_mean", b"_sigma_mean", "_sigma_min", b"_sigma_min", "_sigma_mode_scale", b"_sigma_mode_scale", "_sigma_shift", b"_sigma_shift", "_sigma_std", b"_sigma_std", "_sigma_stratified", b"_sigma_stratified", "_timesteps", b"_timesteps", "_unmasked_weight", b"_unmasked_weight", "_use_rslora", b"_use_rslora", "_validation_interval_steps", b"_validation_interval_steps", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adapter_dropout", b"adapter_dropout", "alpha", b"alpha", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "caption_dropout", b"caption_dropout", "early_stopping_min_delta", b"early_stopping_min_delta", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "epochs", b"epochs", "final_learning_rate_ratio", b"final_learning_rate_ratio", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "guidance_scale", b"guidance_scale", "guidance_scale_max", b"guidance_scale_max", "held_out_share", b"held_out_share", "huber_delta", b"huber_delta", "kohya_file", b"kohya_file", "learning_rate", b"learning_rate", "length", b"length", "lokr_factor", b"lokr_factor", "lora_plus_ratio", b"lora_plus_ratio", "masked_loss", b"masked_loss", "max_gradient_norm", b"max_gradient_norm", "max_skipped_steps", b"max_skipped_steps", "preview_guidance_scale", b"preview_guidance_scale", "preview_height_px", b"preview_height_px", "preview_interval_steps", b"preview_interval_steps", "preview_sampling_steps", b"preview_sampling_steps", "preview_seed", b"preview_seed", "preview_width_px", b"preview_width_px", "rank", b"rank", "schedule_cycles", b"schedule_cycles", "schedule_power", b"schedule_power", "seed", b"seed", "sigma_beta_a", b"sigma_beta_a", "sigma_beta_b", b"sigma_beta_b", "sigma_max", b"sigma_max", "sigma_mean", b"sigma_mean", "sigma_min", b"sigma_min", "sigma_mode_scale", b"sigma_mode_scale", "sigma_shift", b"sigma_shift", "sigma_std", b"sigma_std", "sigma_stratified", b"sigma_stratified", "steps", b"steps", "timesteps", b"timesteps", "unmasked_weight", b"unmasked_weight", "use_rslora", b"use_rslora", "validation_interval_steps", b"validation_interval_steps", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_gradient_checkpointing", b"_gradient_checkpointing", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_rank", b"_rank", "_seed", b"_seed", "_validation_interval_steps", b"_validation_interval_steps", "_warmup_steps", b"_warmup_steps", "alpha", b"alpha", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "epochs", b"epochs", "gradient_checkpointing", b"gradient_checkpointing", "learning_rate", b"learning_rate", "length", b"length", "max_gradient_norm", b"max_gradient_norm", "rank", b"rank", "seed", b"seed", "sigma_sampling", b"sigma_sampling", "steps", b"steps", "targets", b"targets", "validation_interval_steps", b"validation_interval_steps", "warmup_steps", b"warmup_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_dropout", b"_adapter_dropout", "_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_caption_dropout", b"_caption_dropout", "_early_stopping_min_delta", b"_early_stopping_min_delta", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_final_learning_rate_ratio", b"_final_learning_rate_ratio", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_guidance_scale", b"_guidance_scale", "_guidance_scale_max", b"_guidance_scale_max", "_held_out_share", b"_held_out_share", "_huber_delta", b"_huber_delta", "_kohya_file", b"_kohya_file", "_learning_rate", b"_learning_rate", "_lokr_factor", b"_lokr_factor", "_lora_plus_ratio", b"_lora_plus_ratio", "_masked_loss", b"_masked_loss", "_max_gradient_norm", b"_max_gradient_norm", "_max_skipped_steps", b"_max_skipped_steps", "_preview_guidance_scale", b"_preview_guidance_scale", "_preview_height_px", b"_preview_height_px", "_preview_interval_steps", b"_preview_interval_steps", "_preview_sampling_steps", b"_preview_sampling_steps", "_preview_seed", b"_preview_seed", "_preview_width_px", b"_preview_width_px", "_rank", b"_rank", "_schedule_cycles", b"_schedule_cycles", "_schedule_power", b"_schedule_power", "_seed", b"_seed", "_sigma_beta_a", b"_sigma_beta_a", "_sigma_beta_b", b"_sigma_beta_b", "_sigma_max", b"_sigma_max", "_sigma_mean", b"_sigma_mean", "_sigma_min", b"_sigma_min", "_sigma_mode_scale", b"_sigma_mode_scale", "_sigma_shift", b"_sigma_shift", "_sigma_std", b"_sigma_std", "_sigma_stratified", b"_sigma_stratified", "_timesteps", b"_timesteps", "_unmasked_weight", b"_unmasked_weight", "_use_rslora", b"_use_rslora", "_validation_interval_steps", b"_validation_interval_steps", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adapter_dropout", b"adapter_dropout", "adapter_type", b"adapter_type", "alpha", b"alpha", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "caption_dropout", b"caption_dropout", "early_stopping_min_delta", b"early_stopping_min_delta", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "epochs", b"epochs", "file_dtype", b"file_dtype", "final_learning_rate_ratio", b"final_learning_rate_ratio", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "guidance", b"guidance", "guidance_scale", b"guidance_scale", "guidance_scale_max", b"guidance_scale_max", "held_out_share", b"held_out_share", "huber_delta", b"huber_delta", "huber_schedule", b"huber_schedule", "init_weights", b"init_weights", "kohya_file", b"kohya_file", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "length", b"length", "lokr_factor", b"lokr_factor", "lora_plus_ratio", b"lora_plus_ratio", "loss_function", b"loss_function", "loss_weighting", b"loss_weighting", "masked_loss", b"masked_loss", "max_gradient_norm", b"max_gradient_norm", "max_skipped_steps", b"max_skipped_steps", "optimizer", b"optimizer", "preview_guidance_scale", b"preview_guidance_scale", "preview_height_px", b"preview_height_px", "preview_interval_steps", b"preview_interval_steps", "preview_prompts", b"preview_prompts", "preview_sampling_steps", b"preview_sampling_steps", "preview_seed", b"preview_seed", "preview_width_px", b"preview_width_px", "rank", b"rank", "rank_pattern", b"rank_pattern", "schedule_cycles", b"schedule_cycles", "schedule_power", b"schedule_power", "seed", b"seed", "sigma_beta_a", b"sigma_beta_a", "sigma_beta_b", b"sigma_beta_b", "sigma_max", b"sigma_max", "sigma_mean", b"sigma_mean", "sigma_min", b"sigma_min", "sigma_mode_scale", b"sigma_mode_scale", "sigma_sampling", b"sigma_sampling", "sigma_shift", b"sigma_shift", "sigma_std", b"sigma_std", "sigma_stratified", b"sigma_stratified", "steps", b"steps", "target_regex", b"target_regex", "targets", b"targets", "timesteps", b"timesteps", "unmasked_weight", b"unmasked_weight", "use_rslora", b"use_rslora", "validation_interval_steps", b"validation_interval_steps", "warm_start_uri", b"warm_start_uri", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adapter_dropout: _TypeAlias = _typing.Literal["adapter_dropout"]  # noqa: Y015
+    _WhichOneofArgType__adapter_dropout: _TypeAlias = _typing.Literal["_adapter_dropout", b"_adapter_dropout"]  # noqa: Y015
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
+    _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
+    _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
+    _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
+    _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
     _WhichOneofReturnType__caption_dropout: _TypeAlias = _typing.Literal["caption_dropout"]  # noqa: Y015
     _WhichOneofArgType__caption_dropout: _TypeAlias = _typing.Literal["_caption_dropout", b"_caption_dropout"]  # noqa: Y015
+    _WhichOneofReturnType__early_stopping_min_delta: _TypeAlias = _typing.Literal["early_stopping_min_delta"]  # noqa: Y015
+    _WhichOneofArgType__early_stopping_min_delta: _TypeAlias = _typing.Literal["_early_stopping_min_delta", b"_early_stopping_min_delta"]  # noqa: Y015
+    _WhichOneofReturnType__early_stopping_patience: _TypeAlias = _typing.Literal["early_stopping_patience"]  # noqa: Y015
+    _WhichOneofArgType__early_stopping_patience: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience"]  # noqa: Y015
+    _WhichOneofReturnType__ema_decay: _TypeAlias = _typing.Literal["ema_decay"]  # noqa: Y015
+    _WhichOneofArgType__ema_decay: _TypeAlias = _typing.Literal["_ema_decay", b"_ema_decay"]  # noqa: Y015
+    _WhichOneofReturnType__final_learning_rate_ratio: _TypeAlias = _typing.Literal["final_learning_rate_ratio"]  # noqa: Y015
+    _WhichOneofArgType__final_learning_rate_ratio: _TypeAlias = _typing.Literal["_final_learning_rate_ratio", b"_final_learning_rate_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__gradient_accumulation_steps: _TypeAlias = _typing.Literal["gradient_accumulation_steps"]  # noqa: Y015
+    _WhichOneofArgType__gradient_accumulation_steps: _TypeAlias = _typing.Literal["_gradient_accumulation_steps", b"_gradient_accumulation_steps"]  # noqa: Y015
     _WhichOneofReturnType__gradient_checkpointing: _TypeAlias = _typing.Literal["gradient_checkpointing"]  # noqa: Y015
     _WhichOneofArgType__gradient_checkpointing: _TypeAlias = _typing.Literal["_gradient_checkpointing", b"_gradient_checkpointing"]  # noqa: Y015
+    _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
+    _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
+    _WhichOneofReturnType__guidance_scale_max: _TypeAlias = _typing.Literal["guidance_scale_max"]  # noqa: Y015
+    _WhichOneofArgType__guidance_scale_max: _TypeAlias = _typing.Literal["_guidance_scale_max", b"_guidance_scale_max"]  # noqa: Y015
+    _WhichOneofReturnType__held_out_share: _TypeAlias = _typing.Literal["held_out_share"]  # noqa: Y015
+    _WhichOneofArgType__held_out_share: _TypeAlias = _typing.Literal["_held_out_share", b"_held_out_share"]  # noqa: Y015
+    _WhichOneofReturnType__huber_delta: _TypeAlias = _typing.Literal["huber_delta"]  # noqa: Y015
+    _WhichOneofArgType__huber_delta: _TypeAlias = _typing.Literal["_huber_delta", b"_huber_delta"]  # noqa: Y015
+    _WhichOneofReturnType__kohya_file: _TypeAlias = _typing.Literal["kohya_file"]  # noqa: Y015
+    _WhichOneofArgType__kohya_file: _TypeAlias = _typing.Literal["_kohya_file", b"_kohya_file"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__lokr_factor: _TypeAlias = _typing.Literal["lokr_factor"]  # noqa: Y015
+    _WhichOneofArgType__lokr_factor: _TypeAlias = _typing.Literal["_lokr_factor", b"_lokr_factor"]  # noqa: Y015
+    _WhichOneofReturnType__lora_plus_ratio: _TypeAlias = _typing.Literal["lora_plus_ratio"]  # noqa: Y015
+    _WhichOneofArgType__lora_plus_ratio: _TypeAlias = _typing.Literal["_lora_plus_ratio", b"_lora_plus_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__masked_loss: _TypeAlias = _typing.Literal["masked_loss"]  # noqa: Y015
+    _WhichOneofArgType__masked_loss: _TypeAlias = _typing.Literal["_masked_loss", b"_masked_loss"]  # noqa: Y015
     _WhichOneofReturnType__max_gradient_norm: _TypeAlias = _typing.Literal["max_gradient_norm"]  # noqa: Y015
     _WhichOneofArgType__max_gradient_norm: _TypeAlias = _typing.Literal["_max_gradient_norm", b"_max_gradient_norm"]  # noqa: Y015
+    _WhichOneofReturnType__max_skipped_steps: _TypeAlias = _typing.Literal["max_skipped_steps"]  # noqa: Y015
+    _WhichOneofArgType__max_skipped_steps: _TypeAlias = _typing.Literal["_max_skipped_steps", b"_max_skipped_steps"]  # noqa: Y015
+    _WhichOneofReturnType__preview_guidance_scale: _TypeAlias = _typing.Literal["preview_guidance_scale"]  # noqa: Y015
+    _WhichOneofArgType__preview_guidance_scale: _TypeAlias = _typing.Literal["_preview_guidance_scale", b"_preview_guidance_scale"]  # noqa: Y015
+    _WhichOneofReturnType__preview_height_px: _TypeAlias = _typing.Literal["preview_height_px"]  # noqa: Y015
+    _WhichOneofArgType__preview_height_px: _TypeAlias = _typing.Literal["_preview_height_px", b"_preview_height_px"]  # noqa: Y015
+    _WhichOneofReturnType__preview_interval_steps: _TypeAlias = _typing.Literal["preview_interval_steps"]  # noqa: Y015
+    _WhichOneofArgType__preview_interval_steps: _TypeAlias = _typing.Literal["_preview_interval_steps", b"_preview_interval_steps"]  # noqa: Y015
+    _WhichOneofReturnType__preview_sampling_steps: _TypeAlias = _typing.Literal["preview_sampling_steps"]  # noqa: Y015
+    _WhichOneofArgType__preview_sampling_steps: _TypeAlias = _typing.Literal["_preview_sampling_steps", b"_preview_sampling_steps"]  # noqa: Y015
+    _WhichOneofReturnType__preview_seed: _TypeAlias = _typing.Literal["preview_seed"]  # noqa: Y015
+    _WhichOneofArgType__preview_seed: _TypeAlias = _typing.Literal["_preview_seed", b"_preview_seed"]  # noqa: Y015
+    _WhichOneofReturnType__preview_width_px: _TypeAlias = _typing.Literal["preview_width_px"]  # noqa: Y015
+    _WhichOneofArgType__preview_width_px: _TypeAlias = _typing.Literal["_preview_width_px", b"_preview_width_px"]  # noqa: Y015
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    _WhichOneofReturnType__schedule_cycles: _TypeAlias = _typing.Literal["schedule_cycles"]  # noqa: Y015
+    _WhichOneofArgType__schedule_cycles: _TypeAlias = _typing.Literal["_schedule_cycles", b"_schedule_cycles"]  # noqa: Y015
+    _WhichOneofReturnType__schedule_power: _TypeAlias = _typing.Literal["schedule_power"]  # noqa: Y015
+    _WhichOneofArgType__schedule_power: _TypeAlias = _typing.Literal["_schedule_power", b"_schedule_power"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__sigma_beta_a: _TypeAlias = _typing.Literal["sigma_beta_a"]  # noqa: Y015
+    _WhichOneofArgType__sigma_beta_a: _TypeAlias = _typing.Literal["_sigma_beta_a", b"_sigma_beta_a"]  # noqa: Y015
+    _WhichOneofReturnType__sigma_beta_b: _TypeAlias = _typing.Literal["sigma_beta_b"]  # noqa: Y015
+    _WhichOneofArgType__sigma_beta_b: _TypeAlias = _typing.Literal["_sigma_beta_b", b"_sigma_beta_b"]  # noqa: Y015
+    _WhichOneofReturnType__sigma_max: _TypeAlias = _typing.Literal["sigma_max"]  # noqa: Y015
+    _WhichOneofArgType__sigma_max: _TypeAlias = _typing.Literal["_sigma_max", b"_sigma_max"]  # noqa: Y015
+    _WhichOneofReturnType__sigma_mean: _TypeAlias = _typing.Literal["sigma_mean"]  # noqa: Y015
+    _WhichOneofArgType__sigma_mean: _TypeAlias = _typing.Literal["_sigma_mean", b"_sigma_mean"]  # noqa: Y015
+    _WhichOneofReturnType__sigma_min: _TypeAlias = _typing.Literal["sigma_min"]  # noqa: Y015
+    _WhichOneofArgType__sigma_min: _TypeAlias = _typing.Literal["_sigma_min", b"_sigma_min"]  # noqa: Y015
+    _WhichOneofReturnType__sigma_mode_scale: _TypeAlias = _typing.Literal["sigma_mode_scale"]  # noqa: Y015
+    _WhichOneofArgType__sigma_mode_scale: _TypeAlias = _typing.Literal["_sigma_mode_scale", b"_sigma_mode_scale"]  # noqa: Y015
+    _WhichOneofReturnType__sigma_shift: _TypeAlias = _typing.Literal["sigma_shift"]  # noqa: Y015
+    _WhichOneofArgType__sigma_shift: _TypeAlias = _typing.Literal["_sigma_shift", b"_sigma_shift"]  # noqa: Y015
+    _WhichOneofReturnType__sigma_std: _TypeAlias = _typing.Literal["sigma_std"]  # noqa: Y015
+    _WhichOneofArgType__sigma_std: _TypeAlias = _typing.Literal["_sigma_std", b"_sigma_std"]  # noqa: Y015
+    _WhichOneofReturnType__sigma_stratified: _TypeAlias = _typing.Literal["sigma_stratified"]  # noqa: Y015
+    _WhichOneofArgType__sigma_stratified: _TypeAlias = _typing.Literal["_sigma_stratified", b"_sigma_stratified"]  # noqa: Y015
+    _WhichOneofReturnType__timesteps: _TypeAlias = _typing.Literal["timesteps"]  # noqa: Y015
+    _WhichOneofArgType__timesteps: _TypeAlias = _typing.Literal["_timesteps", b"_timesteps"]  # noqa: Y015
+    _WhichOneofReturnType__unmasked_weight: _TypeAlias = _typing.Literal["unmasked_weight"]  # noqa: Y015
+    _WhichOneofArgType__unmasked_weight: _TypeAlias = _typing.Literal["_unmasked_weight", b"_unmasked_weight"]  # noqa: Y015
+    _WhichOneofReturnType__use_rslora: _TypeAlias = _typing.Literal["use_rslora"]  # noqa: Y015
+    _WhichOneofArgType__use_rslora: _TypeAlias = _typing.Literal["_use_rslora", b"_use_rslora"]  # noqa: Y015
     _WhichOneofReturnType__validation_interval_steps: _TypeAlias = _typing.Literal["validation_interval_steps"]  # noqa: Y015
     _WhichOneofArgType__validation_interval_steps: _TypeAlias = _typing.Literal["_validation_interval_steps", b"_validation_interval_steps"]  # noqa: Y015
     _WhichOneofReturnType__warmup_steps: _TypeAlias = _typing.Literal["warmup_steps"]  # noqa: Y015
     _WhichOneofArgType__warmup_steps: _TypeAlias = _typing.Literal["_warmup_steps", b"_warmup_steps"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
     _WhichOneofReturnType_length: _TypeAlias = _typing.Literal["steps", "epochs"]  # noqa: Y015
     _WhichOneofArgType_length: _TypeAlias = _typing.Literal["length", b"length"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adapter_dropout) -> _WhichOneofReturnType__adapter_dropout | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__caption_dropout) -> _WhichOneofReturnType__caption_dropout | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__early_stopping_min_delta) -> _WhichOneofReturnType__early_stopping_min_delta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__early_stopping_patience) -> _WhichOneofReturnType__early_stopping_patience | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ema_decay) -> _WhichOneofReturnType__ema_decay | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__final_learning_rate_ratio) -> _WhichOneofReturnType__final_learning_rate_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient_accumulation_steps) -> _WhichOneofReturnType__gradient_accumulation_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient_checkpointing) -> _WhichOneofReturnType__gradient_checkpointing | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale) -> _WhichOneofReturnType__guidance_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale_max) -> _WhichOneofReturnType__guidance_scale_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_share) -> _WhichOneofReturnType__held_out_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__huber_delta) -> _WhichOneofReturnType__huber_delta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kohya_file) -> _WhichOneofReturnType__kohya_file | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lokr_factor) -> _WhichOneofReturnType__lokr_factor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lora_plus_ratio) -> _WhichOneofReturnType__lora_plus_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__masked_loss) -> _WhichOneofReturnType__masked_loss | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_gradient_norm) -> _WhichOneofReturnType__max_gradient_norm | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_skipped_steps) -> _WhichOneofReturnType__max_skipped_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preview_guidance_scale) -> _WhichOneofReturnType__preview_guidance_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preview_height_px) -> _WhichOneofReturnType__preview_height_px | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preview_interval_steps) -> _WhichOneofReturnType__preview_interval_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preview_sampling_steps) -> _WhichOneofReturnType__preview_sampling_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preview_seed) -> _WhichOneofReturnType__preview_seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preview_width_px) -> _WhichOneofReturnType__preview_width_px | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule_cycles) -> _WhichOneofReturnType__schedule_cycles | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule_power) -> _WhichOneofReturnType__schedule_power | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sigma_beta_a) -> _WhichOneofReturnType__sigma_beta_a | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sigma_beta_b) -> _WhichOneofReturnType__sigma_beta_b | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sigma_max) -> _WhichOneofReturnType__sigma_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sigma_mean) -> _WhichOneofReturnType__sigma_mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sigma_min) -> _WhichOneofReturnType__sigma_min | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sigma_mode_scale) -> _WhichOneofReturnType__sigma_mode_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sigma_shift) -> _WhichOneofReturnType__sigma_shift | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sigma_std) -> _WhichOneofReturnType__sigma_std | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sigma_stratified) -> _WhichOneofReturnType__sigma_stratified | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timesteps) -> _WhichOneofReturnType__timesteps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unmasked_weight) -> _WhichOneofReturnType__unmasked_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__use_rslora) -> _WhichOneofReturnType__use_rslora | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_interval_steps) -> _WhichOneofReturnType__validation_interval_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_steps) -> _WhichOneofReturnType__warmup_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_length) -> _WhichOneofReturnType_length | None: ...
 
@@ -420,6 +1147,12 @@ class TrainingResult(_message.Message):
     HELD_OUT_LOSS_BASE_FIELD_NUMBER: _builtins.int
     HELD_OUT_LOSS_LORA_FIELD_NUMBER: _builtins.int
     STEP_TIME_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    BEST_STEP_FIELD_NUMBER: _builtins.int
+    HELD_OUT_LOSS_BEST_FIELD_NUMBER: _builtins.int
+    STOPPED_EARLY_FIELD_NUMBER: _builtins.int
+    SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
+    MEMORY_PEAK_BYTES_FIELD_NUMBER: _builtins.int
     lora_uri: _builtins.str
     """Address of the LoRA file, `s3://bucket/key`: safetensors with PEFT keys, as FluxPipeline.load_lora_weights reads it."""
     lora_bytes: _builtins.int
@@ -430,9 +1163,25 @@ class TrainingResult(_message.Message):
     """Loss of the base on the held-out dataset, at fixed noise levels and noise; unset without one."""
     held_out_loss_lora: _builtins.float
     """The same with the finished adapter."""
+    best_step: _builtins.int
+    """Step after which the held-out loss was lowest; unset without held-out data. The adapter of that step is
+    `lora-best.safetensors`.
+    """
+    held_out_loss_best: _builtins.float
+    """Held-out loss after that step."""
+    stopped_early: _builtins.bool
+    """Whether the run ended before its length because the held-out loss no longer fell."""
+    skipped_steps: _builtins.int
+    """Steps skipped because their loss or gradient was not finite."""
+    memory_peak_bytes: _builtins.int
+    """Most memory in bytes used while the job ran: of the GPU, or of the worker's process where there is none."""
     @_builtins.property
     def step_time(self) -> _duration_pb2.Duration:
         """Median time of a step."""
+
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArtifactPublished]:
+        """Every file of the job, the newest of each name: the LoRA in its forms, the best one, metrics, previews, the report."""
 
     def __init__(
         self,
@@ -443,17 +1192,31 @@ class TrainingResult(_message.Message):
         held_out_loss_base: _builtins.float | None = ...,
         held_out_loss_lora: _builtins.float | None = ...,
         step_time: _duration_pb2.Duration | None = ...,
+        artifacts: _abc.Iterable[Global___ArtifactPublished] | None = ...,
+        best_step: _builtins.int | None = ...,
+        held_out_loss_best: _builtins.float | None = ...,
+        stopped_early: _builtins.bool = ...,
+        skipped_steps: _builtins.int = ...,
+        memory_peak_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_out_loss_base", b"_held_out_loss_base", "_held_out_loss_lora", b"_held_out_loss_lora", "held_out_loss_base", b"held_out_loss_base", "held_out_loss_lora", b"held_out_loss_lora", "step_time", b"step_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_held_out_loss_base", b"_held_out_loss_base", "_held_out_loss_best", b"_held_out_loss_best", "_held_out_loss_lora", b"_held_out_loss_lora", "best_step", b"best_step", "held_out_loss_base", b"held_out_loss_base", "held_out_loss_best", b"held_out_loss_best", "held_out_loss_lora", b"held_out_loss_lora", "step_time", b"step_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_out_loss_base", b"_held_out_loss_base", "_held_out_loss_lora", b"_held_out_loss_lora", "held_out_loss_base", b"held_out_loss_base", "held_out_loss_lora", b"held_out_loss_lora", "lora_bytes", b"lora_bytes", "lora_digest", b"lora_digest", "lora_uri", b"lora_uri", "step_time", b"step_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_held_out_loss_base", b"_held_out_loss_base", "_held_out_loss_best", b"_held_out_loss_best", "_held_out_loss_lora", b"_held_out_loss_lora", "artifacts", b"artifacts", "best_step", b"best_step", "held_out_loss_base", b"held_out_loss_base", "held_out_loss_best", b"held_out_loss_best", "held_out_loss_lora", b"held_out_loss_lora", "lora_bytes", b"lora_bytes", "lora_digest", b"lora_digest", "lora_uri", b"lora_uri", "memory_peak_bytes", b"memory_peak_bytes", "skipped_steps", b"skipped_steps", "step_time", b"step_time", "stopped_early", b"stopped_early"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__best_step: _TypeAlias = _typing.Literal["best_step"]  # noqa: Y015
+    _WhichOneofArgType__best_step: _TypeAlias = _typing.Literal["_best_step", b"_best_step"]  # noqa: Y015
     _WhichOneofReturnType__held_out_loss_base: _TypeAlias = _typing.Literal["held_out_loss_base"]  # noqa: Y015
     _WhichOneofArgType__held_out_loss_base: _TypeAlias = _typing.Literal["_held_out_loss_base", b"_held_out_loss_base"]  # noqa: Y015
+    _WhichOneofReturnType__held_out_loss_best: _TypeAlias = _typing.Literal["held_out_loss_best"]  # noqa: Y015
+    _WhichOneofArgType__held_out_loss_best: _TypeAlias = _typing.Literal["_held_out_loss_best", b"_held_out_loss_best"]  # noqa: Y015
     _WhichOneofReturnType__held_out_loss_lora: _TypeAlias = _typing.Literal["held_out_loss_lora"]  # noqa: Y015
     _WhichOneofArgType__held_out_loss_lora: _TypeAlias = _typing.Literal["_held_out_loss_lora", b"_held_out_loss_lora"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_step) -> _WhichOneofReturnType__best_step | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_loss_base) -> _WhichOneofReturnType__held_out_loss_base | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_loss_best) -> _WhichOneofReturnType__held_out_loss_best | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_loss_lora) -> _WhichOneofReturnType__held_out_loss_lora | None: ...
 
@@ -472,6 +1235,7 @@ class TrainingEvent(_message.Message):
     VALIDATION_COMPLETED_FIELD_NUMBER: _builtins.int
     ARTIFACT_PUBLISHED_FIELD_NUMBER: _builtins.int
     WARNING_FIELD_NUMBER: _builtins.int
+    PREVIEW_RENDERED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Counts from 1 without a gap within a job."""
     @_builtins.property
@@ -498,6 +1262,10 @@ class TrainingEvent(_message.Message):
     def warning(self) -> Global___JobWarning:
         """Something worth knowing that stops nothing."""
 
+    @_builtins.property
+    def preview_rendered(self) -> Global___PreviewRendered:
+        """A picture was made with what has been learnt so far."""
+
     def __init__(
         self,
         *,
@@ -508,12 +1276,13 @@ class TrainingEvent(_message.Message):
         validation_completed: Global___ValidationCompleted | None = ...,
         artifact_published: Global___ArtifactPublished | None = ...,
         warning: Global___JobWarning | None = ...,
+        preview_rendered: Global___PreviewRendered | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact_published", b"artifact_published", "event", b"event", "state_changed", b"state_changed", "steps_completed", b"steps_completed", "time", b"time", "validation_completed", b"validation_completed", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact_published", b"artifact_published", "event", b"event", "preview_rendered", b"preview_rendered", "state_changed", b"state_changed", "steps_completed", b"steps_completed", "time", b"time", "validation_completed", b"validation_completed", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_published", b"artifact_published", "event", b"event", "sequence", b"sequence", "state_changed", b"state_changed", "steps_completed", b"steps_completed", "time", b"time", "validation_completed", b"validation_completed", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_published", b"artifact_published", "event", b"event", "preview_rendered", b"preview_rendered", "sequence", b"sequence", "state_changed", b"state_changed", "steps_completed", b"steps_completed", "time", b"time", "validation_completed", b"validation_completed", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_changed", "steps_completed", "validation_completed", "artifact_published", "warning"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_changed", "steps_completed", "validation_completed", "artifact_published", "warning", "preview_rendered"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -584,6 +1353,7 @@ class StepMetrics(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Counts from 1."""
     loss: _builtins.float
@@ -592,6 +1362,8 @@ class StepMetrics(_message.Message):
     """Learning rate of the step."""
     gradient_norm: _builtins.float
     """Norm of the gradient before clipping."""
+    skipped: _builtins.bool
+    """Whether it was skipped because its loss or gradient, which are then not finite numbers, was not finite."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """Time since the step before ended."""
@@ -604,10 +1376,11 @@ class StepMetrics(_message.Message):
         learning_rate: _builtins.float = ...,
         gradient_norm: _builtins.float = ...,
         duration: _duration_pb2.Duration | None = ...,
+        skipped: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "skipped", b"skipped", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -672,6 +1445,42 @@ class ArtifactPublished(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ArtifactPublished: _TypeAlias = ArtifactPublished  # noqa: Y015
+
+@_typing.final
+class PreviewRendered(_message.Message):
+    """A picture was made with what has been learnt so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """After this step; 0 is the base."""
+    prompt: _builtins.str
+    """Its prompt."""
+    seed: _builtins.int
+    """Seed of its noise."""
+    @_builtins.property
+    def image(self) -> Global___ArtifactPublished:
+        """The picture, PNG; its name is `previews/{step}-{number of the prompt}.png`."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        prompt: _builtins.str = ...,
+        seed: _builtins.int = ...,
+        image: Global___ArtifactPublished | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "prompt", b"prompt", "seed", b"seed", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewRendered: _TypeAlias = PreviewRendered  # noqa: Y015
 
 @_typing.final
 class JobWarning(_message.Message):
@@ -1256,6 +2065,60 @@ class CreateDownloadUrlResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateDownloadUrlResponse: _TypeAlias = CreateDownloadUrlResponse  # noqa: Y015
+
+@_typing.final
+class CreateAdapterUploadRequest(_message.Message):
+    """Request of CreateAdapterUpload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_DIGEST_FIELD_NUMBER: _builtins.int
+    content_digest: _builtins.str
+    """sha256 of the file's bytes as hexadecimal."""
+    def __init__(
+        self,
+        *,
+        content_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_digest", b"content_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateAdapterUploadRequest: _TypeAlias = CreateAdapterUploadRequest  # noqa: Y015
+
+@_typing.final
+class CreateAdapterUploadResponse(_message.Message):
+    """Response of CreateAdapterUpload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Address for HTTP PUT of the whole file, at most 5 GiB; whoever has it can put the file."""
+    uri: _builtins.str
+    """The file's address from then on, for `warm_start_uri`. Its digest is checked when a job reads it."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it stops working."""
+
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        uri: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "uri", b"uri", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateAdapterUploadResponse: _TypeAlias = CreateAdapterUploadResponse  # noqa: Y015
 
 @_typing.final
 class EstimateMemoryRequest(_message.Message):

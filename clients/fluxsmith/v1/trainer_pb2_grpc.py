@@ -85,6 +85,11 @@ class TrainerServiceStub:
                 request_serializer=fluxsmith_dot_v1_dot_trainer__pb2.CreateDownloadUrlRequest.SerializeToString,
                 response_deserializer=fluxsmith_dot_v1_dot_trainer__pb2.CreateDownloadUrlResponse.FromString,
                 _registered_method=True)
+        self.CreateAdapterUpload = channel.unary_unary(
+                '/fluxsmith.v1.TrainerService/CreateAdapterUpload',
+                request_serializer=fluxsmith_dot_v1_dot_trainer__pb2.CreateAdapterUploadRequest.SerializeToString,
+                response_deserializer=fluxsmith_dot_v1_dot_trainer__pb2.CreateAdapterUploadResponse.FromString,
+                _registered_method=True)
         self.EstimateMemory = channel.unary_unary(
                 '/fluxsmith.v1.TrainerService/EstimateMemory',
                 request_serializer=fluxsmith_dot_v1_dot_trainer__pb2.EstimateMemoryRequest.SerializeToString,
@@ -177,6 +182,13 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateAdapterUpload(self, request, context):
+        """An address to which a LoRA file can be put with plain HTTP, for jobs that begin with it (`warm_start_uri`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EstimateMemory(self, request, context):
         """Memory that a configuration would need. Not implemented yet: UNIMPLEMENTED.
         """
@@ -243,6 +255,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.CreateDownloadUrl,
                     request_deserializer=fluxsmith_dot_v1_dot_trainer__pb2.CreateDownloadUrlRequest.FromString,
                     response_serializer=fluxsmith_dot_v1_dot_trainer__pb2.CreateDownloadUrlResponse.SerializeToString,
+            ),
+            'CreateAdapterUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateAdapterUpload,
+                    request_deserializer=fluxsmith_dot_v1_dot_trainer__pb2.CreateAdapterUploadRequest.FromString,
+                    response_serializer=fluxsmith_dot_v1_dot_trainer__pb2.CreateAdapterUploadResponse.SerializeToString,
             ),
             'EstimateMemory': grpc.unary_unary_rpc_method_handler(
                     servicer.EstimateMemory,
@@ -526,6 +543,33 @@ class TrainerService:
             '/fluxsmith.v1.TrainerService/CreateDownloadUrl',
             fluxsmith_dot_v1_dot_trainer__pb2.CreateDownloadUrlRequest.SerializeToString,
             fluxsmith_dot_v1_dot_trainer__pb2.CreateDownloadUrlResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateAdapterUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluxsmith.v1.TrainerService/CreateAdapterUpload',
+            fluxsmith_dot_v1_dot_trainer__pb2.CreateAdapterUploadRequest.SerializeToString,
+            fluxsmith_dot_v1_dot_trainer__pb2.CreateAdapterUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,6 +65,8 @@ class TrainerServiceStub:
     """An address from which a file of a job can be fetched with plain HTTP for a while.
     Fails with FAILED_PRECONDITION while the file does not exist.
     """
+    CreateAdapterUpload: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateAdapterUploadRequest, _trainer_pb2.CreateAdapterUploadResponse]
+    """An address to which a LoRA file can be put with plain HTTP, for jobs that begin with it (`warm_start_uri`)."""
     EstimateMemory: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.EstimateMemoryRequest, _trainer_pb2.EstimateMemoryResponse]
     """Memory that a configuration would need. Not implemented yet: UNIMPLEMENTED."""
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.TrainerServiceGetCapabilitiesRequest, _trainer_pb2.TrainerServiceGetCapabilitiesResponse]
@@ -105,6 +107,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """An address from which a file of a job can be fetched with plain HTTP for a while.
     Fails with FAILED_PRECONDITION while the file does not exist.
     """
+    CreateAdapterUpload: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateAdapterUploadRequest, _trainer_pb2.CreateAdapterUploadResponse]  # type: ignore[assignment]
+    """An address to which a LoRA file can be put with plain HTTP, for jobs that begin with it (`warm_start_uri`)."""
     EstimateMemory: _aio.UnaryUnaryMultiCallable[_trainer_pb2.EstimateMemoryRequest, _trainer_pb2.EstimateMemoryResponse]  # type: ignore[assignment]
     """Memory that a configuration would need. Not implemented yet: UNIMPLEMENTED."""
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_trainer_pb2.TrainerServiceGetCapabilitiesRequest, _trainer_pb2.TrainerServiceGetCapabilitiesResponse]  # type: ignore[assignment]
@@ -202,6 +206,14 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         """An address from which a file of a job can be fetched with plain HTTP for a while.
         Fails with FAILED_PRECONDITION while the file does not exist.
         """
+
+    @_abc_1.abstractmethod
+    def CreateAdapterUpload(
+        self,
+        request: _trainer_pb2.CreateAdapterUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.CreateAdapterUploadResponse, _abc.Awaitable[_trainer_pb2.CreateAdapterUploadResponse]]:
+        """An address to which a LoRA file can be put with plain HTTP, for jobs that begin with it (`warm_start_uri`)."""
 
     @_abc_1.abstractmethod
     def EstimateMemory(

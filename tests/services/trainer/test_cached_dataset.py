@@ -15,7 +15,8 @@ from services.common import cache
 from services.common.cache import CachedObject, CachedSample, DatasetManifest
 from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
 from services.trainer.cached_dataset import HELD_OUT_SIGMAS, CachedDataset
-from services.trainer.config import SigmaSampling, TrainConfig
+from services.trainer.choices import SigmaSampling
+from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import Batch, resolution_mu, shift
 from tests.services.damage import damage
 from tests.services.trainer.conftest import SCALE, SHIFT, MakeDataset, cached, draw

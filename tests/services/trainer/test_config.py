@@ -61,7 +61,7 @@ def test_all_violations_are_reported_at_once() -> None:
 
 def test_steps_and_epochs_together_are_refused() -> None:
     ((field, description),) = violations_of({"steps": 10, "epochs": 2}).items()
-    assert field == "config"
+    assert field == "config.steps"
     assert "steps or epochs" in description
 
 

@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
-from services.trainer.config import SigmaSampling
+from services.trainer.choices import SigmaSampling
 from services.trainer.flow_matching import (
     draw_sigma,
     interpolate,

@@ -7,7 +7,8 @@ from fluxsmith.v1 import trainer_pb2 as pb
 from google.protobuf.descriptor import EnumDescriptor
 
 from services.common.errors import InvalidInput
-from services.trainer.config import SigmaSampling, TargetPreset, TrainConfig
+from services.trainer.choices import SigmaSampling, TargetPreset
+from services.trainer.config import TrainConfig
 from services.trainer.jobs import (
     Artifact,
     ArtifactPublished,
