@@ -23,9 +23,11 @@ class TrainConfig(ConfigFields):
             raise ValueError("; ".join(f"{conflict.fields[0]} {conflict.description}" for conflict in found))
         return self
 
-    def total_steps(self, steps_per_epoch: int) -> int:
+    def total_steps(self, batches_per_epoch: int) -> int:
         """Optimizer steps in all, given how many batches show every sample once."""
-        return self.steps if self.steps is not None else (self.epochs or 1) * steps_per_epoch
+        if self.steps is not None:
+            return self.steps
+        return -(-(self.epochs or 1) * batches_per_epoch // self.gradient_accumulation_steps)
 
     def validation_interval(self, total_steps: int) -> int:
         """Steps between measurements on the held-out dataset."""
@@ -47,14 +49,6 @@ def parse_config(fields: dict[str, Any]) -> TrainConfig:
             violations.append(
                 FieldViolation(field=place, description=f"is {detail['input']!r}: {detail['msg'].lower()}")
             )
-    wrong = {violation.field.split(".")[1] for violation in violations}
-    # What the values in range do to each other is told in the same answer.
-    rest = ConfigFields.model_validate({name: value for name, value in fields.items() if name not in wrong})
-    for conflict in conflicts(rest):
-        if wrong.isdisjoint(conflict.fields):
-            place = f"config.{conflict.fields[0]}"
-            description = f"is {detail['input']!r}: {detail['msg'].lower()}"
-            violations.append(FieldViolation(field=place, description=description))
     wrong = {violation.field.split(".")[1] for violation in violations}
     # What the values in range do to each other is told in the same answer.
     rest = ConfigFields.model_validate({name: value for name, value in fields.items() if name not in wrong})

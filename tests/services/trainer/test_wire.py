@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from fluxsmith.v1 import trainer_pb2 as pb
 from google.protobuf.descriptor import EnumDescriptor
 
 from services.common.errors import InvalidInput
-from services.trainer.choices import SigmaSampling, TargetPreset
+from services.trainer.choices import (
+    AdapterType,
+    FileDtype,
+    GuidanceMode,
+    HuberSchedule,
+    InitWeights,
+    LearningRateSchedule,
+    LossFunction,
+    LossWeighting,
+    Optimizer,
+    SigmaSampling,
+    TargetPreset,
+)
 from services.trainer.config import TrainConfig
 from services.trainer.jobs import (
     Artifact,
@@ -19,6 +33,7 @@ from services.trainer.jobs import (
     JobFailure,
     JobState,
     JobWarning,
+    PreviewRendered,
     StateChanged,
     StepMetrics,
     StepsCompleted,
@@ -28,27 +43,81 @@ from services.trainer.jobs import (
 )
 from services.trainer.wire import config_from, config_message, event_message, job_message, timestamp
 
-FULL = TrainConfig(
-    rank=8,
-    alpha=4.5,
-    learning_rate=1e-3,
-    batch_size=2,
-    steps=100,
-    seed=2**32 - 1,
-    sigma_sampling=SigmaSampling.RESOLUTION_SHIFT,
-    targets=TargetPreset.IMAGE_STREAM,
-    warmup_steps=3,
-    max_gradient_norm=0.5,
-    caption_dropout=0.25,
-    gradient_checkpointing=False,
-    validation_interval_steps=10,
-)
+# Another value than the default for every field, with what else it needs.
+OTHER: dict[str, dict[str, Any]] = {
+    "rank": {"rank": 8},
+    "alpha": {"alpha": 4.5},
+    "learning_rate": {"learning_rate": 1e-3},
+    "batch_size": {"batch_size": 2},
+    "steps": {"steps": 100},
+    "epochs": {"epochs": 7},
+    "seed": {"seed": 2**32 - 1},
+    "sigma_sampling": {"sigma_sampling": SigmaSampling.BETA},
+    "targets": {"targets": TargetPreset.ALL_LINEAR},
+    "warmup_steps": {"warmup_steps": 3},
+    "max_gradient_norm": {"max_gradient_norm": 0.5},
+    "caption_dropout": {"caption_dropout": 0.25},
+    "gradient_checkpointing": {"gradient_checkpointing": False},
+    "validation_interval_steps": {"validation_interval_steps": 10},
+    "timesteps": {"timesteps": 500},
+    "sigma_mean": {"sigma_mean": -0.5},
+    "sigma_std": {"sigma_std": 2.0},
+    "sigma_shift": {"sigma_shift": 1.5},
+    "sigma_mode_scale": {"sigma_mode_scale": -0.25},
+    "sigma_beta_a": {"sigma_beta_a": 0.5},
+    "sigma_beta_b": {"sigma_beta_b": 3.0},
+    "sigma_min": {"sigma_min": 0.25},
+    "sigma_max": {"sigma_max": 0.75},
+    "sigma_stratified": {"sigma_stratified": True},
+    "loss_weighting": {"loss_weighting": LossWeighting.BELL},
+    "loss_function": {"loss_function": LossFunction.HUBER},
+    "huber_delta": {"huber_delta": 0.5},
+    "huber_schedule": {"huber_schedule": HuberSchedule.SNR},
+    "masked_loss": {"masked_loss": False},
+    "unmasked_weight": {"unmasked_weight": 0.125},
+    "guidance": {"guidance": GuidanceMode.SAMPLED},
+    "guidance_scale": {"guidance_scale": 2.0},
+    "guidance_scale_max": {"guidance_scale_max": 5.0},
+    "gradient_accumulation_steps": {"gradient_accumulation_steps": 4},
+    "ema_decay": {"ema_decay": 0.75},
+    "max_skipped_steps": {"max_skipped_steps": 0},
+    "optimizer": {"optimizer": Optimizer.LION},
+    "weight_decay": {"weight_decay": 0.0},
+    "beta1": {"beta1": 0.5},
+    "beta2": {"beta2": 0.0},
+    "learning_rate_schedule": {"learning_rate_schedule": LearningRateSchedule.POLYNOMIAL},
+    "schedule_cycles": {"schedule_cycles": 5},
+    "schedule_power": {"schedule_power": 2.0},
+    "final_learning_rate_ratio": {"final_learning_rate_ratio": 0.5},
+    "lora_plus_ratio": {"lora_plus_ratio": 16.0},
+    "adapter_type": {"adapter_type": AdapterType.LOHA},
+    "use_rslora": {"use_rslora": True},
+    "adapter_dropout": {"adapter_dropout": 0.125},
+    "target_regex": {"target_regex": r".*\.to_[qkv]"},
+    "rank_pattern": {"rank_pattern": {r".*\.to_q": 4, r".*\.to_k": 2}},
+    "lokr_factor": {"lokr_factor": 8, "adapter_type": AdapterType.LOKR},
+    "init_weights": {"init_weights": InitWeights.GAUSSIAN},
+    "warm_start_uri": {"warm_start_uri": "s3://bucket/t/jobs/job-1/1/lora.safetensors"},
+    "file_dtype": {"file_dtype": FileDtype.BF16},
+    "kohya_file": {"kohya_file": False},
+    "held_out_share": {"held_out_share": 0.25},
+    "early_stopping_patience": {"early_stopping_patience": 3},
+    "early_stopping_min_delta": {"early_stopping_min_delta": 0.0625},
+    "preview_prompts": {"preview_prompts": ("a cat", "")},
+    "preview_interval_steps": {"preview_interval_steps": 50},
+    "preview_seed": {"preview_seed": 9},
+    "preview_sampling_steps": {"preview_sampling_steps": 4},
+    "preview_guidance_scale": {"preview_guidance_scale": 0.0},
+    "preview_height_px": {"preview_height_px": 64},
+    "preview_width_px": {"preview_width_px": 80},
+}
 ARTIFACT = Artifact(artifact_name="lora.safetensors", uri="s3://b/k", size_bytes=2**33, content_digest="ab" * 32)
-STEP = StepMetrics(step=3, loss=0.5, learning_rate=1e-4, gradient_norm=2.0, duration_s=0.25)
+STEP = StepMetrics(step=3, loss=0.5, learning_rate=1e-4, gradient_norm=2.0, duration_s=0.25, skipped=True)
 EVENTS: list[Event] = [
     StateChanged(state=JobState.RUNNING, message="attempt 1"),
     StepsCompleted(steps=(STEP, STEP), total_steps=10),
     ValidationCompleted(step=0, loss=1.5),
+    PreviewRendered(step=7, prompt="a cat", seed=9, image=ARTIFACT),
     ArtifactPublished(artifact=ARTIFACT),
     JobWarning(reason="SHORT_RUN", message="few steps"),
 ]
@@ -60,7 +129,7 @@ JOB = Job(
     dataset=DatasetReference(dataset_id="ds-1", manifest_digest="0"),
     held_out=DatasetReference(dataset_id="ds-2", manifest_digest="1"),
     start_while_encoding=True,
-    config=FULL,
+    config=TrainConfig(steps=100),
     state=JobState.SUCCEEDED,
     create_time_s=1_700_000_000.25,
     start_time_s=1_700_000_001.0,
@@ -70,7 +139,18 @@ JOB = Job(
     attempt=2,
     epoch=3,
     failure=JobFailure(fault=Fault.RESOURCE, reason="R", message="m", remedy="r"),
-    result=TrainingResult(lora=ARTIFACT, held_out_loss_base=1.5, held_out_loss_lora=1.0, step_time_s=0.5),
+    result=TrainingResult(
+        lora=ARTIFACT,
+        artifacts=(ARTIFACT,),
+        held_out_loss_base=1.5,
+        held_out_loss_lora=1.0,
+        best_step=90,
+        held_out_loss_best=0.75,
+        stopped_early=True,
+        skipped_steps=2,
+        step_time_s=0.5,
+        memory_peak_bytes=2**34,
+    ),
     last_sequence=9,
 )
 
@@ -79,15 +159,28 @@ def test_no_field_of_the_configuration_is_forgotten() -> None:
     assert set(pb.TrainConfig.DESCRIPTOR.fields_by_name) == set(TrainConfig.model_fields)
 
 
-def test_every_value_of_the_full_configuration_differs_from_the_default() -> None:
-    same = {name for name in TrainConfig.model_fields if getattr(FULL, name) == getattr(TrainConfig(), name)}
-    assert same == {"epochs", "targets"}  # there is one preset, and steps exclude epochs
+def test_the_values_above_are_of_every_field_and_no_default() -> None:
+    assert set(OTHER) == set(TrainConfig.model_fields)
+    assert not [name for name, other in OTHER.items() if other[name] == getattr(TrainConfig(), name)]
 
 
-@pytest.mark.parametrize("config", [FULL, TrainConfig(), TrainConfig(epochs=7), TrainConfig(caption_dropout=0.0)])
-def test_configuration_survives_the_way_there_and_back(config: TrainConfig) -> None:
+@pytest.mark.parametrize(
+    "fields", [*OTHER.values(), {}, {"caption_dropout": 0.0}], ids=lambda fields: next(iter(fields), "")
+)
+def test_configuration_survives_the_way_there_and_back(fields: dict[str, Any]) -> None:
+    config = TrainConfig(**fields)
     sent = pb.TrainConfig.FromString(config_message(config).SerializeToString())
     assert config_from(sent) == config
+    assert {field.name for field, _ in sent.ListFields()} >= set(fields)
+
+
+@pytest.mark.parametrize(("name", "fields"), OTHER.items(), ids=list(OTHER))
+def test_a_field_alone_on_the_wire_reaches_the_configuration(name: str, fields: dict[str, Any]) -> None:
+    full = config_message(TrainConfig(**fields))
+    for descriptor in pb.TrainConfig.DESCRIPTOR.fields:
+        if descriptor.name not in fields:
+            full.ClearField(descriptor.name)  # type: ignore[arg-type]
+    assert getattr(config_from(full), name) == fields[name]
 
 
 def test_empty_message_means_the_defaults() -> None:
@@ -113,6 +206,15 @@ def test_enum_value_of_a_newer_client_is_refused_by_field() -> None:
         (Fault, pb.JobFailureFault.DESCRIPTOR, "JOB_FAILURE_FAULT_"),
         (SigmaSampling, pb.SigmaSampling.DESCRIPTOR, "SIGMA_SAMPLING_"),
         (TargetPreset, pb.TargetPreset.DESCRIPTOR, "TARGET_PRESET_"),
+        (LossWeighting, pb.LossWeighting.DESCRIPTOR, "LOSS_WEIGHTING_"),
+        (LossFunction, pb.LossFunction.DESCRIPTOR, "LOSS_FUNCTION_"),
+        (HuberSchedule, pb.HuberSchedule.DESCRIPTOR, "HUBER_SCHEDULE_"),
+        (GuidanceMode, pb.GuidanceMode.DESCRIPTOR, "GUIDANCE_MODE_"),
+        (Optimizer, pb.Optimizer.DESCRIPTOR, "OPTIMIZER_"),
+        (LearningRateSchedule, pb.LearningRateSchedule.DESCRIPTOR, "LEARNING_RATE_SCHEDULE_"),
+        (AdapterType, pb.AdapterType.DESCRIPTOR, "ADAPTER_TYPE_"),
+        (InitWeights, pb.InitWeights.DESCRIPTOR, "INIT_WEIGHTS_"),
+        (FileDtype, pb.FileDtype.DESCRIPTOR, "FILE_DTYPE_"),
     ],
 )
 def test_enums_have_the_values_of_the_contract(domain: type[JobState], wire: EnumDescriptor, prefix: str) -> None:
