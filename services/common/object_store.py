@@ -170,6 +170,10 @@ class ObjectStore:
         """An address from which anyone can GET the object until `lifetime` has passed."""
         return self._public_client.presigned_get_object(self._bucket, key, expires=lifetime)
 
+    def upload_url(self, key: str, lifetime: timedelta) -> str:
+        """An address to which anyone can PUT the object, replacing what was there, until `lifetime` has passed."""
+        return self._public_client.presigned_put_object(self._bucket, key, expires=lifetime)
+
     def _put_once(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> None:
         with self._translated(key):
             self._client.put_object(

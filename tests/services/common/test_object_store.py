@@ -126,6 +126,19 @@ def test_download_url_is_for_one_key_only(any_store: ObjectStore, tenant: str) -
     assert urllib3.request("GET", url.replace("/mine", "/other")).status == 403
 
 
+def test_upload_url_takes_the_bytes_of_whoever_has_it(any_store: ObjectStore, tenant: str) -> None:
+    url = any_store.upload_url(f"{tenant}/lora file", timedelta(minutes=1))
+    assert urllib3.request("PUT", url, body=b"weights").status == 200
+    assert any_store.get(f"{tenant}/lora file") == b"weights"
+    assert urllib3.request("GET", url).status == 403  # for putting only
+    assert urllib3.request("PUT", url.replace("/lora", "/other"), body=b"x").status == 403
+
+
+def test_upload_url_leads_to_where_clients_reach_the_store(store_settings: StoreSettings) -> None:
+    public = ObjectStore(store_settings.model_copy(update={"public_endpoint": "store.example:9000"}))
+    assert public.upload_url("t/a", timedelta(minutes=1)).startswith("http://store.example:9000/")
+
+
 def test_wrong_keys_are_refused(store_settings: StoreSettings) -> None:
     wrong = ObjectStore(store_settings.model_copy(update={"secret_key": SecretStr("wrong")}))
     with pytest.raises(Unavailable, match=store_settings.endpoint) as caught:

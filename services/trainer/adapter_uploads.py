@@ -1,0 +1,100 @@
+"""LoRA files to begin with: where a user puts one of his own, and how a job reads it.
+
+A job may begin with what its tenant uploaded, `{tenant}/adapters/{sha256}.safetensors`, or with what a job of its
+tenant published, under `{tenant}/jobs/`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+
+from services.common.errors import InvalidInput, LimitExceeded, NotFound
+from services.common.fields import invalid_field
+from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
+
+UPLOAD_LIFETIME = timedelta(hours=1)
+MOST_BYTES = 5 * 1024**3  # what S3 takes in one PUT; rank 128 on every linear layer of FLUX.1-dev is 2.7 GB in float32
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# No segment may begin with a dot: some stores keep keys as paths, where `..` leads to other tenants.
+_OWN_KEY = re.compile(
+    r"(?:adapters/[0-9a-f]{64}|jobs/job-[0-9a-f]{20}(?:/\w[\w.-]*)*/\w[\w.-]*)\.safetensors", re.ASCII
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterUpload:
+    """`url` takes an HTTP PUT of the whole file until `lifetime` has passed; `uri` is its address from then on."""
+
+    url: str
+    uri: str
+    lifetime: timedelta
+
+
+def adapter_upload(store: ObjectStore, tenant: str, content_digest: str) -> AdapterUpload:
+    """Where to put a LoRA file with this sha256; raises `InvalidInput` for what is none.
+
+    The store takes any bytes there: `read_warm_start` checks them.
+    """
+    if not _DIGEST.fullmatch(content_digest):
+        raise invalid_field(
+            "content_digest",
+            f"is {content_digest[:80]!r}, no sha256 in lower-case hexadecimal",
+            "Send the digest of the file's bytes.",
+        )
+    key = f"{tenant}/adapters/{content_digest}.safetensors"
+    return AdapterUpload(url=store.upload_url(key, UPLOAD_LIFETIME), uri=store.uri(key), lifetime=UPLOAD_LIFETIME)
+
+
+def warm_start_key(store: ObjectStore, tenant: str, uri: str) -> str:
+    """The key of a LoRA file that a job of this tenant may begin with, which is there and not too large.
+
+    Raises `InvalidInput` for an address that is not the tenant's own, whatever lies there; `NotFound`; `LimitExceeded`.
+    """
+    key = store.key_of(uri) or ""
+    if not key.startswith(f"{tenant}/") or not _OWN_KEY.fullmatch(key.removeprefix(f"{tenant}/")):
+        raise invalid_field(
+            "config.warm_start_uri",
+            f"is {uri[:200]!r}, no LoRA file of your tenant",
+            "Use lora_uri of a finished job, or the uri that CreateAdapterUpload gave.",
+            reason="WARM_START_FORBIDDEN",
+        )
+    sizes = [entry.size_bytes for entry in store.listed(key) if entry.key == key]
+    if not sizes:
+        raise _not_found(uri)
+    if sizes[0] > MOST_BYTES:
+        raise LimitExceeded(
+            f"the file at {uri[:200]!r} has {sizes[0]} bytes",
+            reason="WARM_START_TOO_LARGE",
+            remedy=f"Use a LoRA file of at most {MOST_BYTES} bytes.",
+        )
+    return key
+
+
+def read_warm_start(store: ObjectStore, tenant: str, uri: str) -> bytes:
+    """The bytes of a LoRA file to begin with, checked against the digest in its name or noted when it was published.
+
+    Raises as `warm_start_key` does, and `InvalidInput` for bytes that are not those announced.
+    """
+    key = warm_start_key(store, tenant, uri)
+    try:
+        if key.startswith(f"{tenant}/adapters/"):  # put there without a digest beside it
+            return store.get(key, digest=key.rpartition("/")[2].removesuffix(".safetensors"))
+        return store.get_verified(key)
+    except ObjectMissing as error:
+        raise _not_found(uri) from error
+    except ObjectDamaged as error:
+        raise InvalidInput(
+            f"the file at {uri[:200]!r} is not the one that was announced: its digest is another",
+            reason="WARM_START_DAMAGED",
+            remedy="Upload it again (CreateAdapterUpload), with the digest of its bytes.",
+        ) from error
+
+
+def _not_found(uri: str) -> NotFound:
+    return NotFound(
+        f"there is no LoRA file at {uri[:200]!r}",
+        reason="WARM_START_NOT_FOUND",
+        remedy="Upload it to the url that CreateAdapterUpload gave, or use lora_uri of a finished job.",
+    )
