@@ -14,6 +14,20 @@ from importlib.metadata import version
 
 from fluxsmith import errors
 from fluxsmith._folder import read_folder
+from fluxsmith.artifacts import Artifact
+from fluxsmith.choices import (
+    AdapterType,
+    FileDtype,
+    GuidanceMode,
+    HuberSchedule,
+    InitWeights,
+    LearningRateSchedule,
+    LossFunction,
+    LossWeighting,
+    Optimizer,
+    SigmaSampling,
+    TargetPreset,
+)
 from fluxsmith.client import Client
 from fluxsmith.data import (
     CaptionedImage,
@@ -32,18 +46,18 @@ from fluxsmith.events import (
     ArtifactPublished,
     Event,
     JobWarning,
+    PreviewRendered,
     StateChanged,
     StepMetrics,
     StepsCompleted,
     ValidationCompleted,
 )
 from fluxsmith.jobs import JobHandle
+from fluxsmith.keywords import TrainKeywords
 from fluxsmith.training import (
     Fault,
     JobFailure,
     JobState,
-    SigmaSampling,
-    TargetPreset,
     TrainConfig,
     TrainingJob,
     TrainingResult,
@@ -52,7 +66,9 @@ from fluxsmith.training import (
 __version__ = version("fluxsmith")
 
 __all__ = [
+    "AdapterType",
     "AlphaPolicy",
+    "Artifact",
     "ArtifactPublished",
     "CaptionedImage",
     "Client",
@@ -66,12 +82,21 @@ __all__ = [
     "EncodingProgress",
     "Event",
     "Fault",
+    "FileDtype",
     "FluxsmithError",
+    "GuidanceMode",
+    "HuberSchedule",
+    "InitWeights",
     "JobFailure",
     "JobHandle",
     "JobState",
     "JobWarning",
     "LatentForm",
+    "LearningRateSchedule",
+    "LossFunction",
+    "LossWeighting",
+    "Optimizer",
+    "PreviewRendered",
     "Sample",
     "SampleProblem",
     "SampleProblemReason",
@@ -81,6 +106,7 @@ __all__ = [
     "StepsCompleted",
     "TargetPreset",
     "TrainConfig",
+    "TrainKeywords",
     "TrainingJob",
     "TrainingResult",
     "ValidationCompleted",

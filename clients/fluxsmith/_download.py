@@ -6,15 +6,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import OpenerDirector, ProxyHandler, build_opener
 from uuid import uuid4
 
-from fluxsmith._connection import is_loopback
-from fluxsmith.errors import DownloadFailed, InvalidRequest, Unavailable
+from fluxsmith._http import STALL_S, opener, store_away
+from fluxsmith.errors import DownloadFailed, InvalidRequest
 
 _CHUNK_BYTES = 1024 * 1024
-_STALL_S = 60.0
 
 
 def download(url: str, target: Path, *, size_bytes: int, digest: str) -> None:
@@ -36,9 +33,7 @@ def download(url: str, target: Path, *, size_bytes: int, digest: str) -> None:
         message = f"the object store refused the file for {target}: {error.code} {error.reason}."
         raise DownloadFailed(message, reason="DOWNLOAD_REFUSED", remedy="Download it again.") from error
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
-        message = f"the object store at {urlsplit(url).netloc} broke off or cannot be reached."
-        remedy = "See that the store runs and that this address is right from here, then download again."
-        raise Unavailable(message, reason="STORE_UNREACHABLE", remedy=remedy) from error
+        raise store_away(url, again="download") from error
     except OSError as error:
         message = f"{target} cannot be written: {error.strerror}."
         raise InvalidRequest(message, reason="TARGET_UNWRITABLE", remedy="Name a file that can be written.") from error
@@ -49,7 +44,7 @@ def download(url: str, target: Path, *, size_bytes: int, digest: str) -> None:
 def _fetch(url: str, file: BinaryIO) -> tuple[int, str]:
     """Copy what the address answers to the file; return how many bytes came and their sha256."""
     digest = hashlib.sha256()
-    with _opener(url).open(url, timeout=_STALL_S) as response:
+    with opener(url).open(url, timeout=STALL_S) as response:
         while chunk := cast("bytes", response.read(_CHUNK_BYTES)):
             digest.update(chunk)
             file.write(chunk)
@@ -58,6 +53,21 @@ def _fetch(url: str, file: BinaryIO) -> tuple[int, str]:
     return file.tell(), digest.hexdigest()
 
 
-def _opener(url: str) -> OpenerDirector:
-    """Return an opener that keeps to the configured proxy, but for this machine itself."""
-    return build_opener(ProxyHandler({})) if is_loopback(urlsplit(url).hostname or "") else build_opener()
+def holds(path: Path, *, size_bytes: int, digest: str) -> bool:
+    """Whether the file is there already with this size and sha256."""
+    try:
+        if path.stat().st_size != size_bytes:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except OSError:
+        return False
+
+
+def target_in(folder: Path, artifact_name: str) -> Path:
+    """Return where in the folder a file of a job belongs; raises `DownloadFailed` for a name that leads out of it."""
+    parts = artifact_name.split("/")
+    if not all(parts) or {".", ".."} & set(parts) or any(character in artifact_name for character in "\\:\0"):
+        message = f"the service tells of a file {artifact_name!r}, which is no name for a file in a folder."
+        raise DownloadFailed(message, reason="ARTIFACT_NAME_UNSAFE", remedy="Fetch it alone, under another name.")
+    return folder.joinpath(*parts)

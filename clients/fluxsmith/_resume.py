@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import TypeVar
 
@@ -47,7 +47,7 @@ class Outage:
 
 def resuming(
     open_stream: Callable[[], Generator[_Item, None, None]], *, ended: Callable[[], bool], outage: Outage
-) -> Iterator[_Item]:
+) -> Generator[_Item, None, None]:
     """Yield from a stream, opened again whenever it breaks, until it ends and `ended()` agrees.
 
     `open_stream` must go on after what was yielded last. Raises `Unavailable` when the outage has lasted too long.

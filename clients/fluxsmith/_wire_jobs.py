@@ -1,14 +1,13 @@
-"""Jobs, their configurations and their events: from messages on the wire to this library's own types and back."""
+"""Jobs and their events: from messages on the wire to this library's own types and back."""
 
-import dataclasses
-from datetime import datetime
-
-from fluxsmith._wire import WireEnum, read_enum, read_seconds, read_time, write_fields
-from fluxsmith.errors import FieldViolation, InvalidRequest
+from fluxsmith._wire import read_enum, read_seconds, read_time
+from fluxsmith._wire_config import read_config
+from fluxsmith.artifacts import Artifact
 from fluxsmith.events import (
     ArtifactPublished,
     Event,
     JobWarning,
+    PreviewRendered,
     StateChanged,
     StepMetrics,
     StepsCompleted,
@@ -18,42 +17,10 @@ from fluxsmith.training import (
     Fault,
     JobFailure,
     JobState,
-    SigmaSampling,
-    TargetPreset,
-    TrainConfig,
     TrainingJob,
     TrainingResult,
 )
 from fluxsmith.v1 import trainer_pb2
-
-_CONFIG_ENUMS = {
-    "sigma_sampling": WireEnum(ours=SigmaSampling, wire=trainer_pb2.SigmaSampling.DESCRIPTOR, prefix="SIGMA_SAMPLING_"),
-    "targets": WireEnum(ours=TargetPreset, wire=trainer_pb2.TargetPreset.DESCRIPTOR, prefix="TARGET_PRESET_"),
-}
-
-
-def write_config(config: TrainConfig) -> trainer_pb2.TrainConfig:
-    """Translate a configuration, leaving unset what is None.
-
-    Raises `InvalidRequest` with every field whose value cannot travel at all; ranges are the trainer's to check.
-    """
-    message = trainer_pb2.TrainConfig()
-    violations = write_fields(vars(config), message, enums=_CONFIG_ENUMS, path="config")
-    if config.steps is not None and config.epochs is not None:
-        violations.insert(0, FieldViolation(field="config.steps", description="steps and epochs exclude each other"))
-    if violations:
-        raise InvalidRequest("the configuration is wrong.", reason="CONFIG_INVALID", violations=tuple(violations))
-    return message
-
-
-def read_config(message: trainer_pb2.TrainConfig) -> TrainConfig:
-    """Translate a configuration; what is unset, or of a kind not known here, becomes None."""
-    values = {
-        field.name: getattr(message, field.name)
-        for field in dataclasses.fields(TrainConfig)
-        if field.name in _CONFIG_ENUMS or message.HasField(field.name)  # type: ignore[arg-type]
-    }
-    return TrainConfig(**values | {name: enum.read(values[name]) for name, enum in _CONFIG_ENUMS.items()})
 
 
 def read_job(message: trainer_pb2.TrainingJob) -> TrainingJob:
@@ -97,6 +64,12 @@ def _read_result(message: trainer_pb2.TrainingResult) -> TrainingResult:
         held_out_loss_base=message.held_out_loss_base if message.HasField("held_out_loss_base") else None,
         held_out_loss_lora=message.held_out_loss_lora if message.HasField("held_out_loss_lora") else None,
         step_time_s=read_seconds(message.step_time) if message.HasField("step_time") else None,
+        artifacts=tuple(read_artifact(artifact) for artifact in message.artifacts),
+        best_step=message.best_step if message.HasField("best_step") else None,
+        held_out_loss_best=message.held_out_loss_best if message.HasField("held_out_loss_best") else None,
+        stopped_early=message.stopped_early,
+        skipped_steps=message.skipped_steps,
+        memory_peak_bytes=message.memory_peak_bytes,
     )
 
 
@@ -115,12 +88,23 @@ def read_event(message: trainer_pb2.TrainingEvent) -> Event | None:
         case "validation_completed":
             measured = message.validation_completed
             return ValidationCompleted(sequence=sequence, time=time, step=measured.step, loss=measured.loss)
-        case "artifact_published":
-            return read_artifact(message.artifact_published, sequence=sequence, time=time)
+        case "artifact_published" | "preview_rendered":
+            return _read_file_event(message)
         case "warning":
             warning = message.warning
             return JobWarning(sequence=sequence, time=time, reason=warning.reason, message=warning.message)
     return None
+
+
+def _read_file_event(message: trainer_pb2.TrainingEvent) -> ArtifactPublished | PreviewRendered:
+    sequence, time = message.sequence, read_time(message, "time")
+    if message.HasField("artifact_published"):
+        return ArtifactPublished(sequence=sequence, time=time, **vars(read_artifact(message.artifact_published)))
+    preview = message.preview_rendered
+    image = read_artifact(preview.image)
+    return PreviewRendered(
+        sequence=sequence, time=time, step=preview.step, prompt=preview.prompt, seed=preview.seed, image=image
+    )
 
 
 def _read_step(message: trainer_pb2.StepMetrics) -> StepMetrics:
@@ -130,16 +114,13 @@ def _read_step(message: trainer_pb2.StepMetrics) -> StepMetrics:
         learning_rate=message.learning_rate,
         gradient_norm=message.gradient_norm,
         duration_s=read_seconds(message.duration),
+        skipped=message.skipped,
     )
 
 
-def read_artifact(
-    message: trainer_pb2.ArtifactPublished, *, sequence: int = 0, time: datetime | None = None
-) -> ArtifactPublished:
+def read_artifact(message: trainer_pb2.ArtifactPublished) -> Artifact:
     """Translate what is told of a file."""
-    return ArtifactPublished(
-        sequence=sequence,
-        time=time,
+    return Artifact(
         artifact_name=message.artifact_name,
         uri=message.uri,
         size_bytes=message.size_bytes,

@@ -1,17 +1,23 @@
 """The client: one object that holds both services and is closed when done."""
 
 from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 from uuid import uuid4
 
+from fluxsmith._adapter_upload import check_adapter, digest_of, put_file
 from fluxsmith._connection import Connection
+from fluxsmith._names import suggestion
 from fluxsmith._settings import resolve_settings
-from fluxsmith._wire_jobs import read_job, write_config
+from fluxsmith._wire_config import write_config
+from fluxsmith._wire_jobs import read_job
 from fluxsmith.data import Dataset
 from fluxsmith.datasets import Datasets
 from fluxsmith.jobs import JobHandle
-from fluxsmith.training import SigmaSampling, TargetPreset, TrainConfig
+from fluxsmith.keywords import TrainKeywords
+from fluxsmith.training import TrainConfig
 from fluxsmith.v1 import encoder_pb2, trainer_pb2
 from fluxsmith.v1.encoder_pb2_grpc import EncoderServiceStub
 from fluxsmith.v1.trainer_pb2_grpc import TrainerServiceStub
@@ -47,7 +53,7 @@ class Client:
         self._outage_s = outage_s
         self.datasets = Datasets(self._encoder, outage_s=outage_s)
 
-    def train(  # noqa: PLR0913  # the fields of TrainConfig, spelled out so that editors and checkers know them
+    def train(
         self,
         dataset: Dataset | str,
         *,
@@ -55,20 +61,7 @@ class Client:
         user_id: str = "",
         name: str = "",
         start_while_encoding: bool = False,
-        rank: int | None = None,
-        alpha: float | None = None,
-        learning_rate: float | None = None,
-        batch_size: int | None = None,
-        steps: int | None = None,
-        epochs: int | None = None,
-        seed: int | None = None,
-        sigma_sampling: SigmaSampling | None = None,
-        targets: TargetPreset | None = None,
-        warmup_steps: int | None = None,
-        max_gradient_norm: float | None = None,
-        caption_dropout: float | None = None,
-        gradient_checkpointing: bool | None = None,
-        validation_interval_steps: int | None = None,
+        **config: Unpack[TrainKeywords],
     ) -> JobHandle:
         """Queue a training job on a READY dataset and return at once.
 
@@ -76,30 +69,18 @@ class Client:
         `start_while_encoding` begins on the samples that are done while others are still being encoded. The first
         epoch then follows the order of encoding instead of a shuffled one, so the result depends on the data and the
         seed alone, not on how fast the encoder is. Length must be given in `steps`; should the encoding fail, so does
-        the job. All else is described in `TrainConfig`.
+        the job. All other keywords are the fields of `TrainConfig` and described there.
 
         Raises `InvalidRequest` with every violation at once, and `FailedPrecondition` while a dataset is not READY; the
-        one to train on may be ENCODING with `start_while_encoding`.
+        one to train on may be ENCODING with `start_while_encoding`. A keyword that does not exist is a `TypeError`.
         """
-        config = TrainConfig(
-            rank=rank,
-            alpha=alpha,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            steps=steps,
-            epochs=epochs,
-            seed=seed,
-            sigma_sampling=sigma_sampling,
-            targets=targets,
-            warmup_steps=warmup_steps,
-            max_gradient_norm=max_gradient_norm,
-            caption_dropout=caption_dropout,
-            gradient_checkpointing=gradient_checkpointing,
-            validation_interval_steps=validation_interval_steps,
-        )
+        known = set(TrainKeywords.__annotations__)
+        if unknown := sorted(set(config) - known):
+            problem = f"unexpected keyword argument {unknown[0]!r}{suggestion(unknown[0], known)}"
+            raise TypeError(f"Client.train() got an {problem}")
         return self.submit(
             dataset,
-            config,
+            TrainConfig(**config),
             held_out=held_out,
             user_id=user_id,
             name=name,
@@ -143,6 +124,19 @@ class Client:
             page_token = page.next_page_token
             if not page_token:
                 return
+
+    def upload_adapter(self, path: str | PathLike[str]) -> str:
+        """Store a LoRA file, such as one from another trainer, and return its address for `warm_start_uri`.
+
+        Raises `InvalidRequest` for a file that cannot be read or is no safetensors file, and `UploadFailed` if the
+        object store does not take it.
+        """
+        source = Path(path)
+        check_adapter(source)
+        request = trainer_pb2.CreateAdapterUploadRequest(content_digest=digest_of(source))
+        answer = self._trainer.call(self._trainer_stub.CreateAdapterUpload, request)
+        put_file(answer.url, source)
+        return answer.uri
 
     def check_services(self) -> None:
         """Raise `Unavailable` unless both services answer: cheaper to know before an upload than after it."""

@@ -134,6 +134,10 @@ class DownloadFailed(FluxsmithError):
     """A file could not be fetched whole and unchanged. Nothing was written under the target's name."""
 
 
+class UploadFailed(FluxsmithError):
+    """The object store did not take a file."""
+
+
 def _adds(violation: FieldViolation, error: FluxsmithError) -> bool:
     """Whether the violation says something that the message does not say already."""
     return violation.description.rstrip(".") not in error.message

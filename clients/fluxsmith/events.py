@@ -1,9 +1,14 @@
 """What happens to a training job, as told by `job.watch()`. Each event prints as one readable line."""
 
+import math
+import textwrap
 from dataclasses import dataclass
 from datetime import datetime
 
+from fluxsmith.artifacts import Artifact
 from fluxsmith.training import JobState
+
+_PROMPT_WIDTH = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,13 @@ class StepMetrics:
     """Before clipping."""
     duration_s: float
     """Time since the step before ended."""
+    skipped: bool = False
+    """Whether it was skipped because its loss or gradient, which are then not finite numbers, was not finite."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether its loss can be part of a mean."""
+        return not self.skipped and math.isfinite(self.loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +66,11 @@ class StepsCompleted(Event):
     def __str__(self) -> str:
         if not self.steps:
             return f"no step of {self.total_steps}"
-        mean_loss = sum(step.loss for step in self.steps) / len(self.steps)
-        return f"step {self.steps[-1].step} of {self.total_steps}: loss {mean_loss:.4f}"
+        losses = [step.loss for step in self.steps if step.counts]
+        skipped = sum(step.skipped for step in self.steps)
+        facts = [f"loss {sum(losses) / len(losses):.4f}" if losses else "no finite loss"]
+        facts += [f"{skipped} skipped"] if skipped else []
+        return f"step {self.steps[-1].step} of {self.total_steps}: {', '.join(facts)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +87,30 @@ class ValidationCompleted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArtifactPublished(Event):
+class ArtifactPublished(Event, Artifact):
     """A file was published."""
-
-    artifact_name: str
-    """Name within the job, such as `lora.safetensors`."""
-    uri: str
-    """`s3://bucket/key`."""
-    size_bytes: int
-    content_digest: str
-    """sha256 of the file as hexadecimal."""
 
     def __str__(self) -> str:
         return f"published {self.artifact_name} at {self.uri} ({self.size_bytes} bytes)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewRendered(Event):
+    """A picture was made with what has been learnt so far."""
+
+    step: int
+    """After this step; 0 is the base."""
+    prompt: str
+    seed: int
+    """Seed of its noise."""
+    image: Artifact
+    """The picture, PNG; `job.download` fetches it by its `artifact_name`."""
+
+    def __str__(self) -> str:
+        # A prompt may be long and have several lines.
+        prompt = textwrap.shorten(self.prompt, _PROMPT_WIDTH, placeholder="...")
+        moment = f"after step {self.step}" if self.step else "of the base"
+        return f"preview {moment}: {self.image.artifact_name} ({prompt})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 
 from fluxsmith._connection import Connection
-from fluxsmith._download import download
+from fluxsmith._download import download, holds, target_in
 from fluxsmith._resume import Outage, resuming
 from fluxsmith._wire_jobs import read_artifact, read_event, read_job
-from fluxsmith.errors import DeadlineExceeded, FailedPrecondition, JobCancelled, JobFailed
-from fluxsmith.events import Event
+from fluxsmith.artifacts import Artifact
+from fluxsmith.errors import DeadlineExceeded, FailedPrecondition, InvalidRequest, JobCancelled, JobFailed
+from fluxsmith.events import ArtifactPublished, Event, PreviewRendered
 from fluxsmith.training import JobState, TrainingJob
 from fluxsmith.v1 import trainer_pb2
 from fluxsmith.v1.trainer_pb2_grpc import TrainerServiceStub
@@ -75,10 +78,20 @@ class JobHandle:
         """Remove the ended job, its events and its files. Raises `FailedPrecondition` while it has not ended."""
         self._connection.call(self._stub.DeleteTrainingJob, trainer_pb2.DeleteTrainingJobRequest(job_id=self.id))
 
+    def artifacts(self) -> list[Artifact]:
+        """Return the files that the job has published so far, the newest of each name, in the order of their names.
+
+        Works at any time: while the job runs, and after it failed or was cancelled.
+        """
+        job = self.refresh()
+        found = job.result.artifacts if job.result else ()
+        newest = {artifact.artifact_name: artifact for artifact in found or self._published(job.last_sequence)}
+        return [newest[name] for name in sorted(newest)]
+
     def download(self, path: str | PathLike[str], *, artifact_name: str = "") -> Path:
         """Fetch a file of the job, by default its LoRA, check its digest and write it to `path`, replacing that.
 
-        Raises `JobFailed` or `JobCancelled` if the job ended without a result.
+        `artifacts` tells the names there are. Raises `JobFailed` or `JobCancelled` if the job ended without a result.
         """
         request = trainer_pb2.CreateDownloadUrlRequest(job_id=self.id, artifact_name=artifact_name)
         try:
@@ -92,24 +105,58 @@ class JobHandle:
         download(answer.url, target, size_bytes=artifact.size_bytes, digest=artifact.content_digest)
         return target
 
-    def _watch(self, *, after_sequence: int, until: float | None) -> Iterator[Event]:
-        """Yield events; raises `DeadlineExceeded` at the moment `until` of the monotonic clock."""
-        last_sequence = after_sequence
+    def download_all(self, folder: str | PathLike[str]) -> list[Path]:
+        """Fetch every file of `artifacts` into `folder`, which is made if it is missing, and return their paths.
+
+        A file that is there already, unchanged, is not fetched again: called while the job runs, it brings what is new.
+        """
+        written = []
+        for artifact in self.artifacts():
+            target = target_in(Path(folder), artifact.artifact_name)
+            if not holds(target, size_bytes=artifact.size_bytes, digest=artifact.content_digest):
+                _make_folder(target.parent)
+                self.download(target, artifact_name=artifact.artifact_name)
+            written.append(target)
+        return written
+
+    def _published(self, last_sequence: int) -> Iterator[Artifact]:
+        """Yield the files that the events up to this one tell of; unlike `watch`, it waits for no event to come."""
+        if not last_sequence:
+            return
+        with closing(self._watch(after_sequence=0, until=None, last_sequence=last_sequence)) as events:
+            for event in events:
+                if isinstance(event, ArtifactPublished):
+                    yield Artifact(**{field.name: getattr(event, field.name) for field in fields(Artifact)})
+                elif isinstance(event, PreviewRendered):
+                    yield event.image
+
+    def _watch(
+        self, *, after_sequence: int, until: float | None, last_sequence: int | None = None
+    ) -> Generator[Event, None, None]:
+        """Yield events until the job has ended or `last_sequence` is reached.
+
+        Raises `DeadlineExceeded` at the moment `until` of the monotonic clock.
+        """
+        seen = after_sequence
 
         def open_stream() -> Generator[Event, None, None]:
-            nonlocal last_sequence
-            request = trainer_pb2.WatchTrainingJobRequest(job_id=self.id, after_sequence=last_sequence)
+            nonlocal seen
+            request = trainer_pb2.WatchTrainingJobRequest(job_id=self.id, after_sequence=seen)
             timeout_s = None if until is None else max(until - time.monotonic(), 0.0)
             for response in self._connection.receive(self._stub.WatchTrainingJob, request, timeout_s=timeout_s):
-                last_sequence = response.event.sequence
+                seen = response.event.sequence
                 event = read_event(response.event)
                 if event is not None:
                     yield event
+                if seen == last_sequence:
+                    return
 
         def ended() -> bool:
+            if last_sequence is not None:
+                return seen >= last_sequence
             # The stream of a server that stops in good order ends like that of a job that has ended.
             job = self.refresh()
-            return job.state.ended and job.last_sequence <= last_sequence
+            return job.state.ended and job.last_sequence <= seen
 
         return resuming(open_stream, ended=ended, outage=Outage(limit_s=self._outage_s))
 
@@ -119,3 +166,13 @@ class JobHandle:
         if job.state is JobState.CANCELLED:
             raise JobCancelled(job)
         return job
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"the folder {folder} cannot be made: {error.strerror}."
+        raise InvalidRequest(
+            message, reason="TARGET_UNWRITABLE", remedy="Name a folder that can be written."
+        ) from error

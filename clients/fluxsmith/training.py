@@ -1,26 +1,24 @@
 """What a training job computes, where it stands, and what it made."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-
-class SigmaSampling(StrEnum):
-    """How noise levels sigma in (0, 1] are drawn; 1 is pure noise."""
-
-    UNIFORM = "UNIFORM"
-    """Each level alike."""
-    LOGIT_NORMAL = "LOGIT_NORMAL"
-    """sigmoid of a standard normal: middle levels more often."""
-    RESOLUTION_SHIFT = "RESOLUTION_SHIFT"
-    """LOGIT_NORMAL shifted towards noise with the number of image tokens, as FLUX samples."""
-
-
-class TargetPreset(StrEnum):
-    """Which layers of the transformer are adapted."""
-
-    IMAGE_STREAM = "IMAGE_STREAM"
-    """Attention and feed-forward of the image stream and the single-stream blocks."""
+from fluxsmith.artifacts import Artifact
+from fluxsmith.choices import (
+    AdapterType,
+    FileDtype,
+    GuidanceMode,
+    HuberSchedule,
+    InitWeights,
+    LearningRateSchedule,
+    LossFunction,
+    LossWeighting,
+    Optimizer,
+    SigmaSampling,
+    TargetPreset,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class TrainConfig:
     alpha: float | None = None
     """The adapter's output is scaled by alpha / rank. Over 0, at most 4096; default 16."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW. Over 0, at most 0.1; default 1e-4."""
+    """Peak learning rate. Over 0, at most 0.1; default 1e-4. With PRODIGY at most 10; default 1."""
     batch_size: int | None = None
     """Samples a step, drawn from one bucket. 1 to 64; default 1."""
     steps: int | None = None
@@ -55,6 +53,123 @@ class TrainConfig:
     """Recompute activations in the backward pass: less memory, about a third more time. Default yes."""
     validation_interval_steps: int | None = None
     """Steps between measurements of the held-out loss. 1 to 100,000; default 10 measurements a run."""
+    timesteps: int | None = None
+    """Equally spaced noise levels that UNIFORM draws from; no draw is below 1 / timesteps. 10 to 100,000; default
+    1,000."""
+    sigma_mean: float | None = None
+    """Mean of the normal distribution behind LOGIT_NORMAL and both shifts. -10 to 10; default 0."""
+    sigma_std: float | None = None
+    """Standard deviation of the normal distribution behind LOGIT_NORMAL and both shifts. Over 0, at most 10; default
+    1."""
+    sigma_shift: float | None = None
+    """Shift of STATIC_SHIFT: over 1 towards noise. 0.01 to 100; default 3."""
+    sigma_mode_scale: float | None = None
+    """Scale of MODE: 0 is uniform. -1 to 1.75; default 1.29."""
+    sigma_beta_a: float | None = None
+    """First parameter of BETA, which pulls towards noise. 0.1 to 50; default 2."""
+    sigma_beta_b: float | None = None
+    """Second parameter of BETA, which pulls towards the image. 0.1 to 50; default 2."""
+    sigma_min: float | None = None
+    """Lowest noise level drawn; the distribution is cut off there. 0 to below `sigma_max`; default 0."""
+    sigma_max: float | None = None
+    """Highest noise level drawn; the distribution is cut off there. Above `sigma_min`, at most 1; default 1."""
+    sigma_stratified: bool | None = None
+    """Spread the levels of a step's samples over equal shares of the distribution, for less noise in the gradient.
+    Default no."""
+    loss_weighting: LossWeighting | None = None
+    """How much each noise level counts in the loss. Default NONE."""
+    loss_function: LossFunction | None = None
+    """What is made of the error of the velocity. Default MSE."""
+    huber_delta: float | None = None
+    """Error at which HUBER turns from square to linear. Over 0, at most 1; default 0.1."""
+    huber_schedule: HuberSchedule | None = None
+    """How `huber_delta` changes with the noise level. Default CONSTANT."""
+    masked_loss: bool | None = None
+    """Count only what the cached masks of the dataset leave; without masks everything counts. Default yes."""
+    unmasked_weight: float | None = None
+    """Weight of what a mask leaves out. 0 to 1; default 0."""
+    guidance: GuidanceMode | None = None
+    """What the transformer's embedding of the guidance scale is told. Default BYPASS."""
+    guidance_scale: float | None = None
+    """Guidance scale of FIXED, and the lowest of SAMPLED. 0 to 100; default 1."""
+    guidance_scale_max: float | None = None
+    """Highest guidance scale of SAMPLED. At least `guidance_scale`, at most 100; default 3.5."""
+    gradient_accumulation_steps: int | None = None
+    """Batches whose gradients make one optimizer step. 1 to 1024; default 1."""
+    ema_decay: float | None = None
+    """Decay a step of the exponential moving average of the adapter, which is then what is measured, previewed and
+    published. 0 means no average. 0 to below 1; default 0."""
+    max_skipped_steps: int | None = None
+    """A step whose loss or gradient is not finite is skipped; the job fails once more than this many in a row were.
+    0 to 10,000; default 10."""
+    optimizer: Optimizer | None = None
+    """What turns gradients into changes of the weights. Default ADAMW."""
+    weight_decay: float | None = None
+    """Decoupled weight decay. 0 to 10; default 0.0001."""
+    beta1: float | None = None
+    """Decay of the optimizer's mean of gradients; not for ADAFACTOR. 0 to below 1; default the optimizer's own: 0.9."""
+    beta2: float | None = None
+    """Decay of the optimizer's mean of squared gradients; not for ADAFACTOR. 0 to below 1; default the optimizer's
+    own: 0.999, with LION 0.99."""
+    learning_rate_schedule: LearningRateSchedule | None = None
+    """How the learning rate goes on after the warm-up. Default CONSTANT."""
+    schedule_cycles: int | None = None
+    """Times that COSINE_WITH_RESTARTS falls. 1 to 1000; default 2."""
+    schedule_power: float | None = None
+    """Power of POLYNOMIAL; 1 is LINEAR. Over 0, at most 10; default 1."""
+    final_learning_rate_ratio: float | None = None
+    """Learning rate at the end of a schedule that falls, as a share of `learning_rate`. 0 to 1; default 0."""
+    lora_plus_ratio: float | None = None
+    """LoRA+: learning rate of the B matrices as a multiple of `learning_rate`. 1 to 1000; default 1."""
+    adapter_type: AdapterType | None = None
+    """What is added to a layer. Default LORA."""
+    use_rslora: bool | None = None
+    """rsLoRA: scale by alpha / sqrt(rank) instead of alpha / rank. LORA and DORA only. Default no."""
+    adapter_dropout: float | None = None
+    """Share of a layer's inputs that the adapter does not see in a step. LORA and DORA only. 0 to below 1; default
+    0."""
+    target_regex: str | None = None
+    r"""Regular expression that the full names of the modules to adapt match, such as
+    `transformer_blocks\.\d+\.attn\.to_[qkv]`; takes the place of `targets`. Up to 1000 characters; by default
+    `targets` decides."""
+    rank_pattern: Mapping[str, int] | None = None
+    """Ranks of single modules: a regular expression that full names match, and the rank of those; the first that
+    matches counts, in alphabetical order. Up to 100 entries, ranks of 1 to 512; default `rank` everywhere."""
+    lokr_factor: int | None = None
+    """Side of LoKr's smaller matrix. 2 to 1024; default as square as the layer allows."""
+    init_weights: InitWeights | None = None
+    """What the adapter begins with. Default KAIMING."""
+    warm_start_uri: str | None = None
+    """Address of a LoRA file to begin with, as `lora_uri` of a result or from `client.upload_adapter`; its
+    layers and rank must be those of the job. By default the adapter begins anew."""
+    file_dtype: FileDtype | None = None
+    """Precision of the numbers in the LoRA files. Default FP32."""
+    kohya_file: bool | None = None
+    """Also publish the LoRA as `lora.kohya.safetensors`, the form that ComfyUI and Forge read. LORA only. Default
+    yes."""
+    held_out_share: float | None = None
+    """Share of the dataset's samples that is not trained on but measured on, in place of a held-out dataset; at
+    least one sample. 0 to 0.5; default 0."""
+    early_stopping_patience: int | None = None
+    """End the run after this many measurements in a row that were not better; needs held-out data. 0 means never. 0
+    to 10,000; default 0."""
+    early_stopping_min_delta: float | None = None
+    """A measurement is better when it is lower by more than this. 0 to 100; default 0."""
+    preview_prompts: Sequence[str] | None = None
+    """Prompts of the pictures that are made while training, before the first step, every `preview_interval_steps`
+    and at the end. Up to 16 of up to 2000 characters; default no pictures."""
+    preview_interval_steps: int | None = None
+    """Steps between previews. 1 to 100,000; default 4 times a run."""
+    preview_seed: int | None = None
+    """Seed of every preview's noise. 0 to 2^32 - 1; default 0."""
+    preview_sampling_steps: int | None = None
+    """Steps in which a preview is sampled. 1 to 200; default 28."""
+    preview_guidance_scale: float | None = None
+    """Guidance scale of previews. 0 to 100; default 3.5."""
+    preview_height_px: int | None = None
+    """Height of previews. A multiple of 16, 32 to 2048; default that of most samples."""
+    preview_width_px: int | None = None
+    """Width of previews. A multiple of 16, 32 to 2048; default that of most samples."""
 
 
 class JobState(StrEnum):
@@ -116,6 +231,20 @@ class TrainingResult:
     """The same with the finished adapter."""
     step_time_s: float | None = None
     """Median time of a step."""
+    artifacts: tuple[Artifact, ...] = ()
+    """Every file of the job, the newest of each name: the LoRA in its forms, the best one, metrics, previews, the
+    report."""
+    best_step: int | None = None
+    """Step after which the held-out loss was lowest; None without held-out data. The adapter of that step is
+    `lora-best.safetensors`."""
+    held_out_loss_best: float | None = None
+    """Held-out loss after that step."""
+    stopped_early: bool = False
+    """Whether the run ended before its length because the held-out loss no longer fell."""
+    skipped_steps: int = 0
+    """Steps skipped because their loss or gradient was not finite."""
+    memory_peak_bytes: int = 0
+    """Most memory used while the job ran: of the GPU, or of the worker's process where there is none; 0 if not told."""
 
 
 @dataclass(frozen=True, kw_only=True)

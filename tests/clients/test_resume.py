@@ -112,5 +112,5 @@ def test_leaving_early_closes_the_stream() -> None:
 
     items = resuming(open_stream, ended=lambda: True, outage=Outage(limit_s=60))
     assert next(iter(items)) == 0
-    items.close()  # type: ignore[attr-defined]
+    items.close()
     assert closed

@@ -23,8 +23,9 @@ from fluxsmith import (
     TrainConfig,
     TrainingJob,
 )
+from fluxsmith._wire_config import read_config, write_config
 from fluxsmith._wire_datasets import read_dataset, read_options, read_sample, write_options
-from fluxsmith._wire_jobs import read_config, read_event, read_job, write_config
+from fluxsmith._wire_jobs import read_event, read_job
 from fluxsmith.errors import InvalidRequest
 from fluxsmith.v1 import encoder_pb2, trainer_pb2
 
