@@ -1,0 +1,203 @@
+"""Curves for the report: any number of steps becomes a few hundred points of SVG, with ticks at round values.
+
+Coordinates run from 0 to 100 in both directions, x to the right and y down; the page stretches them to its width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_COLUMNS = 400  # about one for every two pixels of a wide screen
+MOST_DOTS = 120
+MEAN_SHARE = 25  # the running mean is over this share of the run
+MOST_SHOWN_QUANTILE = 0.995  # a few spikes must not press the curve flat
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick:
+    """A round value on an axis, and where it lies (0 to 100)."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """A point that is shown for itself."""
+
+    x: float
+    y: float
+    title: str
+    best: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One drawing: the range that single steps reach, a line through them, dots, and marks at the foot."""
+
+    title: str
+    note: str
+    band: str = ""
+    """Path of the area between the lowest and the highest value; empty where there is no spread."""
+    line: str = ""
+    """Path of the line."""
+    dots: tuple[Dot, ...] = ()
+    marks: tuple[float, ...] = ()
+    """Where steps were skipped."""
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    summary: str
+    """What the drawing shows, in words."""
+
+
+def curve_of_steps(
+    title: str, steps: NDArray[np.int64], values: Floats, *, last_step: int, skipped: Bools | None = None
+) -> Curve | None:
+    """Draw a value that each step has, noisy or not; None when there is no finite one."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        return None
+    mean = running_mean(values[finite], max(1, len(values) // MEAN_SHARE)) if skipped is not None else values[finite]
+    columns = _columns(steps[finite], last_step)
+    low, line, high = (
+        np.array([pick(part) for part in np.split(of, columns)])
+        for pick, of in ((np.min, values[finite]), (np.mean, mean), (np.max, values[finite]))
+    )
+    x = np.array([part.mean() for part in np.split(steps[finite], columns)]) * 100 / last_step
+    top = max(float(np.quantile(values[finite], MOST_SHOWN_QUANTILE)), float(line.max()))
+    axis = Axis.over(float(values[finite].min()), top)
+    missing = steps[skipped] if skipped is not None else steps[:0]
+    return Curve(
+        title=title,
+        note=_note_of_steps(len(values), skipped, above=int((values[finite] > axis.high).sum())),
+        band=_area(x, axis.places(low), axis.places(high)) if skipped is not None else "",
+        line=_path(x, axis.places(line)),
+        marks=tuple(sorted({round(float(step) * 100 / last_step, 1) for step in missing})),
+        x_ticks=_step_ticks(last_step),
+        y_ticks=axis.ticks(),
+        summary=f"{title} by step, from {line[0]:.4g} at the beginning to {line[-1]:.4g} at the end.",
+    )
+
+
+def curve_of_measurements(title: str, measured: dict[int, float], *, last_step: int) -> Curve | None:
+    """Draw a value that was measured now and then, the lowest marked; None when there is no finite one."""
+    points = [(step, value) for step, value in sorted(measured.items()) if math.isfinite(value)]
+    if not points:
+        return None
+    best = min(points, key=lambda point: (point[1], point[0]))
+    stride = -(-len(points) // MOST_DOTS)
+    points = [point for at, point in enumerate(points) if at % stride == 0 or point == best or at == len(points) - 1]
+    values = np.array([value for _, value in points])
+    axis = Axis.over(float(values.min()), float(values.max()))
+    x = np.round(np.array([step for step, _ in points]) * 100 / last_step, 2)
+    y = np.round(axis.places(values), 2)
+    return Curve(
+        title=title,
+        note="at fixed noise; the lowest has a ring",
+        line=_path(x, y),
+        dots=tuple(
+            Dot(
+                x=round(float(x[at]), 2),
+                y=round(float(y[at]), 2),
+                title=f"step {step}: {value:.4g}",
+                best=step == best[0],
+            )
+            for at, (step, value) in enumerate(points)
+        ),
+        x_ticks=_step_ticks(last_step),
+        y_ticks=axis.ticks(),
+        summary=f"{title} from {values[0]:.4g} at step {points[0][0]} to {values[-1]:.4g} at step {points[-1][0]}; "
+        f"lowest {best[1]:.4g} at step {best[0]}.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """An upright axis from `low` to `high`, both round."""
+
+    low: float
+    high: float
+    step: float
+
+    @classmethod
+    def over(cls, low: float, high: float) -> Axis:
+        """The axis around a range; a range of one value gets some room."""
+        room = (high - low) or abs(high) or 1.0
+        if high == low:
+            low, high = low - room / 2, high + room / 2
+        step = round_step((high - low) / 4)
+        return cls(low=math.floor(low / step + 1e-9) * step, high=math.ceil(high / step - 1e-9) * step, step=step)
+
+    def places(self, values: Floats) -> Floats:
+        """Where values lie (0 at the top to 100); those beyond the axis lie on its end."""
+        return np.clip(100 * (self.high - values) / (self.high - self.low), 0, 100)
+
+    def ticks(self) -> tuple[Tick, ...]:
+        """Round values from low to high."""
+        count = round((self.high - self.low) / self.step)
+        values = [self.low + at * self.step for at in range(count + 1)]
+        return tuple(
+            Tick(at=round(100 - 100 * at / count, 2), text=f"{0.0 if abs(value) < self.step / 2 else value:.4g}")
+            for at, value in enumerate(values)
+        )
+
+
+def running_mean(values: Floats, width: int) -> Floats:
+    """Mean over `width` neighbours around each value, fewer at the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    begin = np.maximum(places - width // 2, 0)
+    end = np.minimum(places + (width + 1) // 2, len(values))
+    mean: Floats = (sums[end] - sums[begin]) / (end - begin)
+    return mean
+
+
+def round_step(at_least: float) -> float:
+    """The next of 1, 2, 2.5, 5, 10 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(at_least))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= at_least * (1 - 1e-9))
+
+
+def _columns(steps: NDArray[np.int64], last_step: int) -> NDArray[np.int64]:
+    """Where the steps of one column of the drawing end and those of the next begin."""
+    column = steps * MOST_COLUMNS // (last_step + 1)
+    return np.flatnonzero(np.diff(column)) + 1 if last_step > MOST_COLUMNS else np.arange(1, len(steps))
+
+
+def _step_ticks(last_step: int) -> tuple[Tick, ...]:
+    step = max(1, int(round_step(last_step / 4)))
+    return tuple(Tick(at=round(100 * at / last_step, 2), text=f"{at:,}") for at in range(0, last_step + 1, step))
+
+
+def _note_of_steps(count: int, skipped: Bools | None, *, above: int) -> str:
+    if skipped is None:
+        return ""
+    parts = ["pale: single steps" if count <= MOST_COLUMNS else "pale: lowest to highest", "line: running mean"]
+    if above:
+        parts.append(f"{above} above the drawing")
+    if skipped.any():
+        parts.append(f"red marks: {int(skipped.sum())} skipped")
+    return "; ".join(parts)
+
+
+def _path(x: Floats, y: Floats) -> str:
+    return "M" + "L".join(f"{at:.2f} {height:.2f}" for at, height in zip(x, y, strict=True))
+
+
+def _area(x: Floats, low: Floats, high: Floats) -> str:
+    if np.array_equal(low, high):
+        return _path(x, low)
+    return _path(np.concatenate([x, x[::-1]]), np.concatenate([high, low[::-1]])) + "Z"
+
+
+def visible(curves: Sequence[Curve | None]) -> tuple[Curve, ...]:
+    """Those that have something to show."""
+    return tuple(curve for curve in curves if curve)
