@@ -20,7 +20,7 @@ class AlphaPolicy(StrEnum):
     COMPOSITE = "COMPOSITE"
     """It is dropped."""
     MASK = "MASK"
-    """It is cached beside the latents as a mask of the loss, 1 where opaque. Training does not use it yet."""
+    """It is cached beside the latents as a mask of the loss, 1 where opaque."""
 
 
 @dataclass(frozen=True, kw_only=True)

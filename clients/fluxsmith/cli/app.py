@@ -10,7 +10,7 @@ import typer
 import fluxsmith
 from fluxsmith.cli.contact_sheet import contact_sheet
 from fluxsmith.cli.jobs import cancel, download, watch
-from fluxsmith.cli.listing import datasets, jobs
+from fluxsmith.cli.listing import datasets, files, jobs
 from fluxsmith.cli.session import ConsoleHandler, Session
 from fluxsmith.cli.text import error_line
 from fluxsmith.cli.train import train
@@ -46,6 +46,7 @@ app.command()(watch)
 app.command()(jobs)
 app.command()(datasets)
 app.command()(cancel)
+app.command()(files)
 app.command()(download)
 
 

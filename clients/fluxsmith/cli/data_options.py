@@ -3,14 +3,12 @@
 Ranges are checked here too, since the encoder learns of them only once the images are uploaded.
 """
 
-import functools
-import inspect
 import re
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from fluxsmith.cli.splicing import in_place_of
 from fluxsmith.encoding import AlphaPolicy, EncodingOptions, LatentForm
 
 _DATA = "Data"
@@ -56,7 +54,7 @@ MaskAlpha = Annotated[
     typer.Option(
         "--mask-alpha",
         rich_help_panel=_DATA,
-        help="Cache transparency as a loss mask. (not used yet)",
+        help="Leave transparent pixels out of the loss.",
     ),
 ]
 Latents = Annotated[
@@ -81,24 +79,6 @@ MaxBadShare = Annotated[
         help="Fail when more than this share is bad; with --skip-bad. (default 1)",
     ),
 ]
-
-
-def with_data_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give the command the options above in place of its parameter `data`, which receives what they amount to."""
-    shared = inspect.signature(_read_data_options).parameters
-    own = inspect.signature(command).parameters
-
-    @functools.wraps(command)
-    def with_options(**given: Any) -> None:
-        values = {name: given.pop(name) for name in shared}
-        command(data=_read_data_options(**values), **given)
-
-    parameters: list[inspect.Parameter] = []
-    for parameter in own.values():
-        parameters += shared.values() if parameter.name == "data" else [parameter]
-    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return with_options
 
 
 def _read_data_options(  # noqa: PLR0913  # a command's options are its parameters
@@ -149,3 +129,6 @@ def _read_data_options(  # noqa: PLR0913  # a command's options are its paramete
 def _require(met: bool, option: str, problem: str) -> None:
     if not met:
         raise typer.BadParameter(problem, param_hint=f"'{option}'")
+
+
+with_data_options = in_place_of("data", _read_data_options)

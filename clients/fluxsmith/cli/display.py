@@ -13,7 +13,7 @@ from rich.table import Column
 from fluxsmith.cli.meter import TrainingMeter
 from fluxsmith.cli.text import progress_text
 from fluxsmith.data import DatasetProgress, OnProgress
-from fluxsmith.events import Event, JobWarning, StateChanged, StepsCompleted, ValidationCompleted
+from fluxsmith.events import Event, JobWarning, PreviewRendered, StateChanged, StepsCompleted, ValidationCompleted
 
 _LINE_INTERVAL_S = 5.0
 
@@ -98,7 +98,7 @@ class BarDisplay:
                 )
                 if message:
                     self.note(str(event))
-            case ValidationCompleted() | JobWarning():
+            case ValidationCompleted() | PreviewRendered() | JobWarning():
                 self.note(str(event))
 
     def _show(self, description: str, done: int, total: int | None, facts: str) -> None:
@@ -151,7 +151,7 @@ class LineDisplay:
                 done = self._meter.step == self._meter.total_steps
                 text = f"step {self._meter.step} of {self._meter.total_steps}  {self._meter}"
                 self._now_and_then(text, important=done)
-            case StateChanged() | ValidationCompleted() | JobWarning():
+            case StateChanged() | ValidationCompleted() | PreviewRendered() | JobWarning():
                 self.note(str(event))
 
     def _now_and_then(self, text: str, *, important: bool) -> None:

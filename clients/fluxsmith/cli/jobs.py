@@ -54,16 +54,30 @@ def cancel(context: typer.Context, job_id: Job) -> None:
     typer.echo(f"job {stopped.id} is {stopped.state.lower()}")
 
 
-def download(
+def download(  # a command's options are its parameters
     context: typer.Context,
     job_id: Job,
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Where to write it. (default JOB.safetensors)")
+        Path | None,
+        typer.Argument(metavar="FILE", help="Where to write it. (default JOB.safetensors, or the file's own name)"),
     ] = None,
+    *,
+    artifact: Annotated[
+        str, typer.Option(metavar="NAME", help="Another file of the job, as `fluxsmith files` lists it.")
+    ] = "",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every file of the job; FILE is a folder then. (default one called JOB)")
+    ] = False,
 ) -> None:
-    """Fetch the LoRA file of a job."""
+    """Fetch the LoRA of a job, or other files."""
     session: Session = context.obj
+    if artifact and everything:
+        raise typer.BadParameter("--artifact and --all exclude each other", param_hint="'--all'")
+    target = file or Path(job_id if everything else artifact.rpartition("/")[2] or f"{job_id}.safetensors")
     with session.client() as client:
         job = client.job(job_id)
-        written = job.download(file or Path(f"{job.id}.safetensors"))
-    typer.echo(f"{written} ({size_text(written.stat().st_size)})")
+        written = job.download_all(target) if everything else [job.download(target, artifact_name=artifact)]
+    for path in written:
+        typer.echo(f"{path} ({size_text(path.stat().st_size)})")
+    if not written:
+        session.say("No files yet.")

@@ -1,4 +1,4 @@
-"""The commands that list: `jobs` and `datasets`."""
+"""The commands that list: `jobs`, `files` and `datasets`."""
 
 from typing import Annotated
 
@@ -6,8 +6,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from fluxsmith.artifacts import Artifact
+from fluxsmith.cli.jobs import Job
 from fluxsmith.cli.session import Session
-from fluxsmith.cli.text import time_text, to_json
+from fluxsmith.cli.text import size_text, time_text, to_json
 from fluxsmith.data import Dataset
 from fluxsmith.training import TrainingJob
 
@@ -42,6 +44,26 @@ def datasets(context: typer.Context, as_json: AsJson = False) -> None:
         session.out.print(_datasets_table(found))
     else:
         session.say("No datasets yet.")
+
+
+def files(context: typer.Context, job_id: Job, as_json: AsJson = False) -> None:
+    """List the files of a job, to fetch with `fluxsmith download JOB --artifact NAME`."""
+    session: Session = context.obj
+    with session.client() as client:
+        found = client.job(job_id).artifacts()
+    if as_json:
+        typer.echo(to_json(found))
+    elif found:
+        session.out.print(_files_table(found))
+    else:
+        session.say("No files yet.")
+
+
+def _files_table(found: list[Artifact]) -> Table:
+    table = _table("name", "size", "address")
+    for artifact in found:
+        table.add_row(escape(artifact.artifact_name), size_text(artifact.size_bytes), escape(artifact.uri))
+    return table
 
 
 def _jobs_table(found: list[TrainingJob]) -> Table:

@@ -16,6 +16,7 @@ class TrainingMeter:
     def __init__(self) -> None:
         self.step = 0
         self.total_steps = 0
+        self.skipped_steps = 0
         self._loss_sum = 0.0
         self._loss_weight = 0.0
         self._durations_s: deque[float] = deque(maxlen=_SPEED_STEPS)
@@ -28,13 +29,15 @@ class TrainingMeter:
     def _take_steps(self, steps: Sequence[StepMetrics]) -> None:
         for step in steps:
             self.step = step.step  # falls back when a lost worker's job goes on from a checkpoint
-            self._loss_sum = self._loss_sum * _LOSS_DECAY + step.loss
-            self._loss_weight = self._loss_weight * _LOSS_DECAY + 1.0
+            self.skipped_steps += step.skipped
+            if step.counts:
+                self._loss_sum = self._loss_sum * _LOSS_DECAY + step.loss
+                self._loss_weight = self._loss_weight * _LOSS_DECAY + 1.0
             self._durations_s.append(step.duration_s)
 
     @property
     def loss(self) -> float | None:
-        """Mean loss in which newer steps count more; None before the first step."""
+        """Mean loss in which newer steps count more, and skipped ones not at all; None before the first."""
         return self._loss_sum / self._loss_weight if self._loss_weight else None
 
     @property
@@ -48,6 +51,9 @@ class TrainingMeter:
         return None if self.step_s is None else self.step_s * max(self.total_steps - self.step, 0)
 
     def __str__(self) -> str:
-        if self.loss is None or self.step_s is None or self.left_s is None:
+        if self.step_s is None or self.left_s is None:
             return ""
-        return f"loss {self.loss:.4f}  {speed_text(self.step_s)}  {duration_text(self.left_s)} left"
+        facts = [f"loss {self.loss:.4f}"] if self.loss is not None else []
+        facts += [speed_text(self.step_s), f"{duration_text(self.left_s)} left"]
+        facts += [f"{self.skipped_steps} skipped"] if self.skipped_steps else []
+        return "  ".join(facts)

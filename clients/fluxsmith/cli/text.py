@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fluxsmith.data import Dataset, DatasetProgress, SampleProblem
-from fluxsmith.training import TrainingJob
+from fluxsmith.training import TrainingJob, TrainingResult
 
 _MAX_PROBLEMS = 10
 
@@ -95,13 +95,36 @@ def report_lines(job: TrainingJob, *, written: Path | None) -> list[str]:
     facts = {"job": job.id}
     if result := job.result:
         facts |= {"LoRA": result.lora_uri, "size": size_text(result.lora_bytes)}
-        if result.held_out_loss_base is not None and result.held_out_loss_lora is not None:
-            facts["held-out loss"] = held_out_text(result.held_out_loss_base, result.held_out_loss_lora)
+        facts |= _held_out_facts(result)
+        if result.stopped_early:
+            facts["ended early"] = f"after step {job.step} of {job.total_steps}: the held-out loss no longer fell"
+        if result.skipped_steps:
+            facts["skipped steps"] = f"{result.skipped_steps}, whose loss or gradient was not finite"
         if result.step_time_s is not None:
             facts["speed"] = speed_text(result.step_time_s)
+        if result.memory_peak_bytes:
+            facts["memory"] = f"{size_text(result.memory_peak_bytes)} at most"
+        if result.artifacts:
+            facts["files"] = _files_text([artifact.artifact_name for artifact in result.artifacts])
     if written:
         facts["written"] = str(written)
     return [f"{name:<13}  {fact}" for name, fact in facts.items()]
+
+
+def _held_out_facts(result: TrainingResult) -> dict[str, str]:
+    facts = {}
+    if result.held_out_loss_base is not None and result.held_out_loss_lora is not None:
+        facts["held-out loss"] = held_out_text(result.held_out_loss_base, result.held_out_loss_lora)
+    if result.best_step is not None and result.held_out_loss_best is not None:
+        facts["best"] = f"{result.held_out_loss_best:.4f} after step {result.best_step}"
+    return facts
+
+
+def _files_text(names: Sequence[str]) -> str:
+    """Return the names of a job's files, its many previews as a count."""
+    single = [name for name in names if not name.startswith("previews/")]
+    previews = len(names) - len(single)
+    return ", ".join([*single, *([f"{previews} {'preview' if previews == 1 else 'previews'}"] if previews else [])])
 
 
 def to_json(value: object) -> str:

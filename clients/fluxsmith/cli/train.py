@@ -5,8 +5,10 @@ from pathlib import Path
 
 import typer
 
+from fluxsmith._adapter_upload import check_adapter
 from fluxsmith._folder import folder_name, read_folder
 from fluxsmith.cli import options
+from fluxsmith.cli.config_options import with_config_options
 from fluxsmith.cli.data_options import with_data_options
 from fluxsmith.cli.display import Display, display_for
 from fluxsmith.cli.jobs import follow
@@ -22,17 +24,13 @@ from fluxsmith.training import TrainConfig
 
 
 @with_data_options
+@with_config_options
 def train(  # noqa: PLR0913  # a command's options are its parameters
     context: typer.Context,
     folder: options.Folder,
     *,
-    steps: options.Steps = None,
-    epochs: options.Epochs = None,
-    rank: options.Rank = None,
-    alpha: options.Alpha = None,
-    learning_rate: options.LearningRate = None,
-    batch_size: options.BatchSize = None,
-    seed: options.Seed = None,
+    config: TrainConfig,
+    warm_start: options.WarmStart = "",
     held_out: options.HeldOut = None,
     data: EncodingOptions,
     start_early: options.StartEarly = False,
@@ -47,29 +45,24 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
     """
     session: Session = context.obj
     target = output or Path(f"{folder_name(folder)}.safetensors")
-    check_target(target)
-    if start_early and steps is None:
-        raise typer.BadParameter("it needs --steps", param_hint="'--start-early'")
+    _check(config, target=target, warm_start=warm_start, held_out=held_out, start_early=start_early)
     for source in filter(None, (folder, held_out)):
         read_folder(source)  # faults of either are told before anything is sent
-    config = TrainConfig(
-        rank=rank,
-        alpha=alpha,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        steps=steps,
-        epochs=epochs,
-        seed=seed,
-    )
-    job_name = name or folder_name(folder)
     with session.client() as client:
         client.check_services()
         with display_for(session.console) as display:
+            if warm_start:
+                config = dataclasses.replace(config, warm_start_uri=_stored(client, warm_start, display))
             # First, since it must be READY for any job, even for one that starts early.
             measured = _encode(client, held_out, _as_measured(data), display) if held_out else None
             dataset = _encode(client, folder, data, display, wait=not start_early)
             job = client.submit(
-                dataset, config, held_out=measured, user_id=user, name=job_name, start_while_encoding=start_early
+                dataset,
+                config,
+                held_out=measured,
+                user_id=user,
+                name=name or folder_name(folder),
+                start_while_encoding=start_early,
             )
             display.note(f"job {job.id}")
             finished = follow(job, display, session)
@@ -80,6 +73,32 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
         typer.echo(to_json({**vars(finished), "output": str(target)}))
     else:
         typer.echo("\n".join(report_lines(finished, written=target)))
+
+
+def _check(config: TrainConfig, *, target: Path, warm_start: str, held_out: Path | None, start_early: bool) -> None:
+    """Raise `BadParameter` or `InvalidRequest` for what would be told only once the images are encoded."""
+    check_target(target)
+    if warm_start and not _is_address(warm_start):
+        check_adapter(Path(warm_start))
+    if start_early and config.steps is None:
+        raise typer.BadParameter("it needs --steps", param_hint="'--start-early'")
+    if held_out and config.held_out_share:
+        raise typer.BadParameter("it takes the place of --held-out; give one of them", param_hint="'--held-out-share'")
+    if config.early_stopping_patience and not (held_out or config.held_out_share):
+        raise typer.BadParameter("it needs --held-out or --held-out-share", param_hint="'--early-stop'")
+
+
+def _is_address(warm_start: str) -> bool:
+    return "://" in warm_start
+
+
+def _stored(client: Client, warm_start: str, display: Display) -> str:
+    """Return the address of the LoRA to begin with, in the object store from now on if it was a file."""
+    if _is_address(warm_start):
+        return warm_start
+    uri = client.upload_adapter(warm_start)
+    display.note(f"uploaded {warm_start}")
+    return uri
 
 
 def _as_measured(data: EncodingOptions) -> EncodingOptions:
