@@ -1,119 +1,180 @@
-"""The LoRA adapter: attached to the resident base for one job, written as a file, and taken off without a trace."""
+"""The adapter: attached to the resident base for one job, and taken off without a trace.
+
+LoRA and its kin through peft's layers. Their files are written in `adapter_files.py` and `kohya.py`.
+
+Legend: O outputs of a layer, I inputs, R rank.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-import safetensors.torch
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraModel
+from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from services.trainer.choices import TargetPreset
+from services.common.errors import FieldViolation, InvalidInput
+from services.trainer.choices import AdapterType, InitWeights
 from services.trainer.config import TrainConfig
+from services.trainer.targets import exactly, linear_names, target_ranks
 
 ADAPTER = "default"
-_IMAGE_STREAM = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "ff.net.0.proj",
-    "ff.net.2",
-    "proj_mlp",
-    "proj_out",
-)
-TARGETS = {
-    # Anchored to the blocks and written out: by suffix alone `proj_out` would also hit the model's own last layer.
-    TargetPreset.IMAGE_STREAM: r"(?:single_)?transformer_blocks\.\d+\.(?:"
-    + "|".join(name.replace(".", r"\.") for name in _IMAGE_STREAM)
-    + ")",
-}
-FILE_PREFIX = "transformer"
-
-
-def lora_config(config: TrainConfig) -> LoraConfig:
-    """Peft's description of the adapter that a job asks for."""
-    return LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        target_modules=TARGETS[config.targets],
-        init_lora_weights=True,  # A kaiming-uniform, B zero: starts as the identity
-    )
+PISSA = "pissa_niter_4"
+"""Randomised SVD with four power iterations: a few per cent of the time of the whole one."""
 
 
 @contextmanager
-def attached(transformer: nn.Module, config: TrainConfig) -> Iterator[LoraModel]:
-    """Attach a fresh float32 adapter, initialised from the job's seed; afterwards the base is what it was."""
+def attached(
+    transformer: nn.Module, config: TrainConfig, pissa_start: Mapping[str, Tensor] | None = None
+) -> Iterator[None]:
+    """Attach a fresh float32 adapter, initialised from the job's seed; afterwards the base is what it was, to the bit.
+
+    The model's output is at first that of the base. A PiSSA job that goes on from a checkpoint hands back what
+    `pissa_factors` said when it began: the base gives up exactly that part again, also on another device. Raises
+    `InvalidInput` for targets that match nothing and for PiSSA with a rank above what a layer has.
+    """
+    ranks = target_ranks(linear_names(transformer), config)
+    if config.init_weights is InitWeights.PISSA:
+        _refuse_rank_above_layer(transformer, ranks)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            tuner = LoraModel(transformer, lora_config(config), ADAPTER)
-        for parameter in adapter_parameters(transformer).values():
-            parameter.data = parameter.data.float()
-        yield tuner
+            inject_adapter_in_model(peft_config(config, ranks), transformer, ADAPTER)
+            for parameter in adapter_parameters(transformer).values():
+                parameter.data = parameter.data.float()
+            if config.init_weights is InitWeights.PISSA:
+                _start_from_base(transformer, pissa_start or {})
+        if config.adapter_type is AdapterType.DORA:
+            _measure_lengths(transformer)
+        yield
     finally:
         detach(transformer)
 
 
+def peft_config(config: TrainConfig, ranks: Mapping[str, int]) -> LoraConfig | LoKrConfig | LoHaConfig:
+    """Peft's description of the adapter that a job asks for, with the rank of each module."""
+    others = sorted(set(ranks.values()) - {config.rank})
+    common: dict[str, Any] = {
+        "r": config.rank,
+        "target_modules": exactly(ranks),
+        # One expression a rank: peft tries them all on each module.
+        "rank_pattern": {exactly(name for name in ranks if ranks[name] == rank): rank for rank in others},
+    }
+    match config.adapter_type:
+        case AdapterType.LORA | AdapterType.DORA:
+            return LoraConfig(
+                **common,
+                lora_alpha=config.alpha,
+                use_rslora=config.use_rslora,
+                use_dora=config.adapter_type is AdapterType.DORA,
+                lora_dropout=config.adapter_dropout,
+                # B is zero either way. PiSSA follows when the matrices are in float32.
+                init_lora_weights="gaussian" if config.init_weights is InitWeights.GAUSSIAN else True,
+            )
+        case AdapterType.LOKR:
+            return LoKrConfig(**common, alpha=config.alpha, decompose_factor=config.lokr_factor or -1)
+        case AdapterType.LOHA:
+            return LoHaConfig(**common, alpha=config.alpha)
+
+
 def detach(transformer: nn.Module) -> None:
-    """Put the base's own layers back, also when an adapter was attached only in part."""
-    for name, module in list(transformer.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            parent, _, own_name = name.rpartition(".")
-            setattr(transformer.get_submodule(parent), own_name, module.get_base_layer())
+    """Put the base's own layers and weights back, also when an adapter was attached only in part."""
+    for name, layer in adapter_layers(transformer).items():
+        base = layer.get_base_layer()
+        if start := getattr(layer, "pissa_start", None):
+            base.weight.data = start.weight_OI.to(base.weight.device)
+        parent, _, own_name = name.rpartition(".")
+        setattr(transformer.get_submodule(parent), own_name, base)
     if hasattr(transformer, "peft_config"):
         del transformer.peft_config
 
 
+def adapter_layers(transformer: nn.Module) -> dict[str, Any]:
+    """Peft's layers, by the name of the module that each adapts."""
+    return {name: module for name, module in transformer.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
 def adapter_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable parameters by peft's names without the adapter's: `<module>.lora_A.weight`."""
+    """The trainable parameters by peft's names without the adapter's: `<module>.lora_A.weight`, `<module>.lokr_w1`."""
     return {
-        name.replace(f".{ADAPTER}.", "."): parameter
+        ".".join(part for part in name.split(".") if part != ADAPTER): parameter
         for name, parameter in transformer.named_parameters()
-        if f".{ADAPTER}." in name
+        if ADAPTER in name.split(".")
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PissaStart:
+    """What PiSSA began with: the base's weight, which comes back when the job ends, and the factors taken from it."""
+
+    weight_OI: Tensor
+    a_RI: Tensor
+    b_OR: Tensor
+
+
+def pissa_factors(transformer: nn.Module) -> dict[str, Tensor]:
+    """The factors that the base gave up, by parameter name, for a checkpoint; empty but with PiSSA."""
+    starts = {name: getattr(layer, "pissa_start", None) for name, layer in adapter_layers(transformer).items()}
+    return {
+        f"{name}.lora_{side}.weight": factor
+        for name, start in starts.items()
+        if start
+        for side, factor in (("A", start.a_RI), ("B", start.b_OR))
+    }
+
+
+def _start_from_base(transformer: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """PiSSA (arXiv 2404.02948): the adapter takes over the main singular part of each weight."""
+    for name, layer in adapter_layers(transformer).items():
+        base, a, b = layer.get_base_layer(), layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        device = base.weight.device
+        # On the CPU, where it costs no memory of the GPU; before anything changes, so that `detach` can always undo.
+        weight_OI = base.weight.data.cpu()
+        layer.pissa_start = PissaStart(weight_OI=weight_OI, a_RI=a.data, b_OR=b.data)
+        if given:
+            a.data = given[f"{name}.lora_A.weight"].to(device)
+            b.data = given[f"{name}.lora_B.weight"].to(device)
+            main_OI = layer.scaling[ADAPTER] * b.data @ a.data
+            base.weight.data = (base.weight.data.float() - main_OI).to(base.weight.dtype)
+        else:
+            layer.pissa_init(ADAPTER, PISSA)
+        a_RI, b_OR = (factor.data.to("cpu", copy=True) for factor in (a, b))
+        layer.pissa_start = PissaStart(weight_OI=weight_OI, a_RI=a_RI, b_OR=b_OR)
+
+
+def _refuse_rank_above_layer(transformer: nn.Module, ranks: Mapping[str, int]) -> None:
+    for name, rank in ranks.items():
+        largest = min(transformer.get_parameter(f"{name}.weight").shape)
+        if rank > largest:
+            description = f"is {rank} for {name}, whose weight has {largest} singular vectors for PISSA to begin with"
+            raise InvalidInput(
+                f"config.rank {description}",
+                reason="RANK_ABOVE_LAYER",
+                remedy=f"Choose a rank of at most {largest}, leave that layer out, or begin with KAIMING.",
+                violations=(FieldViolation(field="config.rank", description=description),),
+            )
+
+
+def _measure_lengths(transformer: nn.Module) -> None:
+    """DoRA's lengths anew in float32: peft took them in the base's precision, and a bf16 one begins off the base."""
+    for layer in adapter_layers(transformer).values():
+        layer.lora_magnitude_vector[ADAPTER].update_layer(
+            base_layer=layer.get_base_layer(),
+            lora_A=layer.lora_A[ADAPTER].weight.data,
+            lora_B=layer.lora_B[ADAPTER].weight.data,
+            scaling=layer.scaling[ADAPTER],
+        )
 
 
 def adapter_file(transformer: nn.Module, config: TrainConfig, provenance: Mapping[str, str]) -> bytes:
-    """The adapter as safetensors bytes in the form of `FluxPipeline.load_lora_weights`, alpha in the header.
+    """The attached adapter as a file in the form of diffusers: `peft_file` of a `snapshot`."""
+    from services.trainer.adapter_files import peft_file, snapshot  # noqa: PLC0415 - they build on this file
 
-    Keys are `transformer.<module>.lora_A.weight`, tensors float32. Raises `NonFiniteAdapter` rather than writing a
-    number that is not finite. `provenance` goes into the header beside what other programs read there.
-    """
-    tensors = {
-        f"{FILE_PREFIX}.{name}": parameter.detach().cpu().contiguous()
-        for name, parameter in adapter_parameters(transformer).items()
-    }
-    refuse_non_finite(tensors)
-    description = lora_config(config).to_dict()
-    modules = {name.rpartition(".lora_")[0].removeprefix(f"{FILE_PREFIX}.") for name in tensors}
-    description["target_modules"] = sorted(modules)
-    kept = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "lora_bias", "rank_pattern", "alpha_pattern")
-    metadata = {
-        "format": "pt",
-        "lora_adapter_metadata": json.dumps({f"{FILE_PREFIX}.{key}": description[key] for key in kept}, sort_keys=True),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "flux-1-dev/lora",
-        "ss_network_dim": str(config.rank),
-        "ss_network_alpha": str(config.alpha),
-        **provenance,
-    }
-    return with_sorted_header(safetensors.torch.save(tensors, metadata))
-
-
-def with_sorted_header(data: bytes) -> bytes:
-    """The same safetensors file with its metadata in order: the library writes it in another order each time."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the tensors aligned
-    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+    return peft_file(snapshot(transformer, config), config, provenance)
 
 
 class NonFiniteAdapter(Exception):
