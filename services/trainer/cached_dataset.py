@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, count, islice
@@ -21,11 +21,15 @@ import torch
 from torch import Tensor
 
 from services.common import cache
-from services.common.cache import CachedObject, CachedSample, CachedView, EncodingHead
+from services.common.cache import CachedCaption, CachedObject, CachedSample, CachedVariant, CachedView, EncodingHead
 from services.common.object_store import ObjectStore
+from services.trainer.choices import GuidanceMode
 from services.trainer.config import TrainConfig
-from services.trainer.flow_matching import Batch, draw_sigma
+from services.trainer.flow_matching import Batch
+from services.trainer.read_ahead import ahead
+from services.trainer.sigmas import Stratum, draw_even, sigma_at, strata
 
+STEPS_AHEAD = 2
 OBJECTS_IN_MEMORY = 256  # of at most 4 MiB each with FLUX.1-dev's text embeddings
 HELD_OUT_SIGMAS = tuple((2 * i + 1) / 16 for i in range(8))
 
@@ -48,6 +52,8 @@ class Item:
     sigma: float
     t5_SD: Tensor
     clip_D: Tensor
+    mask_1HW: Tensor | None
+    guidance: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,31 +83,38 @@ class CachedDataset:
         t5_width, clip_width = caption[cache.T5_EMBEDDING].shape[-1], caption[cache.CLIP_POOLED].shape[-1]
         return Widths(t5=t5_width, clip=clip_width, latents=latents_CHW.shape[0])
 
-    def steps_per_epoch(self, batch_size: int) -> int:
+    def batches_per_epoch(self, batch_size: int) -> int:
         """Batches that show every sample once."""
         return len(self._epoch(0, 0, batch_size))
 
-    def batches(self, config: TrainConfig, total_steps: int, *, in_order_first: bool = False) -> Iterator[Batch]:
-        """The run's batches in order, one a step. Samples of a batch share one bucket.
+    def batches(
+        self, config: TrainConfig, total_steps: int, *, in_order_first: bool = False
+    ) -> Generator[tuple[Batch, ...], None, None]:
+        """The run's steps in order, each with its `gradient_accumulation_steps` batches, read ahead by a thread.
 
-        With `in_order_first` the first epoch takes the samples in their own order, so that it need not know them all.
+        Samples of a batch share one bucket. A step may take its batches from two epochs. With `in_order_first` the
+        first epoch takes the samples in their own order, so that it need not know them all. Close it when the run ends
+        before it does.
         """
-        steps = chain.from_iterable(
+        shown = chain.from_iterable(
             self._in_order(config.seed, config.batch_size)
             if in_order_first and epoch == 0
             else self._epoch(config.seed, epoch, config.batch_size)
             for epoch in count()
         )
-        for step, exposures in enumerate(islice(steps, total_steps)):
-            yield stacked([self._training_item(config, step, exposure) for exposure in exposures])
+        steps = (
+            self._step(config, step, list(islice(shown, config.gradient_accumulation_steps)))
+            for step in range(total_steps)
+        )
+        return ahead(steps, STEPS_AHEAD)
 
-    def held_out_batches(self, batch_size: int) -> Iterator[Batch]:
+    def held_out_batches(self, config: TrainConfig) -> Iterator[Batch]:
         """Every sample at every one of HELD_OUT_SIGMAS, with noise that is the same in every run."""
         for index, sample in enumerate(self.samples):
             for number, view in enumerate(sample.views):
-                items = [self._held_out_item(sample, view, (index, number), sigma) for sigma in HELD_OUT_SIGMAS]
-                for start in range(0, len(items), batch_size):
-                    yield stacked(items[start : start + batch_size])
+                items = [self._held_out_item(config, sample, view, (index, number), sigma) for sigma in HELD_OUT_SIGMAS]
+                for start in range(0, len(items), config.batch_size):
+                    yield stacked(items[start : start + config.batch_size])
 
     def _epoch(self, seed: int, epoch: int, batch_size: int) -> list[list[Exposure]]:
         """One epoch's batches: exposures shuffled within each bucket, then the batches among each other."""
@@ -139,10 +152,18 @@ class CachedDataset:
         view = self.samples[exposure.sample].views[exposure.view]
         return view.height_px, view.width_px
 
-    def _training_item(self, config: TrainConfig, step: int, exposure: Exposure) -> Item:
+    def _step(self, config: TrainConfig, step: int, batches: list[list[Exposure]]) -> tuple[Batch, ...]:
+        samples = sum(len(exposures) for exposures in batches)
+        shares = iter(strata(config, samples, seeded(config.seed, "strata", step)))
+        return tuple(
+            stacked([self._training_item(config, micro_step, exposure, next(shares)) for exposure in exposures])
+            for micro_step, exposures in enumerate(batches, start=step * config.gradient_accumulation_steps)
+        )
+
+    def _training_item(self, config: TrainConfig, micro_step: int, exposure: Exposure, share: Stratum) -> Item:
         sample = self.samples[exposure.sample]
         variants = sample.views[exposure.view].variants
-        draw = seeded(config.seed, "sample", step, exposure.sample, exposure.view, exposure.repeat)
+        draw = seeded(config.seed, "sample", micro_step, exposure.sample, exposure.view, exposure.repeat)
         variant = variants[int(torch.randint(len(variants), (), generator=draw))]
         caption = sample.captions[int(torch.randint(len(sample.captions), (), generator=draw))]
         if float(torch.rand((), generator=draw)) < config.caption_dropout:
@@ -153,23 +174,39 @@ class CachedDataset:
             spread_CHW = torch.exp(0.5 * posterior[cache.LATENT_LOGVAR].float())
             drawn_CHW = mean_CHW + spread_CHW * torch.randn(mean_CHW.shape, generator=draw)
         tokens = mean_CHW.shape[1] * mean_CHW.shape[2] // 4
-        sigma = draw_sigma(config.sigma_sampling, tokens, draw)
+        sigma = sigma_at(config, share.at(draw_even(draw)), tokens)
         noise_CHW = torch.randn(mean_CHW.shape, generator=draw)
-        return self._item(drawn_CHW, noise_CHW, sigma, caption.embedding)
+        guidance = guidance_at(config, float(torch.rand((), generator=draw)))
+        return self._item(config, variant, caption, drawn_CHW, noise_CHW, sigma, guidance)
 
-    def _held_out_item(self, sample: CachedSample, view: CachedView, number: tuple[int, int], sigma: float) -> Item:
-        mean_CHW = self._load(view.variants[0].latents)[cache.LATENT_MEAN].float()
+    def _held_out_item(
+        self, config: TrainConfig, sample: CachedSample, view: CachedView, number: tuple[int, int], sigma: float
+    ) -> Item:
+        variant, caption = view.variants[0], sample.captions[0]
+        mean_CHW = self._load(variant.latents)[cache.LATENT_MEAN].float()
         noise_CHW = torch.randn(mean_CHW.shape, generator=seeded("held-out", *number, sigma))
-        return self._item(mean_CHW, noise_CHW, sigma, sample.captions[0].embedding)
+        return self._item(config, variant, caption, mean_CHW, noise_CHW, sigma, guidance_at(config, 0.5))
 
-    def _item(self, latents_CHW: Tensor, noise_CHW: Tensor, sigma: float, embedding: CachedObject) -> Item:
-        caption = self._load(embedding)
+    def _item(
+        self,
+        config: TrainConfig,
+        variant: CachedVariant,
+        caption: CachedCaption,
+        latents_CHW: Tensor,
+        noise_CHW: Tensor,
+        sigma: float,
+        guidance: float | None,
+    ) -> Item:
+        embedding = self._load(caption.embedding)
+        mask = variant.mask if config.masked_loss else None
         return Item(
             clean_CHW=(latents_CHW - self.head.latent_shift) * self.head.latent_scale,
             noise_CHW=noise_CHW,
             sigma=sigma,
-            t5_SD=caption[cache.T5_EMBEDDING],
-            clip_D=caption[cache.CLIP_POOLED],
+            t5_SD=embedding[cache.T5_EMBEDDING],
+            clip_D=embedding[cache.CLIP_POOLED],
+            mask_1HW=self._load(mask)[cache.LOSS_MASK].float() if mask else None,
+            guidance=guidance,
         )
 
 
@@ -180,14 +217,39 @@ def _exposures(index: int, sample: CachedSample) -> Iterator[Exposure]:
 
 
 def stacked(items: list[Item]) -> Batch:
-    """Items of one shape as a batch."""
+    """Items of one shape as a batch. Among masked ones, an item without a mask counts everywhere."""
     return Batch(
         clean_BCHW=torch.stack([item.clean_CHW for item in items]),
         noise_BCHW=torch.stack([item.noise_CHW for item in items]),
         sigma_B=torch.tensor([item.sigma for item in items]),
         t5_BSD=torch.stack([item.t5_SD for item in items]),
         clip_BD=torch.stack([item.clip_D for item in items]),
+        mask_B1HW=_stacked_masks(items),
+        guidance_B=_stacked_guidance(items),
     )
+
+
+def guidance_at(config: TrainConfig, u: float) -> float | None:
+    """The guidance scale that the model is told, with SAMPLED at a share `u` of its range; None for nothing."""
+    match config.guidance:
+        case GuidanceMode.BYPASS:
+            return None
+        case GuidanceMode.FIXED:
+            return config.guidance_scale
+        case GuidanceMode.SAMPLED:
+            return config.guidance_scale + u * (config.guidance_scale_max - config.guidance_scale)
+
+
+def _stacked_masks(items: list[Item]) -> Tensor | None:
+    if all(item.mask_1HW is None for item in items):
+        return None
+    everything_1HW = torch.ones_like(items[0].clean_CHW[:1])
+    return torch.stack([everything_1HW if item.mask_1HW is None else item.mask_1HW for item in items])
+
+
+def _stacked_guidance(items: list[Item]) -> Tensor | None:
+    scales = [item.guidance for item in items if item.guidance is not None]
+    return torch.tensor(scales) if scales else None
 
 
 def seeded(*purpose: object) -> torch.Generator:

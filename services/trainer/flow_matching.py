@@ -2,20 +2,18 @@
 
     noisy  = (1 - sigma) * clean + sigma * noise
     target = noise - clean                          the velocity along that straight path
-    loss   = |model(noisy, sigma) - target|^2
+    loss   = |model(noisy, sigma) - target|^2       or what `losses.py` makes of that error
 
 Descriptions that write `t * clean + (1 - t) * noise` with target `clean - noise` run the other way: t = 1 - sigma, and
 the target changes sign. The loss is the same; but the pretrained weights expect sigma, so sigma it is here.
 
-Source: Lipman et al. 2023 (arXiv 2210.02747); Esser et al. 2024 (arXiv 2403.03206) for the sampling of sigma; the
-resolution shift as in the reference code of FLUX.1.
+Source: Lipman et al. 2023 (arXiv 2210.02747). How sigma is drawn: `sigmas.py`.
 
 Legend: B batch, C latent channels (16), H/W latent height and width, S text tokens, D width.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -23,37 +21,50 @@ from diffusers import FluxTransformer2DModel
 from einops import rearrange
 from torch import Tensor
 
-from services.trainer.choices import SigmaSampling
+from services.trainer.config import TrainConfig
+from services.trainer.losses import loss_of_error
 from services.trainer.packing import image_ids, pack, text_ids, unpack
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one step sees: clean latents in model space, noise, noise levels and the captions' embeddings."""
+    """What the model sees at once: clean latents in model space, noise, noise levels, the captions' embeddings.
+
+    `mask_B1HW` (0 to 1) says how much of each place counts in the loss, None means all of it; `guidance_B` is what the
+    model is told of guidance, None means nothing.
+    """
 
     clean_BCHW: Tensor
     noise_BCHW: Tensor
     sigma_B: Tensor
     t5_BSD: Tensor
     clip_BD: Tensor
+    mask_B1HW: Tensor | None = None
+    guidance_B: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        there = {
+            name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items() if tensor is not None
+        }
+        return Batch(**there)
 
 
-def loss_per_sample(transformer: FluxTransformer2DModel, batch: Batch) -> Tensor:
-    """Mean squared error of the predicted velocity, (B,) float32.
+def loss_per_sample(transformer: FluxTransformer2DModel, batch: Batch, config: TrainConfig) -> Tensor:
+    """Loss of the predicted velocity, (B,) float32, as the configuration wants it.
 
     The noise is mixed with the level that the transformer will be told, not with the one drawn: see `told_sigma`.
     """
     dtype = transformer.dtype
     sigma_B = batch.sigma_B.to(dtype)
-    noisy_BCHW = interpolate(batch.clean_BCHW, batch.noise_BCHW, told_sigma(sigma_B))
+    told_B = told_sigma(sigma_B)
+    noisy_BCHW = interpolate(batch.clean_BCHW, batch.noise_BCHW, told_B).to(dtype)
     with torch.autocast(noisy_BCHW.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        velocity_BCHW = predict_velocity(transformer, noisy_BCHW.to(dtype), sigma_B, batch.t5_BSD, batch.clip_BD)
+        velocity_BCHW = predict_velocity(
+            transformer, noisy_BCHW, sigma_B, batch.t5_BSD, batch.clip_BD, batch.guidance_B
+        )
     error_BCHW = velocity_BCHW.float() - velocity_target(batch.clean_BCHW, batch.noise_BCHW)
-    return error_BCHW.square().mean(dim=(1, 2, 3))
+    return loss_of_error(error_BCHW, told_B, batch.mask_B1HW, config)
 
 
 def told_sigma(sigma_B: Tensor) -> Tensor:
@@ -76,14 +87,19 @@ def velocity_target(clean_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
 
 
 def predict_velocity(
-    transformer: FluxTransformer2DModel, noisy_BCHW: Tensor, sigma_B: Tensor, t5_BSD: Tensor, clip_BD: Tensor
+    transformer: FluxTransformer2DModel,
+    noisy_BCHW: Tensor,
+    sigma_B: Tensor,
+    t5_BSD: Tensor,
+    clip_BD: Tensor,
+    guidance_B: Tensor | None = None,
 ) -> Tensor:
-    """Run the transformer on unpacked latents. It multiplies the timestep by 1000 itself, so it is given sigma."""
+    """Run the transformer on unpacked latents. It multiplies sigma and guidance scales by 1000 itself."""
     height, width = noisy_BCHW.shape[-2:]
     (velocity_BLP,) = transformer(
         hidden_states=pack(noisy_BCHW),
         timestep=sigma_B,
-        guidance=None,  # bypassed: see transformer.bypass_guidance
+        guidance=guidance_B,  # None bypasses its embedding: see transformer.GuidanceBypass
         encoder_hidden_states=t5_BSD.to(noisy_BCHW.dtype),
         pooled_projections=clip_BD.to(noisy_BCHW.dtype),
         txt_ids=text_ids(t5_BSD.shape[1], noisy_BCHW.device),
@@ -91,28 +107,3 @@ def predict_velocity(
         return_dict=False,
     )
     return unpack(velocity_BLP, height, width)
-
-
-def draw_sigma(sampling: SigmaSampling, image_tokens: int, generator: torch.Generator) -> float:
-    """Draw one noise level in (0, 1] for an image of so many packed tokens."""
-    match sampling:
-        case SigmaSampling.UNIFORM:
-            return (int(torch.randint(1000, (), generator=generator)) + 1) / 1000
-        case SigmaSampling.LOGIT_NORMAL:
-            return _sigmoid(float(torch.randn((), generator=generator)))
-        case SigmaSampling.RESOLUTION_SHIFT:
-            return shift(_sigmoid(float(torch.randn((), generator=generator))), resolution_mu(image_tokens))
-
-
-def shift(sigma: float, mu: float) -> float:
-    """Move a noise level towards noise by `mu`, as FLUX's scheduler does when it samples."""
-    return math.exp(mu) / (math.exp(mu) + 1 / sigma - 1)
-
-
-def resolution_mu(image_tokens: int) -> float:
-    """The shift for an image of so many packed tokens: 0.5 at 256, 1.15 at 4096, linear between and beyond."""
-    return 0.5 + (1.15 - 0.5) * (image_tokens - 256) / (4096 - 256)
-
-
-def _sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-value))

@@ -1,14 +1,17 @@
-"""The base transformer: loaded once, frozen, its guidance embedding bypassed, resident for all jobs of a worker."""
+"""The base transformer: loaded once, frozen, guidance at each caller's choice, resident for all jobs of a worker."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from diffusers import FluxTransformer2DModel
-from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings
+from diffusers.models.embeddings import CombinedTimestepGuidanceTextProjEmbeddings, CombinedTimestepTextProjEmbeddings
 from torch import Tensor, nn
 
 from services.common.base_model import base_folder, pick_device, pick_dtype
+from services.common.errors import FieldViolation, InvalidInput
+from services.trainer.choices import GuidanceMode
+from services.trainer.config import TrainConfig
 
 if TYPE_CHECKING:  # see services/common/base_model.py
     from services.common.settings import ServiceSettings
@@ -29,7 +32,7 @@ def load_transformer(settings: ServiceSettings) -> FluxTransformer2DModel:
 
 
 def prepared(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:
-    """Freeze a transformer and bypass its guidance embedding."""
+    """Freeze a transformer, and bypass its guidance embedding wherever it is called without guidance."""
     transformer.requires_grad_(False)
     transformer.train()
     if transformer.config.guidance_embeds:
@@ -38,20 +41,40 @@ def prepared(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:
 
 
 class GuidanceBypass(nn.Module):
-    """Conditioning without guidance: timestep embedding + pooled text embedding, sharing the weights of the original.
+    """The model's conditioning, in which guidance has a part only when it is given; it shares the original's weights.
 
     dev was distilled to imitate guided sampling, which is not what training data looks like; without the guidance term
-    the adapter learns the data itself. Swapped in once at load, since a patch around every forward is neither safe with
-    threads nor friendly to torch.compile.
+    the adapter learns the data itself. Sampling gives guidance, and gets what the original gives. Swapped in once at
+    load, since a patch around every forward is neither safe with threads nor friendly to torch.compile.
     """
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
         self.time_proj = original.time_proj
         self.timestep_embedder = original.timestep_embedder
+        self.guidance_embedder = original.guidance_embedder
         self.text_embedder = original.text_embedder
 
-    def forward(self, timestep: Tensor, pooled_BD: Tensor) -> Tensor:
-        """Conditioning (B, hidden) of timesteps in 0..1000 and pooled text embeddings."""
-        conditioning: Tensor = CombinedTimestepTextProjEmbeddings.forward(self, timestep, pooled_BD)
+    def forward(self, timestep_B: Tensor, *guidance_and_pooled: Tensor) -> Tensor:
+        """Conditioning (B, hidden) of timesteps in 0..1000 and pooled text embeddings (B, width of CLIP).
+
+        Guidance scales times 1000, (B,), come between the two where diffusers is given any.
+        """
+        kind = CombinedTimestepGuidanceTextProjEmbeddings
+        if len(guidance_and_pooled) == 1:
+            kind = CombinedTimestepTextProjEmbeddings
+        conditioning: Tensor = kind.forward(self, timestep_B, *guidance_and_pooled)
         return conditioning
+
+
+def refuse_guidance(transformer: FluxTransformer2DModel, config: TrainConfig) -> None:
+    """Raise `InvalidInput` when a job wants to tell guidance to a base model that has no embedding of it."""
+    if config.guidance is GuidanceMode.BYPASS or transformer.config.guidance_embeds:
+        return
+    problem = f"is {config.guidance}, but the trainer's base model has no embedding of guidance"
+    raise InvalidInput(
+        f"guidance {problem}",
+        reason="GUIDANCE_NOT_SUPPORTED",
+        remedy="Set guidance to BYPASS, or use a trainer whose base model is FLUX.1-dev.",
+        violations=(FieldViolation(field="config.guidance", description=problem),),
+    )

@@ -9,20 +9,24 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from services.trainer.cached_dataset import CachedDataset
+from services.trainer.choices import LossFunction, LossWeighting
+from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import loss_per_sample
 
 
 @torch.no_grad()
 def held_out_loss(
-    transformer: FluxTransformer2DModel, dataset: CachedDataset, batch_size: int, before_batch: Callable[[], None]
+    transformer: FluxTransformer2DModel, dataset: CachedDataset, config: TrainConfig, before_batch: Callable[[], None]
 ) -> float:
-    """Mean loss over samples and noise levels; the same weights give the same number in every run.
+    """Mean squared error over samples and noise levels; the same weights give the same number in every run.
 
+    Runs compare by it whatever they minimise: only their masks and what they tell of guidance count here too.
     `before_batch` may raise to end it early.
     """
+    plain = config.model_copy(update={"loss_function": LossFunction.MSE, "loss_weighting": LossWeighting.NONE})
     device = next(transformer.parameters()).device
     losses: list[Tensor] = []
-    for batch in dataset.held_out_batches(batch_size):
+    for batch in dataset.held_out_batches(plain):
         before_batch()
-        losses.append(loss_per_sample(transformer, batch.to(device)))
+        losses.append(loss_per_sample(transformer, batch.to(device), plain))
     return float(torch.cat(losses).mean())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -45,42 +46,58 @@ def job_store(tmp_path: Path) -> JobStore:
     return JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheWriter:
+    """Writes the objects of a cache as the encoder does."""
+
+    store: ObjectStore
+    tenant: str
+
+    def put(self, kind: str, name: str, tensors: dict[str, Tensor]) -> CachedObject:
+        key = f"{cache.cache_prefix(self.tenant, 'f' * 64)}{kind}/{hashlib.sha256(name.encode()).hexdigest()}"
+        return CachedObject(**vars(self.store.put(key, safetensors.torch.save(tensors))))
+
+    def caption(self, text: str) -> CachedCaption:
+        tensors = {cache.T5_EMBEDDING: draw(text, T5_TOKENS, T5_WIDTH), cache.CLIP_POOLED: draw(text, CLIP_WIDTH)}
+        return CachedCaption(caption=text, embedding=self.put("captions", text, tensors))
+
+    def variant(self, name: str, height: int, width: int, *, masked: bool) -> CachedVariant:
+        mean = draw(name, 16, height // 8, width // 8)
+        tensors = {cache.LATENT_MEAN: mean, cache.LATENT_LOGVAR: torch.full_like(mean, -6.0)}
+        mask = self.put("masks", name, {cache.LOSS_MASK: left_half(height // 8, width // 8)}) if masked else None
+        return CachedVariant(latents=self.put("latents", name, tensors), mask=mask)
+
+    def view(self, name: str, height: int, width: int, variants: int, *, masked: bool) -> CachedView:
+        made = (self.variant(f"{name}/{number}", height, width, masked=masked) for number in range(variants))
+        return CachedView(height_px=height, width_px=width, variants=tuple(made))
+
+
 @pytest.fixture
 def make_dataset(store: ObjectStore, tenant: str) -> MakeDataset:
-    """Writes a cached dataset: one sample for each size given in px, each with so many captions, variants, repeats."""
+    """Writes a cached dataset: one sample for each size given in px, each with so many captions, variants, repeats.
+
+    The samples whose numbers are `masked` have masks that leave the left half of the picture.
+    """
+    writer = CacheWriter(store=store, tenant=tenant)
 
     def make(
-        sizes: list[tuple[int, int]], *, captions: int = 1, variants: int = 1, repeats: int = 1, views: int = 1
+        sizes: list[tuple[int, int]],
+        *,
+        captions: int = 1,
+        variants: int = 1,
+        repeats: int = 1,
+        views: int = 1,
+        masked: Sequence[int] = (),
     ) -> DatasetManifest:
-        def put(kind: str, name: str, tensors: dict[str, Tensor]) -> CachedObject:
-            key = f"{cache.cache_prefix(tenant, 'f' * 64)}{kind}/{hashlib.sha256(name.encode()).hexdigest()}"
-            return CachedObject(**vars(store.put(key, safetensors.torch.save(tensors))))
-
-        def caption(text: str) -> CachedCaption:
-            tensors = {cache.T5_EMBEDDING: draw(text, T5_TOKENS, T5_WIDTH), cache.CLIP_POOLED: draw(text, CLIP_WIDTH)}
-            return CachedCaption(caption=text, embedding=put("captions", text, tensors))
-
-        def latents(name: str, height: int, width: int) -> CachedObject:
-            mean = draw(name, 16, height // 8, width // 8)
-            tensors = {cache.LATENT_MEAN: mean, cache.LATENT_LOGVAR: torch.full_like(mean, -6.0)}
-            return put("latents", name, tensors)
-
         samples = tuple(
             CachedSample(
                 sample_name=f"sample-{index:03}",
                 repeats=repeats,
                 views=tuple(
-                    CachedView(
-                        height_px=height + 16 * view,
-                        width_px=width,
-                        variants=tuple(
-                            CachedVariant(latents=latents(f"{index}/{view}/{number}", height + 16 * view, width))
-                            for number in range(variants)
-                        ),
-                    )
+                    writer.view(f"{index}/{view}", height + 16 * view, width, variants, masked=index in masked)
                     for view in range(views)
                 ),
-                captions=tuple(caption(f"caption {index}/{number}") for number in range(captions)),
+                captions=tuple(writer.caption(f"caption {index}/{number}") for number in range(captions)),
             )
             for index, (height, width) in enumerate(sizes)
         )
@@ -88,13 +105,20 @@ def make_dataset(store: ObjectStore, tenant: str) -> MakeDataset:
             encoder_fingerprint="f" * 64,
             latent_shift=SHIFT,
             latent_scale=SCALE,
-            empty_caption=caption(""),
+            empty_caption=writer.caption(""),
             samples=samples,
         )
         publish(store, tenant, manifest)
         return manifest
 
     return make
+
+
+def left_half(height: int, width: int) -> Tensor:
+    """A mask (1, H, W) that leaves the left half of the columns."""
+    mask_1HW = torch.zeros(1, height, width)
+    mask_1HW[..., : width // 2] = 1
+    return mask_1HW
 
 
 def cached(store: ObjectStore, manifest: DatasetManifest) -> CachedDataset:

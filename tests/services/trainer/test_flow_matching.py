@@ -1,33 +1,27 @@
-"""Flow matching: which way time runs, what the model is told, and how noise levels are drawn."""
+"""Flow matching: which way time runs, what the model is told, and what is made of its error."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
-from services.trainer.choices import SigmaSampling
+from services.trainer.choices import LossWeighting
+from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import (
-    draw_sigma,
     interpolate,
     loss_per_sample,
     predict_velocity,
-    resolution_mu,
-    shift,
     told_sigma,
     velocity_target,
 )
 from services.trainer.packing import pack, unpack
-from tests.services.trainer.conftest import random_batch
+from tests.services.trainer.conftest import left_half, random_batch
 
-TOKENS = [16, 256, 1024, 4096, 5000]
+CONFIG = TrainConfig()
 
 
 class Recorder(nn.Module):
@@ -49,7 +43,7 @@ def test_time_may_run_the_other_way_with_the_same_loss(transformer: FluxTransfor
     t_B111 = (1 - batch.sigma_B).reshape(-1, 1, 1, 1)
     between = t_B111 * batch.clean_BCHW + (1 - t_B111) * batch.noise_BCHW
     with torch.no_grad():
-        loss_B = loss_per_sample(transformer, batch)
+        loss_B = loss_per_sample(transformer, batch, CONFIG)
         towards_image = -predict_velocity(transformer, between, batch.sigma_B, batch.t5_BSD, batch.clip_BD)
     other_loss_B = (towards_image - (batch.clean_BCHW - batch.noise_BCHW)).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(loss_B, other_loss_B)
@@ -78,13 +72,13 @@ def test_target_is_the_derivative_of_the_path() -> None:
 def test_a_model_that_knows_the_velocity_has_no_loss() -> None:
     batch = random_batch()
     perfect = Recorder(answer_BLP=pack(batch.noise_BCHW - batch.clean_BCHW))
-    assert loss_per_sample(perfect, batch).tolist() == [0, 0]
+    assert loss_per_sample(perfect, batch, CONFIG).tolist() == [0, 0]
 
 
 def test_loss_is_the_mean_square_over_each_sample() -> None:
     batch = random_batch()
     expected = [float((n - c).square().mean()) for n, c in zip(batch.noise_BCHW, batch.clean_BCHW, strict=True)]
-    assert loss_per_sample(Recorder(), batch).tolist() == pytest.approx(expected)
+    assert loss_per_sample(Recorder(), batch, CONFIG).tolist() == pytest.approx(expected)
 
 
 def test_latents_have_the_noise_level_that_reaches_the_embedding(transformer_bf16: FluxTransformer2DModel) -> None:
@@ -99,7 +93,7 @@ def test_latents_have_the_noise_level_that_reaches_the_embedding(transformer_bf1
     zeros, ones = torch.zeros(2, 16, 8, 8), torch.ones(2, 16, 8, 8)
     batch = replace(random_batch(), clean_BCHW=zeros, noise_BCHW=ones, sigma_B=torch.tensor([0.9980, 0.3337]))
     with torch.no_grad():
-        loss_per_sample(transformer_bf16, batch)
+        loss_per_sample(transformer_bf16, batch, CONFIG)
     for hook in hooks:
         hook.remove()
     told_B = embedded[0].float() / 1000  # diffusers' own arithmetic, rounded twice
@@ -110,7 +104,7 @@ def test_latents_have_the_noise_level_that_reaches_the_embedding(transformer_bf1
 
 def test_bf16_model_is_given_bf16_activations() -> None:
     recorder = Recorder(torch.bfloat16)
-    loss_B = loss_per_sample(recorder, random_batch())
+    loss_B = loss_per_sample(recorder, random_batch(), CONFIG)
     for name in ("hidden_states", "encoder_hidden_states", "pooled_projections"):
         assert recorder.given[name].dtype == torch.bfloat16
     assert loss_B.dtype == torch.float32
@@ -140,66 +134,49 @@ def test_loss_depends_on_noise_level_and_caption(transformer: FluxTransformer2DM
     batch = random_batch()
     noise = (replace(batch, sigma_B=batch.sigma_B.flip(0)), replace(batch, t5_BSD=batch.t5_BSD.flip(0)))
     with torch.no_grad():
-        loss_B, *others = (loss_per_sample(transformer, one) for one in (batch, *noise))
+        loss_B, *others = (loss_per_sample(transformer, one, CONFIG) for one in (batch, *noise))
     assert all(not torch.equal(loss_B, other) for other in others)
 
 
-@pytest.mark.parametrize("tokens", TOKENS)
-def test_resolution_mu_is_that_of_diffusers(tokens: int) -> None:
-    assert resolution_mu(tokens) == pytest.approx(calculate_shift(tokens))
-    assert resolution_mu(tokens) == pytest.approx(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
+def test_guidance_reaches_the_model(transformer: FluxTransformer2DModel) -> None:
+    batch = random_batch()
+    told = [replace(batch, guidance_B=torch.full((2,), scale)) for scale in (1.0, 3.5)]
+    with torch.no_grad():
+        bypassed_B, low_B, high_B = (loss_per_sample(transformer, one, CONFIG) for one in (batch, *told))
+    assert not torch.equal(bypassed_B, low_B)
+    assert not torch.equal(low_B, high_B)
 
 
-@pytest.mark.parametrize("tokens", TOKENS)
-def test_resolution_shift_is_that_of_the_scheduler(base_model: Path, tokens: int) -> None:
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(base_model, subfolder="scheduler")
-    mu = resolution_mu(tokens)
-    for sigma in (0.001, 0.25, 0.5, 0.9, 1.0):
-        assert shift(sigma, mu) == pytest.approx(float(scheduler.time_shift(mu, 1.0, torch.tensor(sigma))), rel=1e-5)
-        assert shift(sigma, mu) == pytest.approx(math.exp(mu) / (math.exp(mu) + 1 / sigma - 1))
+def test_each_sample_is_told_its_own_guidance(transformer: FluxTransformer2DModel) -> None:
+    batch = random_batch()
+    both = replace(batch, guidance_B=torch.tensor([1.0, 3.5]))
+    ones = replace(batch, guidance_B=torch.ones(2))
+    with torch.no_grad():
+        mixed_B, ones_B = (loss_per_sample(transformer, one, CONFIG) for one in (both, ones))
+    torch.testing.assert_close(mixed_B[0], ones_B[0])
+    assert abs(float(mixed_B[1] - ones_B[1])) > 1e-4
 
 
-def test_shift_moves_towards_noise_and_keeps_its_end() -> None:
-    assert shift(1.0, 1.15) == pytest.approx(1)
-    assert shift(0.5, 1.15) > shift(0.5, 0.5) > shift(0.5, 0.0) == 0.5
+def test_loss_is_weighted_by_the_level_that_the_model_was_told() -> None:
+    batch = replace(random_batch(), sigma_B=torch.tensor([0.9980, 0.3337]))
+    config = TrainConfig(loss_weighting=LossWeighting.SIGMA_SQRT)
+    plain_B, weighted_B = (loss_per_sample(Recorder(torch.bfloat16), batch, one) for one in (CONFIG, config))
+    torch.testing.assert_close(weighted_B, plain_B / told_sigma(batch.sigma_B.bfloat16()).square())
 
 
-def logit_normal_cdf(sigma: float) -> float:
-    """Probability of a level up to `sigma` when its logit is standard normal."""
-    return 0.5 * (1 + math.erf(math.log(sigma / (1 - sigma)) / math.sqrt(2)))
+def test_mask_covers_the_error_where_it_lies_in_the_picture() -> None:
+    batch = random_batch()
+    velocity = batch.noise_BCHW - batch.clean_BCHW
+    velocity[:, :, :, 4:] = 0  # wrong in the right half only
+    masked = replace(batch, mask_B1HW=left_half(8, 8).expand(2, 1, 8, 8))
+    half_right = Recorder(answer_BLP=pack(velocity))
+    assert loss_per_sample(half_right, masked, CONFIG).tolist() == [0, 0]
+    assert min(loss_per_sample(half_right, batch, CONFIG).tolist()) > 0.5
 
 
-def shifted_cdf(sigma: float) -> float:
-    """The same after the shift for 1024 tokens, by its inverse."""
-    return logit_normal_cdf(1 / (1 + math.exp(0.5 + 0.65 * (1024 - 256) / 3840) * (1 / sigma - 1)))
-
-
-@pytest.mark.parametrize(
-    ("sampling", "cdf"),
-    [
-        (SigmaSampling.UNIFORM, lambda sigma: sigma),
-        (SigmaSampling.LOGIT_NORMAL, logit_normal_cdf),
-        (SigmaSampling.RESOLUTION_SHIFT, shifted_cdf),
-    ],
-)
-def test_drawn_levels_follow_their_formula(sampling: SigmaSampling, cdf: Callable[[float], float]) -> None:
-    generator, count = torch.Generator().manual_seed(0), 5000
-    drawn = sorted(draw_sigma(sampling, 1024, generator) for _ in range(count))
-    assert drawn[0] > 0
-    assert drawn[-1] <= 1
-    farthest = max(abs(cdf(sigma) - (place + 0.5) / count) for place, sigma in enumerate(drawn))
-    assert farthest < 1.63 / math.sqrt(count)  # Kolmogorov and Smirnov at 1 %
-
-
-def test_uniform_reaches_every_level_from_one_thousandth_to_one() -> None:
-    generator = torch.Generator().manual_seed(0)
-    drawn = {draw_sigma(SigmaSampling.UNIFORM, 16, generator) for _ in range(20_000)}
-    assert drawn == {number / 1000 for number in range(1, 1001)}
-
-
-def test_only_the_resolution_shift_looks_at_the_resolution() -> None:
-    def of(sampling: SigmaSampling, tokens: int) -> float:
-        return draw_sigma(sampling, tokens, torch.Generator().manual_seed(3))
-
-    assert of(SigmaSampling.LOGIT_NORMAL, 16) == of(SigmaSampling.LOGIT_NORMAL, 4096)
-    assert of(SigmaSampling.RESOLUTION_SHIFT, 16) < of(SigmaSampling.RESOLUTION_SHIFT, 4096)
+def test_batch_moves_whole_to_a_device() -> None:
+    batch = replace(random_batch(), guidance_B=torch.ones(2))
+    moved = batch.to(torch.device("meta"))
+    assert moved.guidance_B is not None
+    assert {tensor.device.type for tensor in vars(moved).values() if tensor is not None} == {"meta"}
+    assert moved.mask_B1HW is None

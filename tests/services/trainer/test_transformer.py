@@ -1,4 +1,4 @@
-"""The guidance bypass: the conditioning of a model without guidance, from the weights of one with it."""
+"""The guidance bypass: without guidance the conditioning of a model without it, with guidance the original's."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings
+from torch import Tensor
 
 from services.common.base_model import BaseModelError
+from services.common.errors import InvalidInput
 from services.common.settings import ServiceSettings
+from services.trainer.choices import GuidanceMode
+from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import loss_per_sample
-from services.trainer.transformer import GuidanceBypass, load_transformer, prepared
+from services.trainer.transformer import GuidanceBypass, load_transformer, prepared, refuse_guidance
 from tests.services.trainer.conftest import draw, random_batch
 
 
@@ -40,18 +44,63 @@ def test_bypass_is_guidance_with_its_part_taken_away(original: FluxTransformer2D
 
 def test_bypass_does_not_evaluate_guidance(original: FluxTransformer2DModel) -> None:
     with torch.no_grad():
-        before = loss_per_sample(prepared(original), random_batch())
+        before = loss_per_sample(prepared(original), random_batch(), TrainConfig())
         again = FluxTransformer2DModel.from_config(original.config)
         again.load_state_dict(original.state_dict(), strict=False)
         again.time_text_embed.guidance_embedder.linear_1.weight.fill_(float("nan"))
-        assert torch.equal(loss_per_sample(prepared(again), random_batch()), before)
+        assert torch.equal(loss_per_sample(prepared(again), random_batch(), TrainConfig()), before)
 
 
 def test_bypass_shares_the_weights_of_the_original(original: FluxTransformer2DModel) -> None:
     before = {name: parameter.data_ptr() for name, parameter in original.named_parameters()}
-    after = {name: parameter.data_ptr() for name, parameter in prepared(original).named_parameters()}
-    assert {name for name in before if name not in after} == {n for n in before if "guidance_embedder" in n}
-    assert all(before[name] == pointer for name, pointer in after.items())
+    assert {name: parameter.data_ptr() for name, parameter in prepared(original).named_parameters()} == before
+
+
+def test_with_guidance_it_is_the_original(original: FluxTransformer2DModel) -> None:
+    guided, guidance_B = original.time_text_embed, torch.tensor([3500.0, 1000.0])
+    timestep_B, pooled_BD = torch.tensor([100.0, 900.0]), draw("pooled", 2, 64)
+    given = (timestep_B, guidance_B, pooled_BD)
+    assert torch.equal(GuidanceBypass(guided)(*given), guided(*given))
+
+
+def sampled(pipeline: FluxPipeline, transformer: FluxTransformer2DModel, guidance_scale: float) -> Tensor:
+    """Latents (B, L, P) that a pipeline makes with this transformer in its place."""
+    assembled = FluxPipeline(**{**pipeline.components, "transformer": transformer})
+    assembled.set_progress_bar_config(disable=True)
+    made = assembled(
+        "a red apple",
+        height=64,
+        width=64,
+        num_inference_steps=3,
+        guidance_scale=guidance_scale,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    )
+    latents_BLP: Tensor = made.images
+    return latents_BLP
+
+
+def test_pipeline_samples_the_same_with_the_resident_transformer(
+    pipeline: FluxPipeline, transformer: FluxTransformer2DModel
+) -> None:
+    assert isinstance(transformer.time_text_embed, GuidanceBypass)
+    assert not isinstance(pipeline.transformer.time_text_embed, GuidanceBypass)
+    reference_BLP = sampled(pipeline, pipeline.transformer, 3.5)
+    assert torch.equal(sampled(pipeline, transformer, 3.5), reference_BLP)
+    assert not torch.equal(sampled(pipeline, transformer, 1.0), reference_BLP)
+
+
+@pytest.mark.parametrize("mode", [GuidanceMode.FIXED, GuidanceMode.SAMPLED])
+def test_guidance_is_refused_where_the_base_has_no_embedding_of_it(
+    original: FluxTransformer2DModel, mode: GuidanceMode
+) -> None:
+    schnell = FluxTransformer2DModel.from_config({**original.config, "guidance_embeds": False})
+    with pytest.raises(InvalidInput, match=f"guidance is {mode}.*no embedding") as refused:
+        refuse_guidance(schnell, TrainConfig(guidance=mode))
+    assert refused.value.reason == "GUIDANCE_NOT_SUPPORTED"
+    assert [violation.field for violation in refused.value.violations] == ["config.guidance"]
+    refuse_guidance(original, TrainConfig(guidance=mode))
+    refuse_guidance(schnell, TrainConfig())
 
 
 def test_model_without_guidance_is_left_as_it_is(original: FluxTransformer2DModel) -> None:

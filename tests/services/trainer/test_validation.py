@@ -21,9 +21,10 @@ def dataset(store: ObjectStore, make_dataset: MakeDataset) -> CachedDataset:
     return cached(store, make_dataset([(64, 64), (48, 80)]))
 
 
-def loss_of(transformer: FluxTransformer2DModel, dataset: CachedDataset, batch_size: int) -> float:
-    """The held-out loss, measured to the end."""
-    return held_out_loss(transformer, dataset, batch_size, lambda: None)
+def loss_of(transformer: FluxTransformer2DModel, dataset: CachedDataset, batch_size: int, **fields: object) -> float:
+    """The held-out loss of a job with these fields, measured to the end."""
+    config = TrainConfig.model_validate({"batch_size": batch_size, **fields})
+    return held_out_loss(transformer, dataset, config, lambda: None)
 
 
 def test_held_out_loss_is_a_constant_of_the_weights(
@@ -41,7 +42,8 @@ def test_batch_size_does_not_matter(
 
 def test_it_is_the_mean_over_samples_and_levels(transformer: FluxTransformer2DModel, dataset: CachedDataset) -> None:
     with torch.no_grad():
-        losses = torch.cat([loss_per_sample(transformer, batch) for batch in dataset.held_out_batches(8)])
+        batches = dataset.held_out_batches(TrainConfig(batch_size=8))
+        losses = torch.cat([loss_per_sample(transformer, batch, TrainConfig()) for batch in batches])
     assert len(losses) == 16
     assert loss_of(transformer, dataset, 8) == pytest.approx(float(losses.mean()))
 
@@ -70,5 +72,40 @@ def test_measuring_ends_early_when_it_is_told_to(transformer: FluxTransformer2DM
 
     asked: list[int] = []
     with pytest.raises(Stop):
-        held_out_loss(transformer, dataset, 4, before_batch)
+        held_out_loss(transformer, dataset, TrainConfig(batch_size=4), before_batch)
     assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"loss_weighting": "BELL"},
+        {"loss_function": "HUBER", "huber_schedule": "SNR"},
+        {"sigma_sampling": "BETA", "sigma_min": 0.5, "sigma_stratified": True},
+        {"gradient_accumulation_steps": 3, "caption_dropout": 1.0, "seed": 9},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_what_a_job_minimises_does_not_change_the_measure(
+    transformer: FluxTransformer2DModel, dataset: CachedDataset, fields: dict[str, object]
+) -> None:
+    assert loss_of(transformer, dataset, 8, **fields) == loss_of(transformer, dataset, 8)
+
+
+def test_masks_count_where_the_job_counts_them(
+    transformer: FluxTransformer2DModel, store: ObjectStore, make_dataset: MakeDataset
+) -> None:
+    masked, plain = (cached(store, make_dataset([(64, 64)], masked=numbers)) for numbers in ([0], []))
+    everywhere = loss_of(transformer, plain, 8)
+    assert loss_of(transformer, masked, 8, masked_loss=False) == everywhere
+    assert loss_of(transformer, masked, 8) != everywhere
+    assert loss_of(transformer, masked, 8, unmasked_weight=1) == pytest.approx(everywhere)
+
+
+def test_guidance_is_told_as_the_job_tells_it(transformer: FluxTransformer2DModel, dataset: CachedDataset) -> None:
+    sampled = {"guidance": "SAMPLED", "guidance_scale": 1, "guidance_scale_max": 4}
+    middle = {"guidance": "FIXED", "guidance_scale": 2.5}
+    low = {"guidance": "FIXED", "guidance_scale": 1}
+    losses = [loss_of(transformer, dataset, 8, **fields) for fields in (sampled, middle, low, {})]
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
