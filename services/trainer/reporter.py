@@ -15,7 +15,9 @@ from services.common.errors import Unavailable
 from services.trainer.job_store import JobStore, LostJob
 from services.trainer.jobs import Event, Job, JobState, StepMetrics, StepsCompleted
 from services.trainer.settings import TrainerSettings
-from services.trainer.train import Step
+from services.trainer.train import NonFiniteLoss, Step
+
+__all__ = ["CancelJob", "NonFiniteLoss", "Reporter", "StopWorker", "read_metrics"]
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +32,6 @@ class CancelJob(Exception):
 
 class StopWorker(Exception):
     """The worker is asked to end; the job goes back into the queue."""
-
-
-class NonFiniteLoss(Exception):
-    """A loss or gradient is not a finite number."""
 
 
 class Reporter:
@@ -51,8 +49,11 @@ class Reporter:
         self._waiting: list[tuple[Step, float]] = []
         self._last_flush_s = self._last_step_s = time.monotonic()
         self._step = 0
+        self._skipped_steps = 0
         self.total_steps = 0
         self.durations_s: list[float] = []
+        self.listeners: list[Callable[[Event], None]] = []
+        """Each is called with every event once that is written."""
 
     def __enter__(self) -> Reporter:
         self._thread.start()
@@ -79,12 +80,13 @@ class Reporter:
         """Note a step. Losses stay on the device until a handful of steps is written at once."""
         self._waiting.append((step, self._measure_duration()))
         self._step = step.number
+        self._skipped_steps += step.skipped
         if time.monotonic() - self._last_flush_s > FLUSH_S or step.number in {1, self.total_steps}:
             self.flush()
         self.check()
 
     def flush(self) -> None:
-        """Write the steps noted so far; raises `NonFiniteLoss` naming the first bad one."""
+        """Write the steps noted so far; raises `NonFiniteLoss` naming the first bad one that was not skipped."""
         if self._waiting:
             metrics = read_metrics(self._waiting)
             self._waiting = []
@@ -94,6 +96,9 @@ class Reporter:
     def write(self, events: Sequence[Event]) -> None:
         """Write events now, or as soon as the database is back; raises `LostJob` when that was too late."""
         self.patiently(lambda: self._store.append(self._job, events))
+        for listener in self.listeners:
+            for event in events:
+                listener(event)
 
     def patiently(self, action: Callable[[], T]) -> T:
         """Try until database and store serve. A run of hours is worth more than a short outage."""
@@ -106,9 +111,19 @@ class Reporter:
                 time.sleep(RETRY_S)
 
     @property
+    def step(self) -> int:
+        """The last step done."""
+        return self._step
+
+    @property
     def progress(self) -> dict[str, int]:
         """The last step done, and the steps in all."""
         return {"step": self._step, "total_steps": self.total_steps}
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps noted so far that changed nothing, since their loss or gradient was not finite."""
+        return self._skipped_steps
 
     def _measure_duration(self) -> float:
         now_s = time.monotonic()
@@ -129,13 +144,16 @@ class Reporter:
 
 
 def read_metrics(waiting: Sequence[tuple[Step, float]]) -> tuple[StepMetrics, ...]:
-    """Fetch the measurements of several steps from the device in one go; raises `NonFiniteLoss`."""
+    """Fetch the measurements of several steps from the device in one go.
+
+    Raises `NonFiniteLoss` for a number that is not finite, unless the step says that it was skipped for it.
+    """
     losses_and_norms = torch.stack(
         [torch.stack([s.loss.float(), s.gradient_norm.float()]) for s, _ in waiting]
     ).tolist()
     metrics: list[StepMetrics] = []
     for (step, duration_s), (loss, norm) in zip(waiting, losses_and_norms, strict=True):
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not step.skipped and not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteLoss(f"loss {loss} and gradient norm {norm} at step {step.number}")
         metrics.append(
             StepMetrics(
@@ -144,6 +162,7 @@ def read_metrics(waiting: Sequence[tuple[Step, float]]) -> tuple[StepMetrics, ..
                 learning_rate=step.learning_rate,
                 gradient_norm=norm,
                 duration_s=duration_s,
+                skipped=step.skipped,
             )
         )
     return tuple(metrics)

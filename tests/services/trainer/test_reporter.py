@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -19,9 +20,15 @@ from tests.services.trainer.test_job_store import EXPIRED_S, NEW, take
 SETTINGS = TrainerSettings(heartbeat_s=0.02, lease_s=5)
 
 
-def step_of(number: int, loss: float = 0.5, norm: float = 1.0) -> Step:
+def step_of(number: int, loss: float = 0.5, norm: float = 1.0, *, skipped: bool = False) -> Step:
     """A step as the loop reports it."""
-    return Step(number=number, loss=torch.tensor(loss), gradient_norm=torch.tensor(norm), learning_rate=1e-4)
+    return Step(
+        number=number,
+        loss=torch.tensor(loss),
+        gradient_norm=torch.tensor(norm),
+        learning_rate=1e-4,
+        skipped=skipped,
+    )
 
 
 @pytest.fixture
@@ -107,6 +114,20 @@ def test_number_that_is_not_finite_stops_the_job_at_its_step(reporter: Reporter,
         reporter.on_step(step_of(10, loss, norm))
 
 
+def test_skipped_step_is_written_with_its_numbers_and_counted(
+    job_store: JobStore, job: Job, reporter: Reporter
+) -> None:
+    reporter.on_step(step_of(9))
+    assert reporter.skipped_steps == 0
+    reporter.on_step(step_of(10, float("nan"), float("inf"), skipped=True))
+    events = [stored.event for stored in job_store.events_after(job.job_id, 0)]
+    good, bad = [step for event in events if isinstance(event, StepsCompleted) for step in event.steps]
+    assert (good.skipped, bad.skipped) == (False, True)
+    assert math.isnan(bad.loss)
+    assert bad.gradient_norm == math.inf
+    assert reporter.skipped_steps == 1
+
+
 def test_measurements_keep_their_numbers() -> None:
     (metrics,) = read_metrics([(step_of(4, 0.25, 2.0), 0.125)])
     assert metrics.model_dump() == {
@@ -115,6 +136,7 @@ def test_measurements_keep_their_numbers() -> None:
         "learning_rate": 1e-4,
         "gradient_norm": 2.0,
         "duration_s": 0.125,
+        "skipped": False,
     }
 
 
