@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_COLUMNS = 400  # about one for every two pixels of a wide screen
-MOST_DOTS = 120
+MOST_POINTS = 200  # of a line through measurements
+MOST_DOTS = 40  # more would hide the line
 MEAN_SHARE = 25  # the running mean is over this share of the run
 MOST_SHOWN_QUANTILE = 0.995  # a few spikes must not press the curve flat
 
@@ -61,18 +62,23 @@ class Curve:
 def curve_of_steps(
     title: str, steps: NDArray[np.int64], values: Floats, *, last_step: int, skipped: Bools | None = None
 ) -> Curve | None:
-    """Draw a value that each step has, noisy or not; None when there is no finite one."""
+    """Draw a value that each step has; None when there is no finite one.
+
+    With `skipped` it is a noisy one: drawn as its range and a running mean, and the steps skipped are marked.
+    """
     finite = np.isfinite(values)
     if not finite.any():
         return None
-    mean = running_mean(values[finite], max(1, len(values) // MEAN_SHARE)) if skipped is not None else values[finite]
+    top = _top(values[finite])
+    # What lies beyond the drawing counts as its top, else one spike would lift the mean of a whole stretch.
+    shown = np.minimum(values[finite], top)
+    mean = running_mean(shown, max(1, len(values) // MEAN_SHARE)) if skipped is not None else shown
     columns = _columns(steps[finite], last_step)
     low, line, high = (
         np.array([pick(part) for part in np.split(of, columns)])
         for pick, of in ((np.min, values[finite]), (np.mean, mean), (np.max, values[finite]))
     )
     x = np.array([part.mean() for part in np.split(steps[finite], columns)]) * 100 / last_step
-    top = max(float(np.quantile(values[finite], MOST_SHOWN_QUANTILE)), float(line.max()))
     axis = Axis.over(float(values[finite].min()), top)
     missing = steps[skipped] if skipped is not None else steps[:0]
     return Curve(
@@ -93,7 +99,7 @@ def curve_of_measurements(title: str, measured: dict[int, float], *, last_step: 
     if not points:
         return None
     best = min(points, key=lambda point: (point[1], point[0]))
-    stride = -(-len(points) // MOST_DOTS)
+    stride = -(-len(points) // MOST_POINTS)
     points = [point for at, point in enumerate(points) if at % stride == 0 or point == best or at == len(points) - 1]
     values = np.array([value for _, value in points])
     axis = Axis.over(float(values.min()), float(values.max()))
@@ -111,6 +117,7 @@ def curve_of_measurements(title: str, measured: dict[int, float], *, last_step: 
                 best=step == best[0],
             )
             for at, (step, value) in enumerate(points)
+            if step == best[0] or len(points) <= MOST_DOTS
         ),
         x_ticks=_step_ticks(last_step),
         y_ticks=axis.ticks(),
@@ -129,10 +136,9 @@ class Axis:
 
     @classmethod
     def over(cls, low: float, high: float) -> Axis:
-        """The axis around a range; a range of one value gets some room."""
-        room = (high - low) or abs(high) or 1.0
+        """The axis around a range; a single value lies in the middle of one that begins at 0."""
         if high == low:
-            low, high = low - room / 2, high + room / 2
+            low, high = sorted((0.0, 2 * low)) if low else (-1.0, 1.0)
         step = round_step((high - low) / 4)
         return cls(low=math.floor(low / step + 1e-9) * step, high=math.ceil(high / step - 1e-9) * step, step=step)
 
@@ -166,6 +172,12 @@ def round_step(at_least: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= at_least * (1 - 1e-9))
 
 
+def _top(values: Floats) -> float:
+    """The highest value, or if it is far above nearly all others, the highest of those."""
+    usual, highest = float(np.quantile(values, MOST_SHOWN_QUANTILE, method="lower")), float(values.max())
+    return highest if highest <= 2 * usual else usual
+
+
 def _columns(steps: NDArray[np.int64], last_step: int) -> NDArray[np.int64]:
     """Where the steps of one column of the drawing end and those of the next begin."""
     column = steps * MOST_COLUMNS // (last_step + 1)
@@ -173,18 +185,18 @@ def _columns(steps: NDArray[np.int64], last_step: int) -> NDArray[np.int64]:
 
 
 def _step_ticks(last_step: int) -> tuple[Tick, ...]:
-    step = max(1, int(round_step(last_step / 4)))
+    step = max(1, int(round_step(last_step / 5)))
     return tuple(Tick(at=round(100 * at / last_step, 2), text=f"{at:,}") for at in range(0, last_step + 1, step))
 
 
 def _note_of_steps(count: int, skipped: Bools | None, *, above: int) -> str:
     if skipped is None:
         return ""
-    parts = ["pale: single steps" if count <= MOST_COLUMNS else "pale: lowest to highest", "line: running mean"]
+    parts = ["pale: each step" if count <= MOST_COLUMNS else "pale: the range", "line: running mean"]
     if above:
-        parts.append(f"{above} above the drawing")
+        parts.append(f"{above:,} higher still")
     if skipped.any():
-        parts.append(f"red marks: {int(skipped.sum())} skipped")
+        parts.append(f"red: {int(skipped.sum()):,} skipped")
     return "; ".join(parts)
 
 

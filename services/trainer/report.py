@@ -6,6 +6,7 @@ import ast
 import base64
 import inspect
 import itertools
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,8 +93,7 @@ def render_report(
             settings=settings_of(job.config),
             contact_sheet=small_picture(contact_sheet_png, CONTACT_SHEET_PX) if contact_sheet_png else None,
             loads_in_diffusers=job.config.adapter_type in {AdapterType.LORA, AdapterType.DORA},
-            lora_file="lora.safetensors",
-            base_model=base_model,
+            base_model=repr(base_model),
             example_prompt=repr(next(iter(job.config.preview_prompts), "a prompt like your captions")),
         )
     )
@@ -138,7 +138,8 @@ def _figures(job: Job, history: History) -> tuple[Figure, ...]:
     return tuple(found)
 
 
-def _held_out_figures(held_out: dict[int, float]) -> tuple[Figure, ...]:
+def _held_out_figures(measured: dict[int, float]) -> tuple[Figure, ...]:
+    held_out = {step: loss for step, loss in measured.items() if math.isfinite(loss)}
     if not held_out:
         return (Figure(label="held-out loss", value="not measured", note="no held-out data"),)
     last = max(held_out)
@@ -228,7 +229,7 @@ def _seconds(seconds: float) -> str:
         return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
     if seconds >= 60:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{seconds:.3g} s" if seconds >= 0.001 else f"{seconds * 1000:.2g} ms"
+    return f"{seconds:.3g} s" if seconds >= 0.01 else f"{seconds * 1000:.0f} ms"
 
 
 def _size(count: float) -> str:
