@@ -29,6 +29,15 @@ def client(recorder: Recorder) -> Iterator[fluxsmith.Client]:
 
 
 @pytest.fixture
+def services(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recorder:
+    """The recording services, as those that the command finds; files are written where the test may look."""
+    monkeypatch.setenv("FLUXSMITH_ENCODER", recorder.address)
+    monkeypatch.setenv("FLUXSMITH_TRAINER", recorder.address)
+    monkeypatch.chdir(tmp_path)
+    return recorder
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of one captioned image, called `ink`."""
     ink = tmp_path / "ink"

@@ -34,7 +34,8 @@ class Recorder:
         self.sheet_pages = 1
         self.encoded = encoder.Dataset(dataset_id="d", state=encoder.DATASET_STATE_READY)
         self.encoding = encoder.Dataset(dataset_id="d", state=encoder.DATASET_STATE_ENCODING)
-        self._job = trainer.TrainingJob(job_id="j", state=trainer.TRAINING_JOB_STATE_SUCCEEDED)
+        self.job = trainer.TrainingJob(job_id="j", state=trainer.TRAINING_JOB_STATE_SUCCEEDED)
+        self.events: list[trainer.TrainingEvent] = []
 
     def asked(self, kind: type[_Kind]) -> list[_Kind]:
         """The requests of one kind."""
@@ -48,6 +49,10 @@ class Recorder:
     def answer(self, request: Message) -> Iterable[Message]:
         """Keep the request and yield what is answered to it."""
         self.requests.append(request)
+        yield from self._of_encoder(request)
+        yield from self._of_trainer(request)
+
+    def _of_encoder(self, request: Message) -> Iterable[Message]:
         match request:
             case encoder.CreateDatasetRequest():
                 yield encoder.CreateDatasetResponse(dataset=encoder.Dataset(dataset_id="d"))
@@ -60,13 +65,27 @@ class Recorder:
                 yield encoder.GetDatasetResponse(dataset=self.encoded)
             case encoder.RenderContactSheetRequest():
                 yield self._sheet(int(request.page_token or 1))
+
+    def _of_trainer(self, request: Message) -> Iterable[Message]:
+        match request:
             case trainer.CreateTrainingJobRequest():
-                yield trainer.CreateTrainingJobResponse(job=self._job)
+                yield trainer.CreateTrainingJobResponse(job=self.job)
             case trainer.GetTrainingJobRequest():
-                yield trainer.GetTrainingJobResponse(job=self._job)
+                yield trainer.GetTrainingJobResponse(job=self.job)
+            case trainer.WatchTrainingJobRequest():
+                for event in self.events[request.after_sequence :]:
+                    yield trainer.WatchTrainingJobResponse(event=event)
+            case trainer.CreateAdapterUploadRequest():
+                yield trainer.CreateAdapterUploadResponse(url=self.store_url, uri="s3://b/adapter")
             case trainer.CreateDownloadUrlRequest():
                 file = trainer.ArtifactPublished(size_bytes=len(CONTENT), content_digest=DIGEST)
                 yield trainer.CreateDownloadUrlResponse(artifact=file, url=self.store_url)
+
+    def happened(self, event: trainer.TrainingEvent) -> None:
+        """Let the event be the job's newest."""
+        event.sequence = len(self.events) + 1
+        self.job.last_sequence = event.sequence
+        self.events.append(event)
 
     def _sheet(self, page: int) -> encoder.RenderContactSheetResponse:
         return encoder.RenderContactSheetResponse(
@@ -119,7 +138,7 @@ def _word(streaming: bool) -> str:
 
 @contextmanager
 def store() -> Iterator[str]:
-    """Serve `CONTENT` under every path; the address is given."""
+    """Serve `CONTENT` under every path, and take whatever is put; the address is given."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _StoreHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -134,6 +153,12 @@ class _StoreHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
         self.wfile.write(CONTENT)
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -30,15 +30,6 @@ EVERY_VALUE = EncodingOptions(
 )
 
 
-@pytest.fixture
-def services(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recorder:
-    """The recording services, as those that the command finds; files are written where the test may look."""
-    monkeypatch.setenv("FLUXSMITH_ENCODER", recorder.address)
-    monkeypatch.setenv("FLUXSMITH_TRAINER", recorder.address)
-    monkeypatch.chdir(tmp_path)
-    return recorder
-
-
 def encoded_with(services: Recorder) -> list[EncodingOptions]:
     return [read_options(asked.options) for asked in services.asked(encoder_pb2.EncodeDatasetRequest)]
 

@@ -5,11 +5,13 @@ from io import StringIO
 
 import pytest
 from fluxsmith import (
+    Artifact,
     DatasetPhase,
     DatasetProgress,
     EncodingProgress,
     JobState,
     JobWarning,
+    PreviewRendered,
     StateChanged,
     StepMetrics,
     StepsCompleted,
@@ -58,6 +60,24 @@ def test_time_left_counts_from_the_checkpoint_after_a_lost_worker() -> None:
     assert meter.left_s == pytest.approx(24.5)
 
 
+def skipped(number: int) -> StepsCompleted:
+    event = steps(number, loss=float("nan"))
+    return dataclasses.replace(event, steps=(dataclasses.replace(event.steps[0], skipped=True),))
+
+
+def test_skipped_steps_are_counted_and_leave_the_loss_alone() -> None:
+    meter = TrainingMeter()
+    for event in (steps(1), skipped(2), skipped(3), steps(4)):
+        meter.take(event)
+    assert str(meter) == "loss 1.0000  0.50 s/step  48 s left  2 skipped"
+
+
+def test_meter_without_any_loss_still_tells_the_speed() -> None:
+    meter = TrainingMeter()
+    meter.take(skipped(1))
+    assert str(meter) == "0.50 s/step  50 s left  1 skipped"
+
+
 def test_meter_is_silent_before_the_first_step() -> None:
     assert str(TrainingMeter()) == ""
 
@@ -89,6 +109,15 @@ def test_held_out_loss_warnings_and_states_are_always_told() -> None:
         "held-out loss 1.2500 after step 10",
         "warning: only [10] steps",
     ]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_previews_are_told_with_the_name_to_fetch_them_by(terminal: bool) -> None:
+    out = StringIO()
+    image = Artifact(artifact_name="previews/5-1.png", uri="s3://b/k", size_bytes=1, content_digest="0")
+    with display_for(Console(file=out, force_terminal=terminal, width=120, highlight=False)) as display:
+        display.event(PreviewRendered(sequence=1, step=5, prompt="a [cat]", seed=0, image=image))
+    assert "preview after step 5: previews/5-1.png (a [cat])" in out.getvalue()
 
 
 def test_dataset_progress_names_phase_and_cache() -> None:

@@ -1,11 +1,13 @@
 """What the command prints: sizes, times, reports and JSON."""
 
+import dataclasses
 import json
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from fluxsmith import (
+    Artifact,
     Dataset,
     DatasetPhase,
     DatasetProgress,
@@ -118,6 +120,31 @@ def test_report_names_address_size_losses_and_file() -> None:
     report = "\n".join(report_lines(JOB, written=Path("style.safetensors")))
     for fact in ("s3://bucket/lora.safetensors", "1.4 MB", "1.5000 before, 1.2000 after (-20.0%)", "style.safetensors"):
         assert fact in report
+
+
+def test_report_tells_best_step_early_end_skipped_steps_memory_and_files() -> None:
+    assert JOB.result is not None
+    names = ["lora-best.safetensors", "previews/0-1.png", "previews/9-1.png", "report.html"]
+    result = dataclasses.replace(
+        JOB.result,
+        artifacts=tuple(
+            Artifact(artifact_name=name, uri="s3://b/k", size_bytes=1, content_digest="0") for name in names
+        ),
+        best_step=40,
+        held_out_loss_best=1.1,
+        stopped_early=True,
+        skipped_steps=2,
+        memory_peak_bytes=12_300_000_000,
+    )
+    job = dataclasses.replace(JOB, step=60, total_steps=100, result=result)
+    assert report_lines(job, written=None)[4:] == [
+        "best           1.1000 after step 40",
+        "ended early    after step 60 of 100: the held-out loss no longer fell",
+        "skipped steps  2, whose loss or gradient was not finite",
+        "speed          0.11 s/step",
+        "memory         12.3 GB at most",
+        "files          lora-best.safetensors, report.html, 2 previews",
+    ]
 
 
 def test_json_holds_every_field_of_the_job() -> None:

@@ -2,10 +2,13 @@
 
 import dataclasses
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from fluxsmith import (
     AlphaPolicy,
+    Artifact,
+    ArtifactPublished,
     Dataset,
     DatasetState,
     EncodingOptions,
@@ -13,48 +16,20 @@ from fluxsmith import (
     Fault,
     JobState,
     LatentForm,
+    PreviewRendered,
     Sample,
     SampleProblem,
     SampleProblemReason,
-    SigmaSampling,
     StateChanged,
+    StepMetrics,
     StepsCompleted,
-    TargetPreset,
-    TrainConfig,
     TrainingJob,
+    TrainingResult,
 )
-from fluxsmith._wire_config import read_config, write_config
 from fluxsmith._wire_datasets import read_dataset, read_options, read_sample, write_options
 from fluxsmith._wire_jobs import read_event, read_job
 from fluxsmith.errors import InvalidRequest
 from fluxsmith.v1 import encoder_pb2, trainer_pb2
-
-FULL = TrainConfig(
-    rank=8,
-    alpha=4.5,
-    learning_rate=1e-3,
-    batch_size=2,
-    steps=100,
-    seed=2**32 - 1,
-    sigma_sampling=SigmaSampling.UNIFORM,
-    targets=TargetPreset.IMAGE_STREAM,
-    warmup_steps=0,
-    max_gradient_norm=1.0,
-    caption_dropout=0.0,
-    gradient_checkpointing=False,
-    validation_interval_steps=10,
-)
-
-
-@pytest.mark.parametrize("config", [TrainConfig(), FULL, TrainConfig(epochs=3)])
-def test_config_survives_the_way_there_and_back(config: TrainConfig) -> None:
-    assert read_config(write_config(config)) == config
-
-
-def test_config_has_the_fields_of_the_contract() -> None:
-    ours = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert ours == set(trainer_pb2.TrainConfig.DESCRIPTOR.fields_by_name)
-
 
 FULL_OPTIONS = EncodingOptions(
     resolutions_px=(512, 768),
@@ -86,6 +61,8 @@ RENAMED = {
     Dataset: {"id": "dataset_id", "name": "display_name"},
     Sample: {"name": "sample_name"},
     TrainingJob: {"id": "job_id", "name": "display_name"},
+    TrainingResult: {"step_time_s": "step_time"},
+    StepMetrics: {"duration_s": "duration"},
 }
 
 
@@ -98,6 +75,9 @@ RENAMED = {
         (Sample, encoder_pb2.Sample),
         (SampleProblem, encoder_pb2.SampleProblem),
         (TrainingJob, trainer_pb2.TrainingJob),
+        (TrainingResult, trainer_pb2.TrainingResult),
+        (Artifact, trainer_pb2.ArtifactPublished),
+        (StepMetrics, trainer_pb2.StepMetrics),
     ],
 )
 def test_types_have_the_fields_of_the_contract(ours: type, wire: type) -> None:
@@ -176,35 +156,12 @@ def test_option_of_a_newer_service_is_left_out() -> None:
         (AlphaPolicy, encoder_pb2.AlphaPolicy),
         (JobState, trainer_pb2.TrainingJobState),
         (Fault, trainer_pb2.JobFailureFault),
-        (SigmaSampling, trainer_pb2.SigmaSampling),
-        (TargetPreset, trainer_pb2.TargetPreset),
     ],
 )
 def test_enums_have_the_values_of_the_contract(ours: type, wire: type) -> None:
     names = [value.name for value in wire.DESCRIPTOR.values]  # type: ignore[attr-defined]
     prefix = names[0].removesuffix("UNSPECIFIED")
     assert {name.removeprefix(prefix) for name in names[1:]} == set(ours) - {"UNKNOWN"}  # type: ignore[call-overload]
-
-
-def test_plain_text_stands_for_an_enum_value() -> None:
-    message = write_config(TrainConfig(sigma_sampling="UNIFORM"))  # type: ignore[arg-type]
-    assert message.sigma_sampling == trainer_pb2.SIGMA_SAMPLING_UNIFORM
-
-
-def test_values_that_cannot_travel_are_all_named() -> None:
-    config = TrainConfig(rank=2**40, alpha="much", sigma_sampling="WILD")  # type: ignore[arg-type]
-    with pytest.raises(InvalidRequest) as caught:
-        write_config(config)
-    assert [violation.field for violation in caught.value.violations] == [
-        "config.rank",
-        "config.alpha",
-        "config.sigma_sampling",
-    ]
-
-
-def test_steps_and_epochs_exclude_each_other() -> None:
-    with pytest.raises(InvalidRequest, match="steps and epochs exclude each other"):
-        write_config(TrainConfig(steps=1, epochs=1))
 
 
 def test_state_of_a_newer_service_is_unknown() -> None:
@@ -234,6 +191,66 @@ def test_held_out_loss_is_none_without_a_held_out_dataset() -> None:
     assert result is not None
     assert result.held_out_loss_base is None
     assert result.step_time_s is None
+
+
+LORA = Artifact(artifact_name="lora.safetensors", uri="s3://b/k", size_bytes=3, content_digest="0")
+
+
+def test_result_loses_nothing_on_the_way() -> None:
+    file = trainer_pb2.ArtifactPublished(**vars(LORA))
+    message = trainer_pb2.TrainingResult(
+        lora_uri="s3://b/k", artifacts=[file], best_step=0, stopped_early=True, skipped_steps=2, memory_peak_bytes=9
+    )
+    message.held_out_loss_best = 0.5
+    result = read_job(trainer_pb2.TrainingJob(job_id="j", result=message)).result
+    assert result == TrainingResult(
+        lora_uri="s3://b/k",
+        lora_bytes=0,
+        lora_digest="",
+        artifacts=(LORA,),
+        best_step=0,
+        held_out_loss_best=0.5,
+        stopped_early=True,
+        skipped_steps=2,
+        memory_peak_bytes=9,
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "prompt", "line"),
+    [
+        (0, "a cat", "preview of the base: lora.safetensors (a cat)"),
+        (50, "a cat\nin the snow", "preview after step 50: lora.safetensors (a cat in the snow)"),
+        (1, "cat " * 20, f"preview after step 1: lora.safetensors ({'cat ' * 13}cat...)"),
+    ],
+)
+def test_preview_prints_as_one_line(step: int, prompt: str, line: str) -> None:
+    message = trainer_pb2.TrainingEvent(sequence=1)
+    image = trainer_pb2.ArtifactPublished(**vars(LORA))
+    message.preview_rendered.CopyFrom(trainer_pb2.PreviewRendered(step=step, prompt=prompt, seed=7, image=image))
+    event = read_event(message)
+    assert isinstance(event, PreviewRendered)
+    assert (event.step, event.prompt, event.seed, event.image) == (step, prompt, 7, LORA)
+    assert str(event) == line
+
+
+def test_published_file_is_told_with_its_moment() -> None:
+    message = trainer_pb2.TrainingEvent(sequence=4, artifact_published=trainer_pb2.ArtifactPublished(**vars(LORA)))
+    assert read_event(message) == ArtifactPublished(sequence=4, **vars(LORA))
+
+
+@pytest.mark.parametrize(
+    ("second", "line"),
+    [
+        ({"loss": float("nan"), "skipped": True}, "step 2 of 9: loss 0.5000, 1 skipped"),
+        ({"loss": 7.0, "skipped": True}, "step 2 of 9: loss 0.5000, 1 skipped"),
+        ({"loss": float("inf")}, "step 2 of 9: loss 0.5000"),
+    ],
+)
+def test_skipped_steps_do_not_spoil_the_mean(second: dict[str, Any], line: str) -> None:
+    steps = [trainer_pb2.StepMetrics(step=1, loss=0.5), trainer_pb2.StepMetrics(step=2, **second)]
+    message = trainer_pb2.TrainingEvent(steps_completed=trainer_pb2.StepsCompleted(steps=steps, total_steps=9))
+    assert str(read_event(message)) == line
 
 
 def test_events_print_as_readable_lines() -> None:

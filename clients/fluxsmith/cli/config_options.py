@@ -187,8 +187,8 @@ def _combine(layers: Mapping[str, Mapping[str, object]]) -> TrainConfig:
 def _flag(field: str) -> str:
     """Return the option that stands for a field."""
     [_, option] = get_args(inspect.signature(_read_config).parameters[field].annotation)
-    names: tuple[str, ...] = option.param_decls or ()
-    return names[0] if names else f"--{field.replace('_', '-')}"
+    # Within an annotation, the first name that Option is given stands where its default would.
+    return str(option.default) if isinstance(option.default, str) else f"--{field.replace('_', '-')}"
 
 
 with_config_options = in_place_of("config", _read_config)
