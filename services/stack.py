@@ -91,6 +91,7 @@ class Stack:
             "FLUXSMITH_BASE_MODEL": os.environ.get("FLUXSMITH_BASE_MODEL", str(ROOT / "assets" / "flux-tiny")),
             "FLUXSMITH_ENCODER_ADDRESS": self.encoder_address,
             "FLUXSMITH_TRAINER_ADDRESS": self.trainer_address,
+            "FLUXSMITH_TRAINER_ENCODER_ADDRESS": self.encoder_address,
             "FLUXSMITH_TRAINER_DATABASE_URL": f"sqlite:///{self.data / 'jobs.sqlite'}",
             "OMP_WAIT_POLICY": "PASSIVE",
             **self._extra,

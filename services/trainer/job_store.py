@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from services.common.errors import AlreadyExists, NotReady, Unavailable
 from services.common.fields import require_id, unknown
 from services.trainer.jobs import (
+    Artifact,
     Event,
     Fault,
     Job,
@@ -121,6 +122,20 @@ class JobStore:
         )
         with self._reading() as connection:
             return [StoredEvent.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+    def artifacts(self, job_id: str) -> dict[str, Artifact]:
+        """The files that a job has published so far, by name, the newest of each."""
+        query = (
+            select(events.c.event)
+            .where(
+                events.c.job_id == job_id,
+                events.c.event["kind"].as_string().in_(("artifact_published", "preview_rendered")),
+            )
+            .order_by(events.c.sequence)
+        )
+        with self._reading() as connection:
+            found = [_artifact(row) for row in connection.execute(query).scalars()]
+        return {artifact.artifact_name: artifact for artifact in found}
 
     def cancel(self, tenant: str, job_id: str) -> Job:
         """Ask for the end of a job. A queued one ends here, a running one when its worker sees it."""
@@ -320,6 +335,10 @@ def _read(connection: Connection, job_id: str, tenant: str, *, for_update: bool 
 def _job(row: RowMapping) -> Job:
     fields = {name: value for name, value in row.items() if name in Job.model_fields}
     return Job.model_validate({**row["request"], **fields})
+
+
+def _artifact(event: Mapping[str, Any]) -> Artifact:
+    return Artifact.model_validate(event.get("artifact") or event["image"])
 
 
 def _known_request(connection: Connection, tenant: str, request_id: str) -> RowMapping | None:

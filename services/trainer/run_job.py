@@ -1,145 +1,211 @@
-"""One job from its cached dataset to a published LoRA file, on a base transformer that is already there."""
+"""One job from its cached dataset to its published files, on a base transformer that is already there."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import statistics
-from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 
-from diffusers import FluxTransformer2DModel
-
-from services.common.cache import read_manifest
-from services.common.errors import NotReady
+from services.common.cache import EncodingHead
+from services.common.errors import Unavailable
 from services.common.object_store import ObjectStore
-from services.trainer.adapter import adapter_file, attached
-from services.trainer.arrival import ArrivingSamples
-from services.trainer.cached_dataset import CachedDataset, Widths
-from services.trainer.dataset_references import encoder_mismatch
-from services.trainer.jobs import (
-    Artifact,
-    DatasetReference,
-    Job,
-    JobWarning,
-    TrainingResult,
-    ValidationCompleted,
+from services.trainer.adapter import attached
+from services.trainer.adapter_files import AdapterSnapshot, peft_file, snapshot
+from services.trainer.adapter_uploads import read_warm_start
+from services.trainer.base import Base
+from services.trainer.cached_dataset import CachedDataset
+from services.trainer.encoder_link import EncoderLink
+from services.trainer.failures import failure_of
+from services.trainer.job_data import Data, read_data
+from services.trainer.job_files import (
+    BEST_FILE,
+    BEST_KOHYA_FILE,
+    KOHYA_FILE,
+    LORA_FILE,
+    epoch_prefix,
+    put_file,
 )
-from services.trainer.reporter import NonFiniteLoss, Reporter
-from services.trainer.train import Step, train
+from services.trainer.job_store import LostJob
+from services.trainer.jobs import Job, JobState, JobWarning, TrainingResult
+from services.trainer.kohya import kohya_file
+from services.trainer.memory import MemoryPeak
+from services.trainer.milestones import Milestones, StopEarly
+from services.trainer.previews import Previews
+from services.trainer.records import Records
+from services.trainer.reporter import CancelJob, Reporter, StopWorker
+from services.trainer.train import NonFiniteLoss, Step, Training, train
+from services.trainer.transformer import refuse_guidance
 from services.trainer.validation import held_out_loss
+from services.trainer.warm_start import load_into
 
-LORA_FILE = "lora.safetensors"
 SHORT_RUN_STEPS = 100
+NOT_THE_JOBS_END = (CancelJob, StopWorker, LostJob, Unavailable)
 
 
-def run_job(job: Job, transformer: FluxTransformer2DModel, store: ObjectStore, reporter: Reporter) -> TrainingResult:
+def run_job(job: Job, base: Base, store: ObjectStore, link: EncoderLink, reporter: Reporter) -> TrainingResult:
     """Train and publish. The base is afterwards what it was before, also when something is raised."""
-    config = job.config
-    dataset = _dataset(store, job.tenant, job.dataset, reporter.check)
-    refuse_other_base(transformer, dataset)
-    held_out = _dataset(store, job.tenant, job.held_out, reporter.check) if job.held_out else None
-    if held_out and held_out.head.encoder_fingerprint != dataset.head.encoder_fingerprint:
-        raise encoder_mismatch()
-    reporter.total_steps = config.steps or config.total_steps(dataset.steps_per_epoch(config.batch_size))
-    _warn_of_short_run(job, dataset, reporter)
-    batches = dataset.batches(config, reporter.total_steps, in_order_first=job.start_while_encoding)
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    else:
-        transformer.disable_gradient_checkpointing()
-    losses: dict[int, float] = {}
-
-    def validate(step: int) -> None:
-        if held_out:
-            losses[step] = held_out_loss(transformer, held_out, config.batch_size, reporter.check)
-            if not math.isfinite(losses[step]):
-                raise NonFiniteLoss(f"held-out loss {losses[step]} after step {step}")
-            reporter.write([ValidationCompleted(step=step, loss=losses[step])])
-            reporter.restart_clock()
-
-    def on_step(step: Step) -> None:
-        reporter.on_step(step)
-        interval = config.validation_interval(reporter.total_steps)
-        if step.number % interval == 0 or step.number == reporter.total_steps:
-            reporter.flush()
-            validate(step.number)
-
-    with attached(transformer, config):
-        validate(0)  # the adapter starts as the identity: this is the base
-        train(transformer, batches, config, on_step)
-        data = adapter_file(transformer, config, _provenance(job, dataset))
-    artifact = reporter.patiently(lambda: publish(store, job, data))
-    return TrainingResult(
-        lora=artifact,
-        held_out_loss_base=losses.get(0),
-        held_out_loss_lora=losses.get(reporter.total_steps),
-        step_time_s=statistics.median(reporter.durations_s),
-    )
+    run = Run(job, base, store, link, reporter)
+    try:
+        return run.to_its_end()
+    except NOT_THE_JOBS_END:
+        raise
+    except Exception as error:
+        run.publish_what_there_is(error)
+        raise
 
 
-def refuse_other_base(transformer: FluxTransformer2DModel, dataset: CachedDataset) -> None:
-    """Raise `NotReady` when a dataset was encoded for a base model of other widths than this one."""
-    found = dataset.widths()
-    config = transformer.config
-    wanted = Widths(t5=config.joint_attention_dim, clip=config.pooled_projection_dim, latents=config.in_channels // 4)
-    if found != wanted:
-        raise NotReady(
-            f"the dataset was encoded with {found}, the trainer's base model has {wanted}",
-            reason="BASE_MODEL_MISMATCH",
-            remedy="Give encoder and trainer the same FLUXSMITH_BASE_MODEL, and encode the dataset again.",
+class Run:
+    """One job on its way; everything that lives as long as it does."""
+
+    def __init__(self, job: Job, base: Base, store: ObjectStore, link: EncoderLink, reporter: Reporter) -> None:
+        self._job = job
+        self._config = job.config
+        self._base = base
+        self._store = store
+        self._link = link
+        self._reporter = reporter
+        self._records = Records(job, store, reporter, link)
+        self._memory = MemoryPeak(base.transformer.device)
+        self._milestones: Milestones | None = None
+        self._provenance: dict[str, str] = {}
+
+    def to_its_end(self) -> TrainingResult:
+        """Train, publish every file, and return what the job has made."""
+        transformer, config = self._base.transformer, self._config
+        refuse_guidance(transformer, config)
+        data = read_data(self._job, transformer, self._store, self._reporter.check)
+        total_steps = config.steps or config.total_steps(data.training.batches_per_epoch(config.batch_size))
+        self._reporter.total_steps = total_steps
+        self._warn_of_short_run(data)
+        self._provenance = provenance(self._job, data.training.head)
+        warm_start = None
+        if config.warm_start_uri:
+            warm_start = read_warm_start(self._store, self._job.tenant, config.warm_start_uri)
+        if config.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        else:
+            transformer.disable_gradient_checkpointing()
+        with attached(transformer, config):
+            if warm_start is not None:
+                load_into(transformer, config, warm_start)
+            training = Training(transformer, config, total_steps)
+            self._milestones = milestones = self._follow(training, data)
+            milestones.begin()
+            stopped_early = self._train(training, data.training, milestones)
+            refuse_untrained(self._reporter)
+            self._provenance |= data.provenance()
+            with training.evaluating():
+                last = snapshot(transformer, config)
+        return self._publish(milestones, last, stopped_early=stopped_early)
+
+    def publish_what_there_is(self, error: Exception) -> None:
+        """After a failure: the best adapter so far, metrics and a report that says what went wrong."""
+        self._reporter.flush()
+        if self._milestones and self._milestones.best:
+            self._publish_forms(self._milestones.best.snapshot, BEST_FILE, BEST_KOHYA_FILE)
+        self._note_memory()
+        self._records.close(state=JobState.FAILED, failure=failure_of(error), **self._reporter.progress)
+
+    def _train(self, training: Training, dataset: CachedDataset, milestones: Milestones) -> bool:
+        """Take all steps; return whether the run was ended early."""
+
+        def on_step(step: Step) -> None:
+            milestones.on_step(step)
+            self._note_memory()
+            self._records.save_now_and_then()
+
+        in_order_first = self._job.start_while_encoding
+        steps = dataset.batches(self._config, self._reporter.total_steps, in_order_first=in_order_first)
+        try:
+            train(training, steps, on_step)
+        except StopEarly:
+            return True
+        finally:
+            steps.close()
+        return False
+
+    def _follow(self, training: Training, data: Data) -> Milestones:
+        transformer, config, held_out = self._base.transformer, self._config, data.held_out
+        measure = partial(held_out_loss, transformer, held_out, config, self._reporter.check) if held_out else None
+        previews = None
+        if config.preview_prompts:
+            previews = Previews(
+                self._store,
+                self._link,
+                config,
+                transformer,
+                scheduler_folder=self._base.scheduler_folder,
+                folder=epoch_prefix(self._job),
+                size=data.usual_size(),
+            )
+        return Milestones(
+            training,
+            config,
+            self._reporter,
+            self._records.history,
+            measure=measure,
+            snapshot=partial(snapshot, transformer, config),
+            previews=previews,
         )
 
+    def _publish(self, milestones: Milestones, last: AdapterSnapshot, *, stopped_early: bool) -> TrainingResult:
+        """Publish everything; the event of the LoRA itself comes with the job's end, in one transaction."""
+        best = milestones.best
+        if best:
+            self._publish_forms(best.snapshot, BEST_FILE, BEST_KOHYA_FILE)
+        self._publish_kohya(last, KOHYA_FILE)
+        lora = self._reporter.patiently(
+            lambda: put_file(self._store, self._job, LORA_FILE, peft_file(last, self._config, self._provenance))
+        )
+        self._records.artifacts[LORA_FILE] = lora
+        self._note_memory()
+        result = TrainingResult(
+            lora=lora,
+            held_out_loss_base=milestones.losses.get(0),
+            held_out_loss_lora=milestones.losses.get(self._reporter.step),
+            best_step=best.step if best else None,
+            held_out_loss_best=best.loss if best else None,
+            stopped_early=stopped_early,
+            skipped_steps=self._reporter.skipped_steps,
+            step_time_s=statistics.median(self._reporter.durations_s),
+            memory_peak_bytes=self._memory.look(),
+        )
+        self._records.close(state=JobState.SUCCEEDED, result=result, **self._reporter.progress)
+        return result.model_copy(update={"artifacts": tuple(self._records.artifacts.values())})
 
-def publish(store: ObjectStore, job: Job, data: bytes) -> Artifact:
-    """Put the LoRA file under the job's epoch, where no worker that lost the job can reach it."""
-    stored = store.put(f"{job_prefix(job.tenant, job.job_id)}{job.epoch}/{LORA_FILE}", data)
-    return Artifact(
-        artifact_name=LORA_FILE, uri=store.uri(stored.key), size_bytes=stored.size_bytes, content_digest=stored.digest
-    )
+    def _publish_forms(self, adapter: AdapterSnapshot, peft_name: str, kohya_name: str) -> None:
+        self._records.publish(peft_name, peft_file(adapter, self._config, self._provenance))
+        self._publish_kohya(adapter, kohya_name)
+
+    def _publish_kohya(self, adapter: AdapterSnapshot, name: str) -> None:
+        if self._config.kohya_file and (data := kohya_file(adapter, self._config, self._provenance)):
+            self._records.publish(name, data)
+
+    def _note_memory(self) -> None:
+        self._records.history.note_memory(self._memory.look())
+
+    def _warn_of_short_run(self, data: Data) -> None:
+        total = self._reporter.total_steps
+        if total < SHORT_RUN_STEPS:
+            arithmetic = data.arithmetic(self._config, total)
+            message = f"{arithmetic}; under {SHORT_RUN_STEPS} steps a LoRA learns little: raise steps or epochs"
+            self._reporter.write([JobWarning(reason="SHORT_RUN", message=message)])
 
 
-def job_prefix(tenant: str, job_id: str) -> str:
-    """Where everything that a job made lies."""
-    return f"{tenant}/jobs/{job_id}/"
+def refuse_untrained(reporter: Reporter) -> None:
+    """Raise `NonFiniteLoss` when no step changed anything, which a short run can end with."""
+    if reporter.skipped_steps == reporter.step:
+        raise NonFiniteLoss(f"all {reporter.step} steps had a loss or gradient that is not finite, and were skipped")
 
 
-def _dataset(
-    store: ObjectStore, tenant: str, reference: DatasetReference, while_waiting: Callable[[], None]
-) -> CachedDataset:
-    if reference.encoding_id:
-        samples = ArrivingSamples(store, tenant, reference.encoding_id, while_waiting=while_waiting)
-        return CachedDataset(store, samples.head(), samples)
-    manifest = read_manifest(store, tenant, reference.manifest_digest)
-    return CachedDataset(store, manifest, manifest.samples)
-
-
-def _dataset_digest(job: Job, dataset: CachedDataset) -> str:
-    samples = dataset.samples
-    return samples.manifest_digest() if isinstance(samples, ArrivingSamples) else job.dataset.manifest_digest
-
-
-def _provenance(job: Job, dataset: CachedDataset) -> dict[str, str]:
+def provenance(job: Job, head: EncodingHead) -> dict[str, str]:
+    """What a file says of where it comes from, as far as it is known when a job begins."""
     config = job.config.model_dump_json()
     return {
         "modelspec.title": job.display_name or "fluxsmith LoRA",
-        "ss_num_train_images": str(len(dataset.samples)),
-        "ss_learning_rate": str(job.config.learning_rate),
-        "ss_seed": str(job.config.seed),
         "fluxsmith.version": version("fluxsmith"),
         "fluxsmith.config": config,
         "fluxsmith.config_digest": hashlib.sha256(config.encode()).hexdigest(),
-        "fluxsmith.dataset_digest": _dataset_digest(job, dataset),
-        "fluxsmith.encoder_fingerprint": dataset.head.encoder_fingerprint,
+        "fluxsmith.encoder_fingerprint": head.encoder_fingerprint,
     }
-
-
-def _warn_of_short_run(job: Job, dataset: CachedDataset, reporter: Reporter) -> None:
-    if reporter.total_steps < SHORT_RUN_STEPS:
-        arithmetic = f"{reporter.total_steps} in all"
-        if not job.dataset.encoding_id:  # else nobody knows yet
-            images, batch = len(dataset.samples), job.config.batch_size
-            steps = dataset.steps_per_epoch(batch)
-            arithmetic = f"{images} images in batches of {batch} give {steps} steps an epoch and {arithmetic}"
-        message = f"{arithmetic}; under {SHORT_RUN_STEPS} steps a LoRA learns little: raise steps or epochs"
-        reporter.write([JobWarning(reason="SHORT_RUN", message=message)])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,14 @@ from services.common.errors import NotFound, NotImplementedYet, NotReady
 from services.common.fields import check_length, invalid_field, page_limit, require_id
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
+from services.trainer.adapter_uploads import adapter_upload
+from services.trainer.admission import Admission, Asked
 from services.trainer.config import TrainConfig
-from services.trainer.dataset_references import DatasetReferences
-from services.trainer.job_store import JobStore, new_job_id, request_id_reused
-from services.trainer.jobs import Artifact, Job, JobState, NewJob
-from services.trainer.run_job import LORA_FILE, job_prefix
+from services.trainer.job_files import LORA_FILE, job_prefix
+from services.trainer.job_store import JobStore
+from services.trainer.jobs import Artifact, Job, JobState
 from services.trainer.settings import TrainerSettings
-from services.trainer.wire import artifact_message, config_from, config_message, event_message, job_message
+from services.trainer.wire import artifact_message, config_from, config_message, event_message, job_message, timestamp
 
 WATCH_INTERVAL_S = 0.1
 DEFAULT_LIFETIME, LONGEST_LIFETIME_S = timedelta(hours=1), 7 * 24 * 3600
@@ -44,6 +47,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._objects = objects
         self._service = service
         self._settings = settings
+        self._admission = Admission(jobs, objects, service)
 
     async def CreateTrainingJob(
         self, request: pb.CreateTrainingJobRequest, context: Context
@@ -52,8 +56,16 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         check_length("request_id", request.request_id, 64)
         check_length("user_id", request.user_id, 64)
         check_length("display_name", request.display_name, 200)
-        config = config_from(request.config)
-        job = await asyncio.to_thread(self._create, caller, request, config)
+        asked = Asked(
+            user_id=request.user_id,
+            display_name=request.display_name,
+            dataset_id=request.dataset_id,
+            held_out_dataset_id=request.held_out_dataset_id,
+            config=config_from(request.config),
+            start_while_encoding=request.start_while_encoding,
+        )
+        create = partial(self._admission.create, caller.tenant, asked, request_id=request.request_id)
+        job = await asyncio.to_thread(create)
         return pb.CreateTrainingJobResponse(job=await self._message(job))
 
     async def GetTrainingJob(self, request: pb.GetTrainingJobRequest, context: Context) -> pb.GetTrainingJobResponse:
@@ -111,12 +123,23 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         lifetime_s = request.lifetime.seconds + request.lifetime.nanos / 1e9
         if request.HasField("lifetime") and not 1 <= lifetime_s <= LONGEST_LIFETIME_S:
             raise invalid_field("lifetime", f"is {lifetime_s:g} s", "Use 1 s to 7 days.")
-        artifact = _artifact(await self._job(context, request.job_id), request.artifact_name or LORA_FILE)
+        job = await self._job(context, request.job_id)
+        artifacts = await asyncio.to_thread(self._jobs.artifacts, job.job_id)
+        artifact = _artifact(job, artifacts, request.artifact_name or LORA_FILE)
         lifetime = timedelta(seconds=request.lifetime.seconds) if request.HasField("lifetime") else DEFAULT_LIFETIME
         expire_time = Timestamp()
         expire_time.FromDatetime(datetime.now(UTC) + lifetime)
         url = self._objects.download_url(self._objects.key_of(artifact.uri) or "", lifetime)
         return pb.CreateDownloadUrlResponse(url=url, expire_time=expire_time, artifact=artifact_message(artifact))
+
+    async def CreateAdapterUpload(
+        self, request: pb.CreateAdapterUploadRequest, context: Context
+    ) -> pb.CreateAdapterUploadResponse:
+        tenant = _caller(context).tenant
+        upload = await asyncio.to_thread(adapter_upload, self._objects, tenant, request.content_digest)
+        return pb.CreateAdapterUploadResponse(
+            url=upload.url, uri=upload.uri, expire_time=timestamp(time.time() + upload.lifetime.total_seconds())
+        )
 
     async def PauseTrainingJob(
         self, request: pb.PauseTrainingJobRequest, context: Context
@@ -158,52 +181,19 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._objects.delete_prefix(job_prefix(tenant, job_id))  # first: what is left over can be deleted again
         self._jobs.delete(tenant, job_id)
 
-    def _create(self, caller: Caller, request: pb.CreateTrainingJobRequest, config: TrainConfig) -> Job:
-        if known := self._jobs.created_by(caller.tenant, request.request_id):
-            require_same(known, request, config)
-            return known
-        if request.start_while_encoding and config.steps is None:
-            remedy = "Give its length in steps: epochs are counted in samples, which are not all known yet."
-            raise invalid_field("start_while_encoding", "comes without config.steps", remedy)
-        references = DatasetReferences(self._objects, caller.tenant)
-        dataset = references.find("dataset_id", request.dataset_id, while_encoding=request.start_while_encoding)
-        held_out = None
-        if request.held_out_dataset_id:
-            held_out = references.find("held_out_dataset_id", request.held_out_dataset_id)
-            references.refuse_other_encoder(dataset, held_out)
-        new = NewJob(
-            user_id=request.user_id,
-            display_name=request.display_name,
-            dataset=dataset,
-            held_out=held_out,
-            config=config,
-            start_while_encoding=request.start_while_encoding,
-        )
-        job_id = new_job_id()
-        references.hold(job_id, *new.references())
-        return self._jobs.create(caller.tenant, new, request_id=request.request_id, job_id=job_id)
-
-
-def require_same(known: Job, request: pb.CreateTrainingJobRequest, config: TrainConfig) -> None:
-    """Raise `AlreadyExists` when a request_id comes again for another job than it made."""
-    held_out = known.held_out.dataset_id if known.held_out else ""
-    made = (known.user_id, known.display_name, known.dataset.dataset_id, held_out, known.config)
-    asked = (request.user_id, request.display_name, request.dataset_id, request.held_out_dataset_id, config)
-    if made != asked or known.start_while_encoding != request.start_while_encoding:
-        raise request_id_reused(request.request_id)
-
 
 def _caller(context: Context) -> Caller:
     return caller_from(context.invocation_metadata() or ())
 
 
-def _artifact(job: Job, name: str) -> Artifact:
-    if job.result and name == job.result.lora.artifact_name:
-        return job.result.lora
+def _artifact(job: Job, artifacts: Mapping[str, Artifact], name: str) -> Artifact:
+    if name in artifacts:
+        return artifacts[name]
+    published = f"it has published {', '.join(sorted(artifacts))}" if artifacts else "it has published none"
     raise NotReady(
-        f"job {job.job_id!r} is {job.state} and has no file {name!r}",
+        f"job {job.job_id!r} is {job.state} and has no file {name[:200]!r}: {published}",
         reason="ARTIFACT_NOT_FOUND",
-        remedy="Wait until the job has SUCCEEDED; its events name the files it published.",
+        remedy="Name one of these, or wait until the job has SUCCEEDED; its events name the files it published.",
     )
 
 

@@ -16,19 +16,19 @@ import threading
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 
 from services.common.errors import ServiceError, Unavailable
 from services.common.logs import set_up_logging
-from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
+from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings, StoreSettings, read_settings
-from services.trainer.adapter import NonFiniteAdapter
+from services.trainer.base import Base, load_base
+from services.trainer.encoder_link import EncoderLink
+from services.trainer.failures import failure_of
 from services.trainer.job_store import JobStore, LostJob
-from services.trainer.jobs import ArtifactPublished, Fault, Job, JobFailure, JobState
-from services.trainer.reporter import CancelJob, NonFiniteLoss, Reporter, StopWorker
+from services.trainer.jobs import ArtifactPublished, Fault, Job, JobState
+from services.trainer.reporter import CancelJob, Reporter, StopWorker
 from services.trainer.run_job import run_job
 from services.trainer.settings import TrainerSettings
-from services.trainer.transformer import load_transformer
 
 log = logging.getLogger("services.trainer.worker")
 
@@ -39,19 +39,19 @@ STORE_PATIENCE_S = 60.0
 
 
 class Worker:
-    """Claims and runs jobs on one resident transformer."""
+    """Claims and runs jobs on one resident base."""
 
     def __init__(
         self,
         jobs: JobStore,
         objects: ObjectStore,
-        transformer: FluxTransformer2DModel,
+        base: Base,
         settings: TrainerSettings,
         stop: threading.Event,
     ) -> None:
         self._jobs = jobs
         self._objects = objects
-        self._transformer = transformer
+        self._base = base
         self._settings = settings
         self._stop = stop
         self._owner = f"{socket.gethostname()}/{os.getpid()}"
@@ -79,7 +79,8 @@ class Worker:
         with Reporter(self._jobs, job, self._settings, self._stop) as reporter:
             try:
                 reporter.check()
-                result = run_job(job, self._transformer, self._objects, reporter)
+                with EncoderLink(self._settings.encoder_address, job.tenant, while_waiting=reporter.check) as link:
+                    result = run_job(job, self._base, self._objects, link, reporter)
                 published = ArtifactPublished(artifact=result.lora)
                 self._finish(job, reporter, JobState.SUCCEEDED, last_events=[published], result=result)
             except CancelJob:
@@ -112,33 +113,6 @@ class Worker:
             self._finish(job, reporter, JobState.FAILED, failure=failure)
 
 
-def failure_of(error: Exception) -> JobFailure:
-    """Whose fault an error is, and what to do about it."""
-    if isinstance(error, (NonFiniteLoss, NonFiniteAdapter)):
-        return JobFailure(
-            fault=Fault.USER,
-            reason="NON_FINITE_LOSS",
-            message=f"training diverged: {error}",
-            remedy="Lower the learning rate; if it is low already, look for broken images in the dataset.",
-        )
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return JobFailure(
-            fault=Fault.RESOURCE,
-            reason="GPU_OUT_OF_MEMORY",
-            message=f"CUDA out of memory: {error}",
-            remedy="Reduce batch_size, resolution_px or rank, and keep gradient_checkpointing on.",
-        )
-    if isinstance(error, ServiceError):
-        fault = Fault.SYSTEM if isinstance(error, (ObjectMissing, ObjectDamaged)) else Fault.USER
-        return JobFailure(fault=fault, reason=error.reason, message=error.message, remedy=error.remedy)
-    return JobFailure(
-        fault=Fault.SYSTEM,
-        reason="INTERNAL",
-        message=f"internal error ({type(error).__name__})",
-        remedy="The worker's log has the traceback; report it with the job's identifier.",
-    )
-
-
 def main() -> int:
     """Load the base, then work until SIGTERM, SIGINT or the end of the server that started this worker."""
     try:
@@ -155,9 +129,9 @@ def main() -> int:
         threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
     try:
         objects = ObjectStore(store_settings, patience_s=STORE_PATIENCE_S)
-        transformer = load_transformer(service)
-        log.info("%s resident on %s in %s", service.base_model, transformer.device, transformer.dtype)
-        Worker(JobStore(settings.database_url), objects, transformer, settings, stop).run()
+        base = load_base(service)
+        log.info("%s resident on %s in %s", service.base_model, base.transformer.device, base.transformer.dtype)
+        Worker(JobStore(settings.database_url), objects, base, settings, stop).run()
     except ServiceError as error:
         log.error(error.line)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,10 @@ from services.trainer.jobs import (
     JobState,
     JobWarning,
     NewJob,
+    PreviewRendered,
     StateChanged,
+    StepMetrics,
+    StepsCompleted,
     TrainingResult,
 )
 
@@ -389,3 +393,27 @@ def test_database_that_does_not_open_is_unavailable_with_a_remedy(tmp_path: Path
     with pytest.raises(Unavailable) as caught:
         JobStore(f"sqlite:///{tmp_path / 'file'}")
     assert "FLUXSMITH_TRAINER_DATABASE_URL" in caught.value.remedy
+
+
+def test_newest_file_of_each_name_is_found(job_store: JobStore) -> None:
+    job_store.create("t", NEW)
+    job = take(job_store)
+    newer = ARTIFACT.model_copy(update={"uri": "s3://b/newer"})
+    picture = ARTIFACT.model_copy(update={"artifact_name": "previews/000000-0.png"})
+    job_store.append(job, [ArtifactPublished(artifact=ARTIFACT), JobWarning(reason="R", message="m")])
+    job_store.append(job, [PreviewRendered(step=0, prompt="p", seed=1, image=picture)])
+    job_store.append(job, [ArtifactPublished(artifact=newer)])
+    assert job_store.artifacts(job.job_id) == {"lora.safetensors": newer, "previews/000000-0.png": picture}
+
+
+def test_numbers_of_a_skipped_step_survive_the_database(job_store: JobStore) -> None:
+    job_store.create("t", NEW)
+    job = take(job_store)
+    step = StepMetrics(
+        step=1, loss=float("nan"), learning_rate=0.1, gradient_norm=float("inf"), duration_s=1.0, skipped=True
+    )
+    job_store.append(job, [StepsCompleted(steps=(step,), total_steps=2)])
+    stored = job_store.events_after(job.job_id, 0)[-1].event
+    assert isinstance(stored, StepsCompleted)
+    assert math.isnan(stored.steps[0].loss)
+    assert stored.steps[0].gradient_norm == math.inf

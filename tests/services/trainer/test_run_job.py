@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import threading
@@ -17,12 +19,16 @@ from services.common import cache
 from services.common.cache import CachedCaption, CachedObject, CachedVariant, DatasetManifest
 from services.common.object_store import ObjectStore
 from services.common.settings import StoreSettings
-from services.stack import free_ports
+from services.stack import ROOT, free_ports
 from services.trainer.adapter import NonFiniteAdapter
+from services.trainer.base import Base
+from services.trainer.choices import GuidanceMode
 from services.trainer.config import TrainConfig
+from services.trainer.failures import failure_of
 from services.trainer.job_store import JobStore
 from services.trainer.jobs import (
     DatasetReference,
+    Event,
     Fault,
     Job,
     JobState,
@@ -31,9 +37,9 @@ from services.trainer.jobs import (
     StepsCompleted,
     ValidationCompleted,
 )
-from services.trainer.reporter import NonFiniteLoss
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker import Worker, failure_of
+from services.trainer.train import NonFiniteLoss
+from services.trainer.worker import Worker
 from tests.services.damage import damage
 from tests.services.trainer.conftest import MakeDataset, publish
 from tests.services.trainer.test_job_store import take
@@ -63,9 +69,10 @@ class Bench:
     ) -> None:
         self.jobs, self.objects, self.tenant = jobs, objects, tenant
         self.stop = threading.Event()
-        self.worker = Worker(
-            jobs, objects, transformer, TrainerSettings(heartbeat_s=0.02, max_attempts=2, retry_delay_s=0), self.stop
-        )
+        nobody = f"127.0.0.1:{free_ports(1)[0]}"
+        settings = TrainerSettings(heartbeat_s=0.02, max_attempts=2, retry_delay_s=0, encoder_address=nobody)
+        base = Base(transformer=transformer, scheduler_folder=ROOT / "assets" / "flux-tiny" / "scheduler")
+        self.worker = Worker(jobs, objects, base, settings, self.stop)
         self.publish(make_dataset([(64, 64), (64, 64), (48, 80)]))
 
     def publish(self, manifest: DatasetManifest) -> None:
@@ -85,6 +92,19 @@ class Bench:
         job = take(self.jobs)
         self.worker.run_one(job)
         return self.jobs.get(self.tenant, job.job_id)
+
+    def events(self, job: Job) -> list[Event]:
+        """Everything that happened to a job."""
+        return [stored.event for stored in self.jobs.events_after(job.job_id, 0)]
+
+    def warnings(self, job: Job) -> dict[str, str]:
+        """Reasons and messages of a job's warnings."""
+        return {event.reason: event.message for event in self.events(job) if isinstance(event, JobWarning)}
+
+    def file(self, job: Job, name: str) -> bytes:
+        """A file that a job has published."""
+        artifact = self.jobs.artifacts(job.job_id)[name]
+        return self.objects.get(self.objects.key_of(artifact.uri) or "", digest=artifact.content_digest)
 
 
 @pytest.fixture
@@ -151,10 +171,16 @@ def test_epochs_tell_the_length(bench: Bench) -> None:
 
 def test_short_run_is_warned_of(bench: Bench) -> None:
     job = bench.run(CONFIG, held_out=False)
-    events = [stored.event for stored in bench.jobs.events_after(job.job_id, 0)]
-    (warning,) = [event for event in events if isinstance(event, JobWarning)]
-    assert warning.reason == "SHORT_RUN"
-    assert "3 images in batches of 2 give 2 steps an epoch and 4 in all" in warning.message
+    message = bench.warnings(job)["SHORT_RUN"]
+    assert "3 images in batches of 2 give 2 batches an epoch, the run has 4 steps; under 100 steps" in message
+
+
+def test_the_warning_counts_as_a_person_would(bench: Bench, make_dataset: MakeDataset) -> None:
+    bench.publish(make_dataset([(64, 64)] * 3, repeats=4))
+    epochs = CONFIG.model_copy(update={"steps": None, "epochs": 2, "gradient_accumulation_steps": 2})
+    message = bench.warnings(bench.run(epochs, held_out=False))["SHORT_RUN"]
+    assert "3 images, shown 12 times an epoch with repeats and resolutions, in batches of 2 give 6 batches" in message
+    assert "2 epochs of them at 2 batches a step make 6 steps" in message
 
 
 def test_numbers_that_are_not_finite_are_the_users_to_mend(bench: Bench) -> None:
@@ -164,11 +190,18 @@ def test_numbers_that_are_not_finite_are_the_users_to_mend(bench: Bench) -> None
     variant = CachedVariant(latents=CachedObject(**vars(stored)))
     sample = sample.model_copy(update={"views": (sample.views[0].model_copy(update={"variants": (variant,)}),)})
     bench.publish(bench.manifest.model_copy(update={"samples": (sample,)}))
-    job = bench.run(CONFIG, held_out=False)
-    assert (job.state, job.result) == (JobState.FAILED, None)
-    assert job.failure
-    assert (job.failure.fault, job.failure.reason) == (Fault.USER, "NON_FINITE_LOSS")
-    assert "learning rate" in job.failure.remedy
+    for config in (CONFIG, CONFIG.model_copy(update={"max_skipped_steps": 2})):
+        job = bench.run(config, held_out=False)  # all four steps are skipped, or the third is one too many
+        assert (job.state, job.result) == (JobState.FAILED, None)
+        assert job.failure
+        assert (job.failure.fault, job.failure.reason) == (Fault.USER, "NON_FINITE_LOSS")
+        assert "learning rate" in job.failure.remedy
+        assert set(bench.jobs.artifacts(job.job_id)) == {
+            "metrics.csv",
+            f"events.out.tfevents.{job.job_id}",
+            "report.html",
+        }
+        assert b"learning rate" in bench.file(job, "report.html")
 
 
 def test_dataset_of_another_base_model_is_refused(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -231,3 +264,72 @@ def test_every_failure_has_a_fault_and_a_remedy(error: Exception, fault: Fault) 
     failure = failure_of(error)
     assert failure.fault is fault
     assert failure.remedy
+
+
+def test_every_file_of_a_job_is_published_and_named_in_its_result(bench: Bench) -> None:
+    job = bench.run(CONFIG)
+    assert job.result
+    names = {"lora.safetensors", "lora.kohya.safetensors", "lora-best.safetensors", "lora-best.kohya.safetensors"}
+    names |= {"metrics.csv", f"events.out.tfevents.{job.job_id}", "report.html"}
+    assert {artifact.artifact_name for artifact in job.result.artifacts} == names
+    assert set(bench.jobs.artifacts(job.job_id)) == names
+    assert all(bench.file(job, name) for name in names)
+
+
+def test_metrics_table_has_every_step_and_measurement(bench: Bench) -> None:
+    job = bench.run(CONFIG)
+    rows = list(csv.DictReader(io.StringIO(bench.file(job, "metrics.csv").decode())))
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert [bool(row["held_out_loss"]) for row in rows] == [True, False, True, False, True]
+    assert job.result
+    assert float(rows[-1]["held_out_loss"]) == pytest.approx(job.result.held_out_loss_lora)
+
+
+def test_a_measurement_must_be_better_by_the_least_difference(bench: Bench) -> None:
+    asked = {"steps": 40, "early_stopping_patience": 1, "early_stopping_min_delta": 100.0}
+    job = bench.run(CONFIG.model_copy(update=asked))
+    assert job.step == 2  # the first measurement after the base's
+
+
+def test_share_held_out_is_measured_and_not_trained_on(bench: Bench) -> None:
+    job = bench.run(CONFIG.model_copy(update={"held_out_share": 0.34}), held_out=False)
+    assert job.result
+    assert job.result.held_out_loss_base is not None
+    assert b'"ss_num_train_images":"2"' in bench.file(job, "lora.safetensors")
+
+
+def test_previews_are_skipped_with_a_warning_while_the_encoder_is_away(bench: Bench) -> None:
+    job = bench.run(CONFIG.model_copy(update={"preview_prompts": ("a cat",)}), held_out=False)
+    assert job.state is JobState.SUCCEEDED
+    assert "encoder" in bench.warnings(job)["PREVIEW_SKIPPED"]
+    assert "encoder" in bench.warnings(job)["CONTACT_SHEET_SKIPPED"]
+
+
+def test_warm_start_goes_on_from_the_file_of_another_job(bench: Bench) -> None:
+    first = bench.run(CONFIG)
+    assert first.result
+    again = CONFIG.model_copy(update={"warm_start_uri": first.result.lora.uri})
+    second = bench.run(again)
+    assert second.result
+    assert second.result.held_out_loss_base == pytest.approx(first.result.held_out_loss_lora, rel=1e-4)
+
+
+def test_warm_start_from_a_file_that_is_gone_is_the_users_to_mend(bench: Bench) -> None:
+    uri = bench.objects.uri(f"{bench.tenant}/adapters/{'0' * 64}.safetensors")
+    job = bench.run(CONFIG.model_copy(update={"warm_start_uri": uri}))
+    assert job.failure
+    assert job.failure.fault is Fault.USER
+
+
+def test_target_that_matches_nothing_fails_with_the_nearest_names(bench: Bench) -> None:
+    job = bench.run(CONFIG.model_copy(update={"target_regex": r"transformer_blocks\.0\.attn\.to_quer"}))
+    assert job.failure
+    assert (job.failure.fault, job.failure.reason) == (Fault.USER, "TARGET_MATCHES_NOTHING")
+    assert "transformer_blocks.0.attn.to_q" in job.failure.message
+
+
+def test_all_draws_of_a_run_are_functions_of_its_seed(bench: Bench) -> None:
+    drawing = {"ema_decay": 0.9, "adapter_dropout": 0.1, "gradient_accumulation_steps": 2, "caption_dropout": 0.5}
+    config = CONFIG.model_copy(update={**drawing, "sigma_stratified": True, "guidance": GuidanceMode.SAMPLED})
+    files = [bench.file(bench.run(config, held_out=False), "lora.safetensors") for _ in range(2)]
+    assert files[0] == files[1]

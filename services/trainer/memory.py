@@ -1,0 +1,36 @@
+"""The most memory that one job used: of the GPU, or of this process where there is none."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import torch
+
+STATM = Path("/proc/self/statm")  # pages: total, resident, ...
+
+
+class MemoryPeak:
+    """Counts from when it is made. On a GPU its driver counts; without one, memory is looked at now and then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._peak_bytes = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.look()
+
+    def look(self) -> int:
+        """The peak so far, in bytes."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        self._peak_bytes = max(self._peak_bytes, resident_bytes())
+        return self._peak_bytes
+
+
+def resident_bytes() -> int:
+    """Memory that this process has in RAM; where the system does not tell, the most that it ever had."""
+    try:
+        return int(STATM.read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

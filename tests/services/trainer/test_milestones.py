@@ -1,0 +1,117 @@
+"""What happens between steps: the best adapter is kept, and a run ends when the held-out loss no longer falls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from services.trainer.adapter import attached
+from services.trainer.adapter_files import AdapterSnapshot, snapshot
+from services.trainer.config import TrainConfig
+from services.trainer.history import History
+from services.trainer.job_store import JobStore
+from services.trainer.jobs import DatasetReference, Job, NewJob, ValidationCompleted
+from services.trainer.milestones import Milestones, StopEarly
+from services.trainer.reporter import Reporter
+from services.trainer.settings import TrainerSettings
+from services.trainer.train import NonFiniteLoss, Step, Training
+from tests.services.trainer.test_job_store import take
+
+CONFIG = TrainConfig(rank=1, alpha=1.0, steps=10, validation_interval_steps=1, gradient_checkpointing=False)
+
+
+class Run:
+    """A run whose held-out losses are given: what it makes of them is the claim."""
+
+    def __init__(self, transformer: FluxTransformer2DModel, job: Job, jobs: JobStore, losses: Sequence[float]) -> None:
+        self.jobs, self.job = jobs, job
+        self.training = Training(transformer, job.config, 10)
+        self.reporter = Reporter(jobs, job, TrainerSettings(), threading.Event())
+        self.reporter.total_steps = 10
+        self.taken: list[AdapterSnapshot] = []
+        self.modes: list[bool] = []
+        coming = iter(losses)
+
+        def measure() -> float:
+            self.modes.append(transformer.training)
+            return next(coming)
+
+        def copy() -> AdapterSnapshot:
+            self.taken.append(snapshot(transformer, job.config))
+            return self.taken[-1]
+
+        self.milestones = Milestones(
+            self.training, job.config, self.reporter, History(), measure=measure, snapshot=copy, previews=None
+        )
+
+    def go(self) -> int:
+        """Take the steps; return how many were taken."""
+        self.milestones.begin()
+        for number in range(1, 11):
+            step = Step(number=number, loss=torch.tensor(1.0), gradient_norm=torch.tensor(1.0), learning_rate=1.0)
+            try:
+                self.milestones.on_step(step)
+            except StopEarly:
+                return number
+        return 10
+
+
+@pytest.fixture
+def make_run(transformer: FluxTransformer2DModel, job_store: JobStore) -> Iterator[object]:
+    """Makes runs with an adapter attached."""
+    with attached(transformer, CONFIG):
+
+        def make(losses: Sequence[float], **fields: object) -> Run:
+            config = CONFIG.model_copy(update=fields)
+            job_store.create("t", NewJob(dataset=DatasetReference(dataset_id="ds-1"), config=config))
+            return Run(transformer, take(job_store), job_store, losses)
+
+        yield make
+
+
+def test_best_measurement_is_kept_with_its_adapter(make_run) -> None:  # type: ignore[no-untyped-def]
+    run = make_run([5.0, 4.0, 3.0, 3.5, 2.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0])
+    assert run.go() == 10
+    assert (run.milestones.best.step, run.milestones.best.loss) == (4, 2.0)
+    assert run.milestones.best.snapshot is run.taken[-1]
+    assert len(run.taken) == 4  # of the base, and after steps 1, 2 and 4
+
+
+@pytest.mark.parametrize(
+    ("losses", "fields", "ended"),
+    [
+        ([5.0, 4.0, 3.0, 3.5, 3.5], {"early_stopping_patience": 2}, 4),
+        ([5.0, 4.0, 3.0, 3.5, 2.5, 2.6, 2.7], {"early_stopping_patience": 2}, 6),
+        ([5.0, 4.99, 4.98, 4.97], {"early_stopping_patience": 3, "early_stopping_min_delta": 0.1}, 3),
+        ([5.0, 5.0], {"early_stopping_patience": 1}, 1),
+        ([5.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0], {}, 10),
+    ],
+)
+def test_run_ends_after_so_many_measurements_that_were_not_better(make_run, losses, fields, ended) -> None:  # type: ignore[no-untyped-def]
+    assert make_run(losses, **fields).go() == ended
+
+
+def test_slow_improvement_counts_from_the_last_one_that_was_enough(make_run) -> None:  # type: ignore[no-untyped-def]
+    losses = [5.0, 4.95, 4.85, 4.8, 4.7, 4.6, 4.5, 4.4, 4.3, 4.2, 4.1]  # each pair of steps falls by more than 0.1
+    run = make_run(losses, early_stopping_patience=2, early_stopping_min_delta=0.1)
+    assert run.go() == 10
+
+
+def test_losses_are_told_in_order_and_measured_without_dropout(make_run) -> None:  # type: ignore[no-untyped-def]
+    run = make_run([3.0, 2.0, 1.0], steps=2, validation_interval_steps=5)
+    run.reporter.total_steps = 2
+    run.milestones.begin()
+    run.milestones.on_step(Step(number=2, loss=torch.tensor(1.0), gradient_norm=torch.tensor(1.0), learning_rate=1.0))
+    stored = [one.event for one in run.jobs.events_after(run.job.job_id, 0)]
+    told = [(event.step, event.loss) for event in stored if isinstance(event, ValidationCompleted)]
+    assert told == [(0, 3.0), (2, 2.0)]
+    assert run.modes == [False, False]
+
+
+def test_held_out_loss_that_is_not_finite_ends_the_run(make_run) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(NonFiniteLoss, match="held-out loss nan after step 0"):
+        make_run([float("nan")]).go()
