@@ -30,6 +30,7 @@ from services.trainer.adapter import (
 )
 from services.trainer.choices import AdapterType, FileDtype
 from services.trainer.config import TrainConfig
+from services.trainer.targets import exactly
 
 FILE_PREFIX = "transformer."
 DTYPES = {FileDtype.FP32: torch.float32, FileDtype.BF16: torch.bfloat16, FileDtype.FP16: torch.float16}
@@ -125,7 +126,8 @@ def _description(adapter: AdapterSnapshot, config: TrainConfig, *, baked: bool) 
         "r": rank,
         "rank_pattern": {_anchored(name): other for name, other in ranks.items() if other != rank},
         "alpha_pattern": {_anchored(name): other for name, other in alphas.items() if other != alpha},
-        "target_modules": sorted(ranks),
+        # By suffix, as peft takes a list, the model's own `proj_out` would hit those of the blocks.
+        "target_modules": sorted(ranks) if all("." in name for name in ranks) else exactly(ranks),
     }
     match adapter.adapter_type:
         case AdapterType.LORA | AdapterType.DORA:

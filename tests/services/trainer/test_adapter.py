@@ -1,227 +1,302 @@
-"""The adapter: where it goes, that it starts as nothing, leaves nothing behind, and means the same to everybody."""
+"""The adapter: that it starts as nothing, does what its type says, and leaves nothing behind."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from typing import Any
 
 import pytest
-import safetensors
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
-from safetensors.torch import load
+from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from services.trainer.adapter import NonFiniteAdapter, adapter_file, adapter_parameters, attached
+from services.common.errors import InvalidInput
+from services.trainer import adapter
+from services.trainer.adapter import adapter_layers, adapter_parameters, attached, pissa_factors
+from services.trainer.adapter_files import peft_file, snapshot
+from services.trainer.choices import TargetPreset
 from services.trainer.config import TrainConfig
-from services.trainer.flow_matching import predict_velocity
-from services.trainer.train import train
-from services.trainer.transformer import GuidanceBypass, prepared
-from tests.services.trainer.conftest import draw, random_batch
+from services.trainer.packing import image_ids, text_ids
+from services.trainer.transformer import prepared
+from tests.services.trainer.conftest import draw
 
-CONFIG = TrainConfig(rank=4, alpha=2.0, learning_rate=1e-2, seed=7)
-ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v")
-DOUBLE = (*ATTENTION, "attn.to_out.0", "ff.net.0.proj", "ff.net.2")
-SINGLE = (*ATTENTION, "proj_mlp", "proj_out")
+CONFIG = TrainConfig(rank=4, alpha=2.0, seed=7)
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "gaussian": {"init_weights": "GAUSSIAN"},
+    "rslora": {"use_rslora": True},
+    "pissa": {"init_weights": "PISSA"},
+    "dora": {"adapter_type": "DORA"},
+    "dora gaussian": {"adapter_type": "DORA", "init_weights": "GAUSSIAN"},
+    "lokr": {"adapter_type": "LOKR"},
+    "lokr factor": {"adapter_type": "LOKR", "lokr_factor": 4},
+    "loha": {"adapter_type": "LOHA"},
+}
+LAYER = "transformer_blocks.0.attn.to_q"
+each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
-def output(transformer: nn.Module) -> Tensor:
+def job(**fields: Any) -> TrainConfig:
+    """The configuration of a small job."""
+    return TrainConfig(**CONFIG.model_dump(exclude_unset=True) | fields)
+
+
+def output(transformer: nn.Module, *, tokens: int = 16) -> Tensor:
     """What the transformer says to a fixed question."""
-    batch = random_batch()
+    dtype = transformer.dtype
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        (answer,) = transformer(
+            hidden_states=draw("image", 1, tokens, 64).to(dtype),
+            timestep=torch.tensor([0.6]).to(dtype),
+            encoder_hidden_states=draw("text", 1, 8, 128).to(dtype),
+            pooled_projections=draw("pooled", 1, 64).to(dtype),
+            txt_ids=text_ids(8, torch.device("cpu")),
+            img_ids=image_ids(8, tokens // 2, torch.device("cpu")),
+            return_dict=False,
+        )
+    return answer.float()
+
+
+def take_step(transformer: nn.Module) -> None:
+    """One optimizer step on the trainable parameters, towards nothing in particular."""
+    parameters = list(adapter_parameters(transformer).values())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    output(transformer).square().mean().backward()
+    optimizer.step()
+
+
+def randomize(transformer: nn.Module) -> None:
+    """Change every adapter tensor, as training would."""
+    for name, parameter in adapter_parameters(transformer).items():
+        parameter.data += 0.1 * draw(name, *parameter.shape)
+
+
+def answer(transformer: nn.Module) -> Tensor:
+    """`output` without a graph."""
     with torch.no_grad():
-        return predict_velocity(transformer, batch.clean_BCHW, batch.sigma_B, batch.t5_BSD, batch.clip_BD)
-
-
-def adapted_modules(transformer: nn.Module) -> set[str]:
-    """Paths of the modules that have an adapter."""
-    return {name.rpartition(".lora_")[0] for name in adapter_parameters(transformer)}
+        return output(transformer)
 
 
 def digest(module: nn.Module) -> str:
     """sha256 over names, types, bits and flags of everything in a module."""
     sha = hashlib.sha256(repr([(name, type(child)) for name, child in module.named_modules()]).encode())
-    for name, tensor in module.state_dict(keep_vars=True).items():
+    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         sha.update(f"{name} {tensor.dtype} {tensor.requires_grad} {tensor.grad is None}".encode())
-        sha.update(tensor.detach().numpy().tobytes())
+        sha.update(tensor.detach().view(torch.uint8).numpy())
     return sha.hexdigest()
 
 
-def randomize(transformer: nn.Module) -> None:
-    """Give every adapter matrix numbers, as training would."""
-    for name, parameter in adapter_parameters(transformer).items():
-        parameter.data = 0.1 * draw(name, *parameter.shape)
+@pytest.fixture(autouse=True)
+def _leave_base(transformer: FluxTransformer2DModel) -> Iterator[None]:
+    """The base is shared by all tests: a trace left in it would be found somewhere else."""
+    yield
+    assert not adapter_layers(transformer)
 
 
-@pytest.fixture
-def flux_dev() -> FluxTransformer2DModel:
-    """FLUX.1-dev's real transformer without numbers in it."""
-    with torch.device("meta"):
-        return FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=64,
-            num_layers=19,
-            num_single_layers=38,
-            attention_head_dim=128,
-            num_attention_heads=24,
-            joint_attention_dim=4096,
-            pooled_projection_dim=768,
-            guidance_embeds=True,
-            axes_dims_rope=(16, 56, 56),
-        )
+@each_kind
+def test_adapter_starts_as_identity(transformer: FluxTransformer2DModel, kind: dict[str, Any]) -> None:
+    before = answer(transformer)
+    with attached(transformer, job(**kind)):
+        assert adapter_parameters(transformer)
+        if kind.get("init_weights") == "PISSA":  # sums in another order
+            torch.testing.assert_close(answer(transformer), before, rtol=1e-4, atol=1e-4)
+        else:
+            assert torch.equal(answer(transformer), before)
 
 
-def test_preset_hits_exactly_its_modules_of_flux_dev(flux_dev: FluxTransformer2DModel) -> None:
-    with attached(prepared(flux_dev), TrainConfig(rank=16)):
-        modules, parameters = adapted_modules(flux_dev), adapter_parameters(flux_dev).values()
-        assert sum(parameter.numel() for parameter in parameters) == 48_562_176
-    double = {f"transformer_blocks.{block}.{name}" for block in range(19) for name in DOUBLE}
-    single = {f"single_transformer_blocks.{block}.{name}" for block in range(38) for name in SINGLE}
-    assert len(modules) == 304
-    assert modules == double | single  # not the top-level proj_out, no ff_context, no add_*
+@each_kind
+def test_first_step_changes_the_output(transformer: FluxTransformer2DModel, kind: dict[str, Any]) -> None:
+    before = answer(transformer)
+    with attached(transformer, job(**kind)):
+        take_step(transformer)
+        assert not torch.allclose(answer(transformer), before, atol=1e-3)
 
 
-def test_lora_starts_as_identity(transformer: FluxTransformer2DModel) -> None:
-    before = output(transformer)
-    with attached(transformer, CONFIG):
-        assert adapted_modules(transformer)
-        assert torch.equal(output(transformer), before)
-
-
-def test_adapter_adds_its_product_scaled_by_alpha_over_rank(transformer: FluxTransformer2DModel) -> None:
+@pytest.mark.parametrize(("fields", "scale"), [({}, 2.0 / 4), ({"use_rslora": True}, 2.0 / 2), ({"rank": 1}, 2.0)])
+def test_lora_adds_its_product_scaled(
+    transformer: FluxTransformer2DModel, fields: dict[str, Any], scale: float
+) -> None:
     question = draw("question", 3, 6 * 32)
-    layer = "transformer_blocks.0.attn.to_q"
-    before = transformer.get_submodule(layer)(question)
-    with attached(transformer, CONFIG):
+    before = transformer.get_submodule(LAYER)(question)
+    with attached(transformer, job(**fields)):
         randomize(transformer)
         parameters = adapter_parameters(transformer)
-        down, up = parameters[f"{layer}.lora_A.weight"], parameters[f"{layer}.lora_B.weight"]
-        change = transformer.get_submodule(layer)(question) - before
-        torch.testing.assert_close(change, (2.0 / 4) * question @ down.T @ up.T)
+        down, up = parameters[f"{LAYER}.lora_A.weight"], parameters[f"{LAYER}.lora_B.weight"]
+        change = transformer.get_submodule(LAYER)(question) - before
+        torch.testing.assert_close(change, scale * question @ down.T @ up.T, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("outcome", [nullcontext(), pytest.raises(RuntimeError, match="cancelled")])
-def test_base_is_afterwards_what_it_was(
-    transformer: FluxTransformer2DModel, outcome: AbstractContextManager[object]
-) -> None:
-    before, answer = digest(transformer), output(transformer)
-    with outcome, attached(transformer, CONFIG):
-        train(transformer, [random_batch()], CONFIG, lambda _: None)
-        assert digest(transformer) != before
-        if not isinstance(outcome, nullcontext):
-            raise RuntimeError("cancelled")
+def test_initial_spread_is_that_of_its_name(transformer: FluxTransformer2DModel) -> None:
+    spreads = {}
+    for name in ("KAIMING", "GAUSSIAN"):
+        with attached(transformer, job(rank=16, init_weights=name)):
+            spreads[name] = float(adapter_parameters(transformer)[f"{LAYER}.lora_A.weight"].detach().std())
+    assert spreads["GAUSSIAN"] == pytest.approx(1 / 16, rel=0.1)
+    assert spreads["KAIMING"] == pytest.approx((1 / 192 / 3) ** 0.5, rel=0.1)
+
+
+def test_lokr_factor_is_the_side_of_the_smaller_matrix(transformer: FluxTransformer2DModel) -> None:
+    with attached(transformer, job(adapter_type="LOKR", lokr_factor=4)):
+        assert adapter_parameters(transformer)[f"{LAYER}.lokr_w1"].shape == (4, 4)
+
+
+def test_dropout_hides_inputs_from_the_adapter_in_training_only(transformer: FluxTransformer2DModel) -> None:
+    with attached(transformer, job(adapter_dropout=0.5)):
+        randomize(transformer)
+        assert not torch.equal(answer(transformer), answer(transformer))
+        transformer.eval()
+        assert torch.equal(answer(transformer), answer(transformer))
+        transformer.train()
+
+
+def test_ranks_follow_the_pattern(transformer: FluxTransformer2DModel) -> None:
+    # Alone, `proj_out` would also be the end of other names.
+    config = job(target_regex=".*proj_out", rank_pattern={"proj_out": 8, r"single_transformer_blocks\.1\..*": 2})
+    with attached(transformer, config):
+        ranks = {name: len(tensor) for name, tensor in adapter_parameters(transformer).items() if "lora_A" in name}
+    blocks = {f"single_transformer_blocks.{block}.proj_out": 2 if block == 1 else 4 for block in range(4)}
+    assert ranks == {f"{name}.lora_A.weight": rank for name, rank in {"proj_out": 8, **blocks}.items()}
+
+
+@each_kind
+def test_bf16_base_trains_every_kind_in_float32(transformer_bf16: FluxTransformer2DModel, kind: dict[str, Any]) -> None:
+    before, bits = answer(transformer_bf16), digest(transformer_bf16)
+    with attached(transformer_bf16, job(**kind)):
+        assert {parameter.dtype for parameter in adapter_parameters(transformer_bf16).values()} == {torch.float32}
+        # bf16 has three digits; PiSSA's rest of the weights is rounded to them.
+        assert float((answer(transformer_bf16) - before).norm() / before.norm()) < 0.02
+        take_step(transformer_bf16)
+        after = answer(transformer_bf16)
+        assert torch.isfinite(after).all()
+        assert not torch.equal(after, before)
+    assert digest(transformer_bf16) == bits
+
+
+@each_kind
+def test_only_the_adapter_is_trained(transformer: FluxTransformer2DModel, kind: dict[str, Any]) -> None:
+    with attached(transformer, job(**kind)):
+        trained = {id(parameter) for parameter in transformer.parameters() if parameter.requires_grad}
+        assert trained == {id(parameter) for parameter in adapter_parameters(transformer).values()}
+
+
+def test_a_hundred_jobs_leave_no_trace(transformer: FluxTransformer2DModel) -> None:
+    # One block of each kind: all names that there are, a third of the time.
+    small = {**transformer.config, "num_layers": 1, "num_single_layers": 1}
+    transformer = prepared(FluxTransformer2DModel.from_config(small))
+    before, attributes = digest(transformer), set(vars(transformer))
+    targets = [{"targets": preset} for preset in TargetPreset] + [{"target_regex": r"proj_out|.*\.to_v"}]
+    for kind, target in itertools.islice(itertools.cycle(itertools.product(KINDS.values(), targets)), 100):
+        config = job(**kind, **target)
+        with attached(transformer, config):
+            take_step(transformer)
+            assert peft_file(snapshot(transformer, config), config, {})
     assert digest(transformer) == before
-    assert torch.equal(output(transformer), answer)
+    assert set(vars(transformer)) == attributes
+
+
+@pytest.mark.parametrize("kind", ["lora", "pissa", "dora", "lokr"])
+def test_job_that_fails_leaves_no_trace(transformer: FluxTransformer2DModel, kind: str) -> None:
+    before = digest(transformer)
+
+    def run() -> None:
+        with attached(transformer, job(**KINDS[kind])):
+            take_step(transformer)
+            assert digest(transformer) != before
+            raise RuntimeError("cancelled")
+
+    with pytest.raises(RuntimeError, match="cancelled"):
+        run()
+    assert digest(transformer) == before
+
+
+@pytest.mark.parametrize("kind", ["lora", "pissa", "dora", "lokr", "loha"])
+def test_attaching_that_fails_halfway_leaves_no_trace(
+    transformer: FluxTransformer2DModel, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    before = digest(transformer)
+    real, count = nn.init.kaiming_uniform_, itertools.count()
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if next(count) == 60:
+            raise MemoryError("no room")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(nn.init, "kaiming_uniform_", failing)
+    with pytest.raises(MemoryError), attached(transformer, job(**KINDS[kind])):
+        pass
+    assert digest(transformer) == before
     assert not hasattr(transformer, "peft_config")
 
 
-def test_jobs_in_turn_do_not_see_each_other(transformer: FluxTransformer2DModel) -> None:
-    files = []
-    for rank in (4, 8, 4):
-        config = CONFIG.model_copy(update={"rank": rank})
-        with attached(transformer, config):
-            train(transformer, [random_batch()], config, lambda _: None)
-            files.append(adapter_file(transformer, config, {"ss_seed": "7", "ss_learning_rate": "0.01"}))
-    assert files[0] == files[2] != files[1]
+def test_pissa_that_fails_halfway_gives_the_weights_back(
+    transformer: FluxTransformer2DModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, count = digest(transformer), itertools.count()
+    real = torch.svd_lowrank
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if next(count) == 5:
+            raise MemoryError("no room")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("peft.tuners.lora.layer.svd_lowrank", failing)
+    with pytest.raises(MemoryError), attached(transformer, job(init_weights="PISSA")):
+        pass
+    assert digest(transformer) == before
 
 
-def test_only_the_adapter_is_trained_and_in_float32(transformer_bf16: FluxTransformer2DModel) -> None:
-    with attached(transformer_bf16, CONFIG):
-        trained = {name for name, parameter in transformer_bf16.named_parameters() if parameter.requires_grad}
-        assert len(trained) == len(adapter_parameters(transformer_bf16))
-        assert {parameter.dtype for parameter in adapter_parameters(transformer_bf16).values()} == {torch.float32}
-
-
-def initial(transformer: nn.Module, seed: int) -> dict[str, Tensor]:
-    """The adapter as a job with this seed begins."""
-    with attached(transformer, CONFIG.model_copy(update={"seed": seed})):
+def initial(transformer: nn.Module, config: TrainConfig) -> dict[str, Tensor]:
+    """The adapter as such a job begins."""
+    with attached(transformer, config):
         return {name: parameter.detach().clone() for name, parameter in adapter_parameters(transformer).items()}
 
 
-def test_seed_decides_the_initial_weights(transformer: FluxTransformer2DModel) -> None:
-    first, again, other = initial(transformer, 1), initial(transformer, 1), initial(transformer, 2)
+@each_kind
+def test_seed_decides_the_initial_weights(transformer: FluxTransformer2DModel, kind: dict[str, Any]) -> None:
+    first = initial(transformer, job(**kind, seed=1))
+    torch.manual_seed(5)
+    again = initial(transformer, job(**kind, seed=1))
+    other = initial(transformer, job(**kind, seed=2))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert all(not torch.equal(first[name], other[name]) for name in first if "lora_A" in name)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_attaching_leaves_the_global_generator_alone(transformer: FluxTransformer2DModel) -> None:
+@pytest.mark.parametrize("kind", ["lora", "pissa"])
+def test_attaching_leaves_the_global_generator_alone(transformer: FluxTransformer2DModel, kind: str) -> None:
     before = torch.random.get_rng_state()
-    initial(transformer, 1)
+    initial(transformer, job(**KINDS[kind]))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.fixture
-def bypassed(pipeline: FluxPipeline) -> Iterator[FluxPipeline]:
-    """Diffusers' pipeline whose transformer has the bypass that the trainer's has; without any adapter afterwards."""
-    embedder = pipeline.transformer.time_text_embed
-    pipeline.transformer.time_text_embed = GuidanceBypass(embedder)
-    yield pipeline
-    pipeline.unload_lora_weights()
-    pipeline.transformer.time_text_embed = embedder
+def test_pissa_takes_the_main_part_from_the_base(transformer: FluxTransformer2DModel) -> None:
+    weight = transformer.get_submodule(LAYER).weight.clone()
+    with attached(transformer, job(init_weights="PISSA", rank=8)):
+        rest = transformer.get_submodule(LAYER).get_base_layer().weight
+        values, rest_values = torch.linalg.svdvals(weight), torch.linalg.svdvals(rest)
+        assert float(rest_values[0]) == pytest.approx(float(values[8]), rel=0.05)
 
 
-@pytest.mark.parametrize(("rank", "alpha"), [(4, 4.0), (4, 2.0), (2, 7.0)])
-def test_file_means_to_the_pipeline_what_the_adapter_means_to_the_trainer(
-    transformer: FluxTransformer2DModel, bypassed: FluxPipeline, tmp_path: Path, rank: int, alpha: float
-) -> None:
-    config = TrainConfig(rank=rank, alpha=alpha)
-    with attached(transformer, config):
-        randomize(transformer)
-        ours = output(transformer)
-        (tmp_path / "lora.safetensors").write_bytes(adapter_file(transformer, config, {}))
-    assert not torch.allclose(output(bypassed.transformer), ours, atol=1e-3)
-    bypassed.load_lora_weights(tmp_path, weight_name="lora.safetensors")
-    assert torch.equal(output(bypassed.transformer), ours)
+def test_pissa_goes_on_from_the_part_it_began_with(transformer: FluxTransformer2DModel) -> None:
+    with attached(transformer, job(init_weights="PISSA", seed=1)):
+        factors = pissa_factors(transformer)
+        rest = transformer.get_submodule(LAYER).get_base_layer().weight.clone()
+    with attached(transformer, job(init_weights="PISSA", seed=2), pissa_start=factors):
+        torch.testing.assert_close(transformer.get_submodule(LAYER).get_base_layer().weight, rest)
+        assert all(torch.equal(pissa_factors(transformer)[name], factors[name]) for name in factors)
+        assert torch.equal(adapter_parameters(transformer)[f"{LAYER}.lora_A.weight"], factors[f"{LAYER}.lora_A.weight"])
 
 
-def test_trained_file_means_the_same_to_the_pipeline(
-    transformer: FluxTransformer2DModel, bypassed: FluxPipeline, tmp_path: Path
-) -> None:
-    base = output(transformer)
-    with attached(transformer, CONFIG):
-        train(transformer, [random_batch(name=str(n)) for n in range(3)], CONFIG, lambda _: None)
-        ours = output(transformer)
-        (tmp_path / "lora.safetensors").write_bytes(adapter_file(transformer, CONFIG, {"ss_seed": "7"}))
-    bypassed.load_lora_weights(tmp_path, weight_name="lora.safetensors")
-    assert torch.equal(output(bypassed.transformer), ours)
-    assert not torch.equal(ours, base)
+def test_pissa_of_a_rank_above_the_layer_is_refused(transformer: FluxTransformer2DModel) -> None:
+    with pytest.raises(InvalidInput, match="65 for x_embedder") as refused:
+        initial(transformer, job(init_weights="PISSA", rank=65, target_regex="x_embedder"))
+    assert refused.value.reason == "RANK_ABOVE_LAYER"
 
 
-def written(transformer: nn.Module, folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of the file of a fresh adapter."""
-    with attached(transformer, CONFIG):
-        data = adapter_file(transformer, CONFIG, {"fluxsmith.dataset_digest": "abc"})
-    (folder / "lora.safetensors").write_bytes(data)
-    with safetensors.safe_open(folder / "lora.safetensors", "pt") as file:
-        return load(data), file.metadata()
-
-
-def test_file_has_peft_keys_for_every_adapted_module(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
-    tensors, _ = written(transformer, tmp_path)
-    modules = {f"transformer_blocks.{block}.{name}" for block in range(2) for name in DOUBLE}
-    modules |= {f"single_transformer_blocks.{block}.{name}" for block in range(4) for name in SINGLE}
-    assert set(tensors) == {f"transformer.{name}.lora_{side}.weight" for name in modules for side in "AB"}
-    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
-    assert all(min(tensor.shape) == CONFIG.rank for tensor in tensors.values())
-
-
-def test_header_says_what_other_programs_look_for(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
-    _, header = written(transformer, tmp_path)
-    assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("4", "2.0")
-    assert header["modelspec.sai_model_spec"] == "1.0.0"
-    assert header["modelspec.architecture"] == "flux-1-dev/lora"
-    assert header["format"] == "pt"
-    assert header["fluxsmith.dataset_digest"] == "abc"
-    described = json.loads(header["lora_adapter_metadata"])
-    assert (described["transformer.r"], described["transformer.lora_alpha"]) == (4, 2.0)
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_adapter_that_is_not_finite_is_refused(transformer: FluxTransformer2DModel, number: float) -> None:
-    with attached(transformer, CONFIG):
-        name = "single_transformer_blocks.3.proj_out.lora_B.weight"
-        adapter_parameters(transformer)[name].data[0, 0] = number
-        with pytest.raises(NonFiniteAdapter, match=name.replace(".", r"\.")):
-            adapter_file(transformer, CONFIG, {})
+def test_targets_that_match_nothing_are_refused_before_anything_changes(transformer: FluxTransformer2DModel) -> None:
+    before = digest(transformer)
+    with pytest.raises(InvalidInput):
+        initial(transformer, job(target_regex="nothing"))
+    assert digest(transformer) == before
+    assert adapter.ADAPTER == "default"  # diffusers' and peft's name, which files leave out
