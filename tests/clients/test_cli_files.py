@@ -28,7 +28,7 @@ def test_files_are_listed(made: Recorder, capsys: pytest.CaptureFixture[str]) ->
     assert run(["files", "j"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["name", "lora.safetensors", "previews/0-1.png", "report.html"]
-    assert "s3://b/report.html" in lines[-1]
+    assert lines[-1].split()[1:] == [str(len(CONTENT)), "bytes"]
 
 
 def test_files_are_listed_as_json(made: Recorder, capsys: pytest.CaptureFixture[str]) -> None:

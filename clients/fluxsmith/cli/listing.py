@@ -47,7 +47,7 @@ def datasets(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 def files(context: typer.Context, job_id: Job, as_json: AsJson = False) -> None:
-    """List the files of a job, to fetch with `fluxsmith download JOB --artifact NAME`."""
+    """List the files of a job, for `fluxsmith download --artifact`; with --json their addresses too."""
     session: Session = context.obj
     with session.client() as client:
         found = client.job(job_id).artifacts()
@@ -60,9 +60,9 @@ def files(context: typer.Context, job_id: Job, as_json: AsJson = False) -> None:
 
 
 def _files_table(found: list[Artifact]) -> Table:
-    table = _table("name", "size", "address")
+    table = _table("name", "size")
     for artifact in found:
-        table.add_row(escape(artifact.artifact_name), size_text(artifact.size_bytes), escape(artifact.uri))
+        table.add_row(escape(artifact.artifact_name), size_text(artifact.size_bytes))
     return table
 
 

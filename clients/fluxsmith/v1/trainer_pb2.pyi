@@ -1034,7 +1034,7 @@ class TrainingJob(_message.Message):
     dataset_id: _builtins.str
     """The data it trains on."""
     held_out_dataset_id: _builtins.str
-    """The data it measures itself on; empty means none."""
+    """The data it measures itself on; empty means none, or a share of the data it trains on (`held_out_share`)."""
     step: _builtins.int
     """Optimizer steps done."""
     total_steps: _builtins.int
@@ -1160,7 +1160,9 @@ class TrainingResult(_message.Message):
     lora_digest: _builtins.str
     """sha256 of its bytes as hexadecimal."""
     held_out_loss_base: _builtins.float
-    """Loss of the base on the held-out dataset, at fixed noise levels and noise; unset without one."""
+    """Loss before the first step on the held-out data, at fixed noise levels and noise: that of the base, or of the file of
+    a warm start. Unset without held-out data.
+    """
     held_out_loss_lora: _builtins.float
     """The same with the finished adapter."""
     best_step: _builtins.int
@@ -1395,7 +1397,7 @@ class ValidationCompleted(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """After this step; 0 is the base."""
+    """After this step; 0 is the base, or the file of a warm start."""
     loss: _builtins.float
     """Mean over the held-out samples at fixed noise levels and noise."""
     def __init__(
@@ -1457,7 +1459,7 @@ class PreviewRendered(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """After this step; 0 is the base."""
+    """After this step; 0 is the base, or the file of a warm start."""
     prompt: _builtins.str
     """Its prompt."""
     seed: _builtins.int
