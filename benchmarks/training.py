@@ -33,8 +33,9 @@ from benchmarks.measure import (
 from benchmarks.scales import Scale
 from services.trainer.adapter import adapter_parameters, attached
 from services.trainer.config import TrainConfig
-from services.trainer.flow_matching import Batch, draw_sigma, predict_velocity
-from services.trainer.train import Step, train
+from services.trainer.flow_matching import Batch, predict_velocity
+from services.trainer.sigmas import draw_even, sigma_at
+from services.trainer.train import Step, Training, train
 from services.trainer.transformer import prepared
 
 SEED = 0
@@ -135,7 +136,7 @@ def synthetic_batch(scale: Scale, resolution_px: int, generator: torch.Generator
     """One sample on the CPU in the types that the cached dataset gives it."""
     side = resolution_px // VAE_FACTOR
     channels = scale.transformer["in_channels"] // 4
-    sigma = draw_sigma(_config(scale).sigma_sampling, side * side // 4, generator)
+    sigma = sigma_at(_config(scale), draw_even(generator), side * side // 4)
     t5_width, clip_width = scale.transformer["joint_attention_dim"], scale.transformer["pooled_projection_dim"]
     return Batch(
         clean_BCHW=torch.randn(1, channels, side, side, generator=generator),
@@ -227,16 +228,17 @@ def _train(
     with attached(transformer, config):
         reset_peak(device)
         record = _Record()
-        train(transformer, _until(time.monotonic() + CASE_LIMIT_S, batches, scale.warmup_steps), config, record.on_step)
+        training = Training(transformer, config, steps)
+        train(training, _until(time.monotonic() + CASE_LIMIT_S, batches, scale.warmup_steps), record.on_step)
     return record, peak_memory(device)
 
 
-def _until(deadline: float, batches: list[Batch], warmup_steps: int) -> Iterator[Batch]:
-    """The batches, until time is up; but one more than the warm-up in any case, so that a slow device has a figure."""
+def _until(deadline: float, batches: list[Batch], warmup_steps: int) -> Iterator[tuple[Batch, ...]]:
+    """A batch a step, until time is up; but one more than the warm-up in any case, so that a slow device has a figure."""
     for number, batch in enumerate(batches):
         if number > warmup_steps and time.monotonic() > deadline:
             return
-        yield batch
+        yield (batch,)
 
 
 def _config(scale: Scale, gradient_checkpointing: bool = True) -> TrainConfig:
