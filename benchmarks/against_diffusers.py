@@ -67,20 +67,19 @@ class Case:
     """Whether the script is told to adapt the modules that ours does."""
 
 
-_GUIDED = {"guidance": "FIXED", "guidance_scale": GUIDANCE_SCALE}
 CASES = (
     Case(name="even levels", ours={**SAME, "sigma_sampling": "UNIFORM"}, script=SAME),
+    Case(name="logit-normal levels", ours=SAME, script={**SAME, "weighting_scheme": "logit_normal"}),
     Case(
-        name="even levels, guided",
-        ours={**SAME, "sigma_sampling": "UNIFORM", **_GUIDED},
+        name="all as the script",
+        ours={
+            **SAME,
+            "sigma_sampling": "UNIFORM",
+            "init_weights": "GAUSSIAN",
+            "guidance": "FIXED",
+            "guidance_scale": GUIDANCE_SCALE,
+        },
         script=SAME,
-        guided=True,
-    ),
-    Case(name="logit-normal", ours=SAME, script={**SAME, "weighting_scheme": "logit_normal"}),
-    Case(
-        name="logit-normal, guided",
-        ours={**SAME, **_GUIDED},
-        script={**SAME, "weighting_scheme": "logit_normal"},
         guided=True,
     ),
     Case(
