@@ -47,7 +47,7 @@ def write_fields(
         if value is None:
             continue
         try:
-            written = enums[name].write(value) if name in enums else _plain(value)
+            written = enums[name].write(value) if name in enums else value
             # A text would travel as its characters.
             if isinstance(value, str) and message.DESCRIPTOR.fields_by_name[name].is_repeated:
                 raise TypeError
@@ -55,11 +55,6 @@ def write_fields(
         except (TypeError, ValueError):
             violations.append(FieldViolation(field=f"{path}.{name}", description=f"{name} cannot be {value!r}"))
     return violations
-
-
-def _plain(value: object) -> object:
-    """Return a mapping of any kind as the one that messages take, and all else as it is."""
-    return dict(value) if isinstance(value, Mapping) else value
 
 
 def read_enum(known: type[_Enum], wire: EnumDescriptor, prefix: str, value: int) -> _Enum:

@@ -87,6 +87,13 @@ def test_file_becomes_the_configuration(services: Recorder, folder: Path, file: 
     assert trained_with(services, folder, "--config", file) == FILE_VALUES
 
 
+def test_example_in_the_documentation_is_a_configuration(services: Recorder, folder: Path, file: str) -> None:
+    document = (Path(__file__).parents[2] / "docs/client.md").read_text()
+    Path(file).write_text(document.partition("```toml\n")[2].partition("```")[0])
+    config = trained_with(services, folder, "--config", file, "--set", r"rank_pattern=ff\.net=32")
+    assert (config.steps, config.adapter_type, config.rank_pattern) == (2000, AdapterType.DORA, {r"ff\.net": 32})
+
+
 def test_words_become_the_configuration(services: Recorder, folder: Path) -> None:
     words = [
         *("rank=1", "rank=4", "epochs=3", "alpha=2", "masked_loss=no", "optimizer=Lion", "preview_prompts=a cat"),
