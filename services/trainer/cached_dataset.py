@@ -9,7 +9,6 @@ Legend: B batch, C latent channels (16), H/W latent height and width, S text tok
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from services.trainer.choices import GuidanceMode
 from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import Batch
 from services.trainer.read_ahead import ahead
+from services.trainer.seeds import seeded
 from services.trainer.sigmas import Stratum, draw_even, sigma_at, strata
 
 STEPS_AHEAD = 2
@@ -250,12 +250,6 @@ def _stacked_masks(items: list[Item]) -> Tensor | None:
 def _stacked_guidance(items: list[Item]) -> Tensor | None:
     scales = [item.guidance for item in items if item.guidance is not None]
     return torch.tensor(scales) if scales else None
-
-
-def seeded(*purpose: object) -> torch.Generator:
-    """A generator on the CPU whose seed is a hash of what it is for."""
-    digest = hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def _load(store: ObjectStore, cached: CachedObject) -> dict[str, Tensor]:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from services.trainer.adapter import adapter_parameters
 from services.trainer.averaging import Average, schedule_free_average
-from services.trainer.cached_dataset import seeded
 from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import Batch, loss_per_sample
 from services.trainer.optimizers import build_optimizer, set_learning_rate
 from services.trainer.schedules import learning_rate_factor
+from services.trainer.seeds import seeded
 
 
 def train(training: Training, steps: Iterable[Sequence[Batch]], on_step: Callable[[Step], None]) -> None:
