@@ -90,6 +90,7 @@ def render_report(
             curves=_curves(history),
             times=_times(job, history),
             artifacts=[*artifacts],
+            pictures={artifact.artifact_name for artifact in artifacts if artifact.artifact_name.endswith(".png")},
             settings=settings_of(job.config),
             contact_sheet=small_picture(contact_sheet_png, CONTACT_SHEET_PX) if contact_sheet_png else None,
             loads_in_diffusers=job.config.adapter_type in {AdapterType.LORA, AdapterType.DORA},

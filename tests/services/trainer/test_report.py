@@ -184,6 +184,15 @@ def test_files_and_times_are_listed(history: History) -> None:
     assert "memory at the peak 21.3 GB" in text
 
 
+def test_the_many_pictures_are_folded_behind_the_other_files(history: History) -> None:
+    pictures = [LORA.model_copy(update={"artifact_name": f"preview-{number}.png"}) for number in range(3)]
+    text = Page(render_report(DONE, history, artifacts=[*pictures, LORA])).text
+    places = [
+        text.index(part) for part in ("lora.safetensors 1.29", "3 pictures in full size", "preview-0", "preview-2")
+    ]
+    assert places == sorted(places)
+
+
 @pytest.mark.parametrize("prompt", ["red apple", 'it\'s "quoted"', "two\nlines \\ and </code>"])
 def test_the_example_of_use_is_python_with_the_prompt(prompt: str, history: History) -> None:
     job = DONE.model_copy(update={"config": TrainConfig(preview_prompts=(prompt,))})
