@@ -190,6 +190,27 @@ def test_a_cancelled_preview_leaves_no_latents(previews: Previews, store: Object
     assert not [key for key in store.keys(f"{FOLDER}previews/") if not key.endswith("/")]
 
 
+@pytest.mark.usefixtures("encoder")
+def test_nothing_is_sampled_that_nobody_would_decode(previews: Previews) -> None:
+    previews.render(0, lambda: None)
+    with EncoderLink("127.0.0.1:1", TENANT) as nowhere:
+        previews._link = nowhere  # as when the encoder goes away
+        with pytest.raises(EncoderAway):
+            previews.render(1, lambda: pytest.fail("a step was sampled"))
+
+
+@pytest.mark.usefixtures("encoder")
+def test_an_encoder_with_another_bucket_is_told(
+    stack: Stack, link: EncoderLink, base_transformer: FluxTransformer2DModel, base_model: Path
+) -> None:
+    other, scheduler = stack.store_settings.model_copy(update={"bucket": "other"}), base_model / "scheduler"
+    previews = Previews(
+        ObjectStore(other), link, CONFIG, base_transformer, scheduler_folder=scheduler, folder=FOLDER, size=SIZE
+    )
+    with pytest.raises(EncoderAway, match="another bucket"):
+        previews.render(0, lambda: None)
+
+
 def test_contact_sheet_of_a_dataset_is_a_picture_in_the_store(
     encoder: Stack, store: ObjectStore, link: EncoderLink, tmp_path: Path
 ) -> None:
