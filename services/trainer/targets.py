@@ -88,18 +88,21 @@ def linear_names_of(transformer_config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def matching(pattern: str, names: Sequence[str], field: str) -> tuple[str, ...]:
     """The names that a user's expression matches in full. `field` of the configuration is named in errors."""
-    compiled = regex.compile(pattern)
-    end = time.monotonic() + MATCHING_TIMEOUT_S
     try:
-        # A timeout of zero or less would mean none.
-        matched = tuple(
-            name for name in names if compiled.fullmatch(name, timeout=max(1e-6, end - time.monotonic())) is not None
-        )
+        matched = matched_in_time(pattern, names)
     except TimeoutError:
         raise _too_slow(field, pattern) from None
     if not matched:
         raise _matches_nothing(field, pattern, names)
     return matched
+
+
+def matched_in_time(pattern: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The names that a stranger's expression matches in full. Raises `TimeoutError`, and `regex.error` for no such."""
+    compiled = regex.compile(pattern)
+    end = time.monotonic() + MATCHING_TIMEOUT_S
+    # A timeout of zero or less would mean none.
+    return tuple(name for name in names if compiled.fullmatch(name, timeout=max(1e-6, end - time.monotonic())))
 
 
 def exactly(names: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import regex
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from services.trainer.choices import AdapterType
 from services.trainer.config import TrainConfig
 from services.trainer.kohya import PREFIX as KOHYA_PREFIX
 from services.trainer.kohya import from_kohya
-from services.trainer.targets import matching
+from services.trainer.targets import matched_in_time
 
 _KEY = re.compile(r"(.+)\.((?:lora|lokr|hada)_.+)")
 _NAMED = 3
@@ -87,7 +88,7 @@ def _of_peft(data: bytes, tensors: Mapping[str, Tensor]) -> FileAdapter:
     ranks: dict[str, int] = {}
     for key, tensor in tensors.items():
         split = _KEY.fullmatch(key.removeprefix(FILE_PREFIX))
-        if not key.startswith(FILE_PREFIX) or not split or not tensor.is_floating_point():
+        if not key.startswith(FILE_PREFIX) or not split or not tensor.is_floating_point() or not tensor.numel():
             raise ValueError(f"unexpected tensor {key!r}")
         module, part = split.groups()
         name = f"{module}.{part}" + (".weight" if part == "lora_magnitude_vector" else "")
@@ -97,6 +98,8 @@ def _of_peft(data: bytes, tensors: Mapping[str, Tensor]) -> FileAdapter:
     if not found:
         raise ValueError("it has no tensors")
     kind = _type_of(found)
+    if kind not in SCALED and (lacking := {name.partition(".lora_")[0] for name in found} - set(ranks)):
+        raise ValueError(f"{_some(lacking)} without lora_A")
     # What LoKr and LoHa add is whole in their tensors: see adapter_files.py.
     modules = {name.rpartition(".")[0] for name in found} if kind in SCALED else set(ranks)
     scales = dict.fromkeys(modules, 1.0) if kind in SCALED else _scales(_description(data), ranks)
@@ -122,7 +125,7 @@ def _description(data: bytes) -> dict[str, Any]:
 
 
 def _scales(description: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
-    """Each module's alpha / rank, or alpha / sqrt(rank) for rsLoRA; 1 where the header says nothing, as in diffusers."""
+    """Each module's alpha / rank, or alpha / sqrt(rank) for rsLoRA; 1 where the header is silent, as in diffusers."""
     if "lora_alpha" not in description:
         return dict.fromkeys(ranks, 1.0)
     root = 0.5 if description.get("use_rslora") else 1.0
@@ -130,9 +133,9 @@ def _scales(description: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[st
         alphas = dict.fromkeys(ranks, float(description["lora_alpha"]))
         for pattern, alpha in (description.get("alpha_pattern") or {}).items():
             # A stranger's expressions: matched within the time that a user's own have. Peft takes suffixes too.
-            for name in matching(rf"(?:.*\.)?(?:{pattern})", sorted(ranks), "warm_start_uri"):
+            for name in matched_in_time(rf"(?:.*\.)?(?:{pattern})", sorted(ranks)):
                 alphas[name] = float(alpha)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, TimeoutError, regex.error) as error:
         raise ValueError(f"lora_adapter_metadata cannot be read: {error}") from None
     return {name: alpha / ranks[name] ** root for name, alpha in alphas.items()}
 

@@ -45,9 +45,9 @@ def job(**fields: Any) -> TrainConfig:
 
 def output(transformer: nn.Module, *, tokens: int = 16) -> Tensor:
     """What the transformer says to a fixed question."""
-    dtype = transformer.dtype
+    dtype = next(transformer.parameters()).dtype
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        (answer,) = transformer(
+        (said,) = transformer(
             hidden_states=draw("image", 1, tokens, 64).to(dtype),
             timestep=torch.tensor([0.6]).to(dtype),
             encoder_hidden_states=draw("text", 1, 8, 128).to(dtype),
@@ -56,7 +56,8 @@ def output(transformer: nn.Module, *, tokens: int = 16) -> Tensor:
             img_ids=image_ids(8, tokens // 2, torch.device("cpu")),
             return_dict=False,
         )
-    return answer.float()
+    velocity: Tensor = said.float()
+    return velocity
 
 
 def take_step(transformer: nn.Module) -> None:
@@ -84,7 +85,7 @@ def digest(module: nn.Module) -> str:
     sha = hashlib.sha256(repr([(name, type(child)) for name, child in module.named_modules()]).encode())
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         sha.update(f"{name} {tensor.dtype} {tensor.requires_grad} {tensor.grad is None}".encode())
-        sha.update(tensor.detach().view(torch.uint8).numpy())
+        sha.update(tensor.detach().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 

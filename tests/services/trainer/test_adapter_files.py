@@ -50,7 +50,7 @@ def trained(transformer: nn.Module, config: TrainConfig) -> tuple[AdapterSnapsho
 
 
 @contextmanager
-def bypassed(pipeline: FluxPipeline) -> Iterator[nn.Module]:
+def bypassed(pipeline: FluxPipeline) -> Iterator[FluxTransformer2DModel]:
     """The pipeline's own transformer with the bypass that the trainer's has; without any adapter afterwards."""
     transformer = pipeline.transformer
     embedder = transformer.time_text_embed
