@@ -65,7 +65,14 @@ def test_adapter_is_put_whole_and_its_address_returned(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"GGUF and more than eight bytes", ADAPTER[:8], ADAPTER[:20], (2**40).to_bytes(8, "little") + HEADER],
+    [
+        b"",
+        b"GGUF and more than eight bytes",
+        ADAPTER[:8],
+        ADAPTER[:20],
+        bytes(8) + b"hello",
+        (2**40).to_bytes(8, "little") + HEADER,
+    ],
 )
 def test_file_that_is_no_adapter_is_not_sent(
     client: fluxsmith.Client, recorder: Recorder, tmp_path: Path, content: bytes

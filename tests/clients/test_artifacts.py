@@ -41,10 +41,19 @@ def test_files_of_a_running_job_come_from_its_events(client: fluxsmith.Client, r
     ]
 
 
+def test_files_are_those_so_far_without_a_wait_for_more(client: fluxsmith.Client, recorder: Recorder) -> None:
+    recorder.job.state = trainer_pb2.TRAINING_JOB_STATE_RUNNING
+    for name in ("metrics.csv", "later.csv"):
+        recorder.happened(trainer_pb2.TrainingEvent(artifact_published=artifact(name)))
+    recorder.job.last_sequence = 1
+    assert [file.artifact_name for file in client.job("j").artifacts()] == ["metrics.csv"]
+
+
 def test_job_that_has_just_begun_has_no_files(client: fluxsmith.Client, recorder: Recorder, tmp_path: Path) -> None:
     recorder.job.state = trainer_pb2.TRAINING_JOB_STATE_QUEUED
     job = client.job("j")
     assert job.artifacts() == []
+    assert "WatchTrainingJob" not in recorder.names()
     assert job.download_all(tmp_path / "files") == []
 
 
