@@ -26,7 +26,7 @@ class Echo(encoder_pb2_grpc.EncoderServiceServicer):
     """Answers with what it was asked for, and by whom; the caption `slow` takes two seconds."""
 
     def EncodePrompts(self, request: pb.EncodePromptsRequest, context: Context) -> pb.EncodePromptsResponse:  # noqa: N802
-        tenant = dict(context.invocation_metadata())["fluxsmith-tenant"]
+        tenant = str(dict(context.invocation_metadata())["fluxsmith-tenant"])
         if "slow" in request.captions:
             time.sleep(2)
         references = [reference(f"{tenant}/{caption}") for caption in request.captions]
@@ -41,7 +41,7 @@ def reference(key: str) -> pb.ObjectReference:
 def served(address: str) -> Iterator[None]:
     """The echo at an address."""
     server = grpc.server(ThreadPoolExecutor(4))
-    encoder_pb2_grpc.add_EncoderServiceServicer_to_server(Echo(), server)
+    encoder_pb2_grpc.add_EncoderServiceServicer_to_server(Echo(), server)  # type: ignore[abstract]  # the rest is UNIMPLEMENTED
     server.add_insecure_port(address)
     server.start()
     try:
