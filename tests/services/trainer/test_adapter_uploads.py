@@ -56,6 +56,7 @@ def test_damaged_file_of_a_job_is_refused(store: ObjectStore, tenant: str) -> No
 @pytest.mark.parametrize(
     "uri",
     [
+        "{bucket}" + OF_JOB,
         "{bucket}other/" + OF_JOB,
         "{bucket}{tenant}x/" + OF_JOB,
         "{bucket}{tenant}/jobs/../../other/" + OF_JOB,
