@@ -59,11 +59,17 @@ def _of_optimization(config: ConfigFields) -> Iterator[Conflict]:
         yield _conflict("lora_plus_ratio optimizer", "cannot be used with PRODIGY, which has one learning rate for all")
     if config.lora_plus_ratio != 1 and config.adapter_type not in _LORA:
         yield _conflict("lora_plus_ratio adapter_type", f"needs B matrices, which {config.adapter_type} does not have")
+    yield from _of_optimizer_kind(config)
+
+
+def _of_optimizer_kind(config: ConfigFields) -> Iterator[Conflict]:
     if config.optimizer is Optimizer.ADAMW_SCHEDULE_FREE:
         if config.learning_rate_schedule is not LearningRateSchedule.CONSTANT:
             yield _conflict("learning_rate_schedule optimizer", "must be CONSTANT with ADAMW_SCHEDULE_FREE")
         if config.ema_decay > 0:
             yield _conflict("ema_decay optimizer", "must be 0 with ADAMW_SCHEDULE_FREE, which averages by itself")
+        if config.beta1 == 0:
+            yield _conflict("beta1 optimizer", "must be over 0 with ADAMW_SCHEDULE_FREE, which divides by it")
     if config.optimizer is Optimizer.ADAFACTOR:
         for name in ("beta1", "beta2"):
             if getattr(config, name) is not None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from services.common.object_store import ObjectDamaged, ObjectMissing
 from services.trainer.adapter_files import AdapterSnapshot
 from services.trainer.config import TrainConfig
 from services.trainer.encoder_link import EncoderAway
@@ -35,7 +36,7 @@ class Best:
 class Milestones:
     """Follows one run. `measure` gives the held-out loss of the weights as they are, `snapshot` a copy of the adapter.
 
-    `measure` is None without held-out data, `previews` without prompts. What they and the reporter raise comes out here.
+    `measure` is None without held-out data, `previews` without prompts. What they and the reporter raise comes out.
     """
 
     def __init__(
@@ -117,6 +118,6 @@ class Milestones:
             with self._history.timed(Activity.PREVIEWING):
                 pictures = self._previews.render(step, self._reporter.check)
             self._reporter.write(pictures)
-        except EncoderAway as error:
-            message = f"no preview after step {step}: {error}"
+        except (EncoderAway, ObjectMissing, ObjectDamaged) as error:  # a store that is away ends this attempt instead
+            message = f"no preview after step {step}: {error.line}"
             self._reporter.write([JobWarning(reason="PREVIEW_SKIPPED", message=message)])

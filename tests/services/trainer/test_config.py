@@ -107,6 +107,7 @@ def test_all_violations_are_reported_at_once() -> None:
             "CONSTANT",
         ),
         ({"optimizer": "ADAMW_SCHEDULE_FREE", "ema_decay": 0.9}, "ema_decay", "averages by itself"),
+        ({"optimizer": "ADAMW_SCHEDULE_FREE", "beta1": 0.0}, "beta1", "over 0"),
         ({"optimizer": "ADAFACTOR", "beta1": 0.9}, "beta1", "leave it unset"),
         ({"adapter_type": "LOHA", "use_rslora": True}, "use_rslora", "LORA and DORA only"),
         ({"adapter_type": "LOKR", "adapter_dropout": 0.1}, "adapter_dropout", "LORA and DORA only"),

