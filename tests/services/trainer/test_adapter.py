@@ -175,6 +175,13 @@ def test_bf16_base_trains_every_kind_in_float32(transformer_bf16: FluxTransforme
     assert digest(transformer_bf16) == bits
 
 
+def test_lengths_of_a_bf16_base_are_measured_in_float32(transformer_bf16: FluxTransformer2DModel) -> None:
+    with attached(transformer_bf16, job(**KINDS["dora"])):
+        lengths = adapter_parameters(transformer_bf16)[f"{LAYER}.lora_magnitude_vector.weight"]
+        weight = transformer_bf16.get_submodule(LAYER).get_base_layer().weight.float()
+        torch.testing.assert_close(lengths.data, torch.linalg.norm(weight, dim=1))
+
+
 @each_kind
 def test_only_the_adapter_is_trained(transformer: FluxTransformer2DModel, kind: dict[str, Any]) -> None:
     with attached(transformer, job(**kind)):
