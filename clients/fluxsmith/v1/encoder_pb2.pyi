@@ -169,7 +169,7 @@ class _AlphaPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlphaPoli
     ALPHA_POLICY_COMPOSITE: _AlphaPolicy.ValueType  # 1
     """It is dropped."""
     ALPHA_POLICY_MASK: _AlphaPolicy.ValueType  # 2
-    """It is cached beside the latents as a mask of the loss, 1 where the image is opaque. Training does not use it yet."""
+    """It is cached beside the latents as a mask of the loss, 1 where the image is opaque (`masked_loss` of TrainConfig)."""
 
 class AlphaPolicy(_AlphaPolicy, metaclass=_AlphaPolicyEnumTypeWrapper):
     """What becomes of an image's transparency. Transparent pixels show `background_color` either way."""
@@ -179,7 +179,7 @@ ALPHA_POLICY_UNSPECIFIED: AlphaPolicy.ValueType  # 0
 ALPHA_POLICY_COMPOSITE: AlphaPolicy.ValueType  # 1
 """It is dropped."""
 ALPHA_POLICY_MASK: AlphaPolicy.ValueType  # 2
-"""It is cached beside the latents as a mask of the loss, 1 where the image is opaque. Training does not use it yet."""
+"""It is cached beside the latents as a mask of the loss, 1 where the image is opaque (`masked_loss` of TrainConfig)."""
 Global___AlphaPolicy: _TypeAlias = AlphaPolicy  # noqa: Y015
 
 class _BadSamplePolicy:

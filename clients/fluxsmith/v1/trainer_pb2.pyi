@@ -1466,7 +1466,7 @@ class PreviewRendered(_message.Message):
     """Seed of its noise."""
     @_builtins.property
     def image(self) -> Global___ArtifactPublished:
-        """The picture, PNG; its name is `previews/{step}-{number of the prompt}.png`."""
+        """The picture, PNG; its name is `previews/000250-0.png` for step 250 and the first prompt."""
 
     def __init__(
         self,
