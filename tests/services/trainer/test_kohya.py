@@ -252,3 +252,12 @@ def test_number_too_large_once_scaled_is_refused() -> None:
 def test_other_tensors_are_refused(tensors: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         from_kohya(tensors)
+
+
+def test_layers_that_have_learnt_nothing_yet_are_still_there() -> None:
+    names = [f"transformer_blocks.0.attn.to_{side}" for side in "qkv"]
+    factors = {name: LoraFactors(a_RI=draw(name, 2, 4), b_OR=torch.zeros(4, 2)) for name in names}
+    ours = from_kohya(to_kohya(factors))
+    assert {name: part.a_RI.tolist() for name, part in ours.items()} == {
+        name: part.a_RI.tolist() for name, part in factors.items()
+    }
