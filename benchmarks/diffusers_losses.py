@@ -10,9 +10,9 @@ from diffusers import FluxTransformer2DModel
 
 from services.common.cache import read_manifest
 from services.common.object_store import ObjectStore
-from services.trainer.cached_dataset import CachedDataset
-from services.trainer.choices import GuidanceMode
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import GuidanceMode
+from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.transformer import prepared
 from services.trainer.validation import held_out_loss
 

@@ -31,7 +31,7 @@ from benchmarks.measure import (
     reset_peak,
 )
 from benchmarks.scales import Scale
-from services.trainer.adapter import adapter_parameters, attached
+from services.trainer.adapters.adapter import adapter_parameters, attached
 from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import Batch, predict_velocity
 from services.trainer.sigmas import draw_even, sigma_at
@@ -234,7 +234,7 @@ def _train(
 
 
 def _until(deadline: float, batches: list[Batch], warmup_steps: int) -> Iterator[tuple[Batch, ...]]:
-    """A batch a step, until time is up; but one more than the warm-up in any case, so that a slow device has a figure."""
+    """A batch a step until time is up, but one more than the warm-up in any case: a slow device has a figure too."""
     for number, batch in enumerate(batches):
         if number > warmup_steps and time.monotonic() > deadline:
             return

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from services.trainer.choices import SigmaSampling
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import SigmaSampling
 from services.trainer.sigmas import sigma_at
 
 LEVELS = 8000  # of which a hundred and more fall into each bin where there are any to speak of

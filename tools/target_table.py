@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from diffusers import FluxTransformer2DModel
 
-from services.trainer.adapter import adapter_layers, adapter_parameters, attached
-from services.trainer.choices import AdapterType, TargetPreset
+from services.trainer.adapters.adapter import adapter_layers, adapter_parameters, attached
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import AdapterType, TargetPreset
 
 FLUX_DEV = {
     "patch_size": 1,

@@ -16,7 +16,7 @@ from services.common.logs import set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.server import serve
 from services.common.settings import ServiceSettings, StoreSettings, read_settings
-from services.trainer.holds import HoldsThread
+from services.trainer.data.holds import HoldsThread
 from services.trainer.job_store import JobStore
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import TrainerSettings

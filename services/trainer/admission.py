@@ -11,12 +11,12 @@ from diffusers import FluxTransformer2DModel
 from services.common.fields import invalid_field
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
-from services.trainer.adapter_uploads import warm_start_key
+from services.trainer.adapters.targets import linear_names_of, target_ranks
+from services.trainer.adapters.uploads import warm_start_key
 from services.trainer.config import TrainConfig
-from services.trainer.dataset_references import DatasetReferences
+from services.trainer.data.references import DatasetReferences
 from services.trainer.job_store import JobStore, new_job_id, request_id_reused
 from services.trainer.jobs import Job, NewJob
-from services.trainer.targets import linear_names_of, target_ranks
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import torch
 
 from services.common.errors import ServiceError
 from services.common.object_store import ObjectDamaged, ObjectMissing
-from services.trainer.adapter import NonFiniteAdapter
+from services.trainer.adapters.adapter import NonFiniteAdapter
 from services.trainer.jobs import Fault, JobFailure
 from services.trainer.train import NonFiniteLoss
 

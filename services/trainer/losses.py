@@ -11,8 +11,8 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from services.trainer.choices import HuberSchedule, LossFunction, LossWeighting
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import HuberSchedule, LossFunction, LossWeighting
 
 # Mean over 0 to 1 of exp(-2 (sigma - 1/2)^2), and its value at both ends.
 _BELL_MEAN = math.sqrt(math.pi / 2) * math.erf(math.sqrt(1 / 2))

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.common.object_store import ObjectDamaged, ObjectMissing
-from services.trainer.adapter_files import AdapterSnapshot
+from services.trainer.adapters.files import AdapterSnapshot
 from services.trainer.config import TrainConfig
 from services.trainer.encoder_link import EncoderAway
-from services.trainer.history import Activity, History
 from services.trainer.jobs import JobWarning, ValidationCompleted
 from services.trainer.previews import Previews
 from services.trainer.reporter import Reporter
+from services.trainer.results.history import Activity, History
 from services.trainer.train import NonFiniteLoss, Step, Training
 
 

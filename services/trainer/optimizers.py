@@ -17,8 +17,8 @@ from schedulefree import AdamWScheduleFree
 from torch import nn
 from transformers.optimization import Adafactor
 
-from services.trainer.choices import Optimizer
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import Optimizer
 
 B_MATRIX = ".lora_B.weight"
 

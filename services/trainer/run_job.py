@@ -10,15 +10,23 @@ from importlib.metadata import version
 from services.common.cache import EncodingHead
 from services.common.errors import Unavailable
 from services.common.object_store import ObjectStore
-from services.trainer.adapter import attached
-from services.trainer.adapter_files import AdapterSnapshot, peft_file, snapshot
-from services.trainer.adapter_uploads import read_warm_start
+from services.trainer.adapters.adapter import attached
+from services.trainer.adapters.files import AdapterSnapshot, peft_file, snapshot
+from services.trainer.adapters.kohya import kohya_file
+from services.trainer.adapters.uploads import read_warm_start
+from services.trainer.adapters.warm_start import load_into
 from services.trainer.base import Base
-from services.trainer.cached_dataset import CachedDataset
+from services.trainer.data.cached_dataset import CachedDataset
+from services.trainer.data.job_data import Data, read_data
 from services.trainer.encoder_link import EncoderLink
 from services.trainer.failures import failure_of
-from services.trainer.job_data import Data, read_data
-from services.trainer.job_files import (
+from services.trainer.job_store import LostJob
+from services.trainer.jobs import Job, JobState, JobWarning, TrainingResult
+from services.trainer.memory import MemoryPeak
+from services.trainer.milestones import Milestones, StopEarly
+from services.trainer.previews import Previews
+from services.trainer.reporter import CancelJob, Reporter, StopWorker
+from services.trainer.results.job_files import (
     BEST_FILE,
     BEST_KOHYA_FILE,
     KOHYA_FILE,
@@ -26,18 +34,10 @@ from services.trainer.job_files import (
     epoch_prefix,
     put_file,
 )
-from services.trainer.job_store import LostJob
-from services.trainer.jobs import Job, JobState, JobWarning, TrainingResult
-from services.trainer.kohya import kohya_file
-from services.trainer.memory import MemoryPeak
-from services.trainer.milestones import Milestones, StopEarly
-from services.trainer.previews import Previews
-from services.trainer.records import Records
-from services.trainer.reporter import CancelJob, Reporter, StopWorker
+from services.trainer.results.records import Records
 from services.trainer.train import NonFiniteLoss, Step, Training, train
 from services.trainer.transformer import refuse_guidance
 from services.trainer.validation import held_out_loss
-from services.trainer.warm_start import load_into
 
 SHORT_RUN_STEPS = 100
 NOT_THE_JOBS_END = (CancelJob, StopWorker, LostJob, Unavailable)

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 
-from services.trainer.choices import LearningRateSchedule
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import LearningRateSchedule
 
 
 def learning_rate_factor(config: TrainConfig, step: int, total_steps: int) -> float:

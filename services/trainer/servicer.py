@@ -23,12 +23,12 @@ from services.common.errors import NotFound, NotImplementedYet, NotReady
 from services.common.fields import check_length, invalid_field, page_limit, require_id
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
-from services.trainer.adapter_uploads import adapter_upload
+from services.trainer.adapters.uploads import adapter_upload
 from services.trainer.admission import Admission, Asked
 from services.trainer.config import TrainConfig
-from services.trainer.job_files import LORA_FILE, job_prefix
 from services.trainer.job_store import JobStore
 from services.trainer.jobs import Artifact, Job, JobState
+from services.trainer.results.job_files import LORA_FILE, job_prefix
 from services.trainer.settings import TrainerSettings
 from services.trainer.wire import artifact_message, config_from, config_message, event_message, job_message, timestamp
 

@@ -18,8 +18,8 @@ from functools import partial
 import torch
 from scipy.special import betaincinv, expit, ndtr, ndtri
 
-from services.trainer.choices import SigmaSampling
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import SigmaSampling
 
 HALVINGS = 50  # of (0, 1): to 1e-15
 

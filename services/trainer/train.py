@@ -15,7 +15,7 @@ from diffusers import FluxTransformer2DModel
 from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 
-from services.trainer.adapter import adapter_parameters
+from services.trainer.adapters.adapter import adapter_parameters
 from services.trainer.averaging import Average, schedule_free_average
 from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import Batch, loss_per_sample

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from services.common.base_model import base_folder, pick_device, pick_dtype
 from services.common.errors import FieldViolation, InvalidInput
-from services.trainer.choices import GuidanceMode
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import GuidanceMode
 
 if TYPE_CHECKING:  # see services/common/base_model.py
     from services.common.settings import ServiceSettings

@@ -8,9 +8,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from services.trainer.cached_dataset import CachedDataset
-from services.trainer.choices import LossFunction, LossWeighting
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import LossFunction, LossWeighting
+from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.flow_matching import loss_per_sample
 
 

@@ -35,16 +35,16 @@ def job(client_of_module: fluxsmith.Client, ready: str) -> fluxsmith.JobHandle:
         rank=4,
         alpha=8,
         learning_rate=5e-3,
-        learning_rate_schedule="COSINE",
-        sigma_sampling="STATIC_SHIFT",
-        loss_function="HUBER",
+        learning_rate_schedule=fluxsmith.LearningRateSchedule.COSINE,
+        sigma_sampling=fluxsmith.SigmaSampling.STATIC_SHIFT,
+        loss_function=fluxsmith.LossFunction.HUBER,
         ema_decay=0.5,
         held_out_share=0.3,
         validation_interval_steps=4,
         preview_prompts=[PROMPT],
         preview_interval_steps=8,
         preview_sampling_steps=4,
-        file_dtype="FP32",
+        file_dtype=fluxsmith.FileDtype.FP32,
     )
     job.wait(timeout_s=150)
     return job

@@ -17,8 +17,8 @@ from PIL import Image
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
 from services.stack import Stack
-from services.trainer.adapter import adapter_parameters, attached
-from services.trainer.adapter_files import peft_file, snapshot
+from services.trainer.adapters.adapter import adapter_parameters, attached
+from services.trainer.adapters.files import peft_file, snapshot
 from services.trainer.config import TrainConfig
 from services.trainer.encoder_link import EncoderAway, EncoderLink
 from services.trainer.jobs import PreviewRendered

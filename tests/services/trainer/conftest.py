@@ -27,7 +27,7 @@ from services.common.cache import (
 )
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
-from services.trainer.cached_dataset import CachedDataset
+from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.flow_matching import Batch
 from services.trainer.job_store import JobStore
 from services.trainer.transformer import load_transformer

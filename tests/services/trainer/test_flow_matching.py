@@ -9,8 +9,8 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
-from services.trainer.choices import LossWeighting
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import LossWeighting
 from services.trainer.flow_matching import (
     interpolate,
     loss_per_sample,

@@ -10,8 +10,8 @@ from diffusers.training_utils import compute_loss_weighting_for_sd3
 from torch import Tensor
 from torch.nn import functional
 
-from services.trainer.choices import HuberSchedule, LossFunction, LossWeighting
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import HuberSchedule, LossFunction, LossWeighting
 from services.trainer.losses import averaged, huber_delta, level_weight, loss_of_error, loss_of_size
 from tests.services.trainer.conftest import draw, left_half
 

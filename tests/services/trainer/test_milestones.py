@@ -9,14 +9,14 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from services.trainer.adapter import attached
-from services.trainer.adapter_files import AdapterSnapshot, snapshot
+from services.trainer.adapters.adapter import attached
+from services.trainer.adapters.files import AdapterSnapshot, snapshot
 from services.trainer.config import TrainConfig
-from services.trainer.history import History
 from services.trainer.job_store import JobStore
 from services.trainer.jobs import DatasetReference, Job, NewJob, ValidationCompleted
 from services.trainer.milestones import Milestones, StopEarly
 from services.trainer.reporter import Reporter
+from services.trainer.results.history import History
 from services.trainer.settings import TrainerSettings
 from services.trainer.train import NonFiniteLoss, Step, Training
 from tests.services.trainer.test_job_store import take

@@ -11,9 +11,9 @@ from diffusers import FluxTransformer2DModel
 from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 
-from services.trainer.adapter import adapter_parameters, attached
-from services.trainer.choices import Optimizer
+from services.trainer.adapters.adapter import adapter_parameters, attached
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import Optimizer
 from services.trainer.optimizers import build_optimizer, set_learning_rate
 from services.trainer.train import Training, train
 from tests.services.trainer.conftest import draw, random_batch

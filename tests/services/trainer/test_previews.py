@@ -13,8 +13,8 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
-from services.trainer.adapter import adapter_parameters, attached
-from services.trainer.adapter_files import peft_file, snapshot
+from services.trainer.adapters.adapter import adapter_parameters, attached
+from services.trainer.adapters.files import peft_file, snapshot
 from services.trainer.config import TrainConfig
 from services.trainer.packing import unpack
 from services.trainer.previews import Embedding, Size, sample_latents, sampling_pipeline

@@ -20,10 +20,10 @@ from services.common.cache import CachedCaption, CachedObject, CachedVariant, Da
 from services.common.object_store import ObjectStore
 from services.common.settings import StoreSettings
 from services.stack import ROOT, free_ports
-from services.trainer.adapter import NonFiniteAdapter
+from services.trainer.adapters.adapter import NonFiniteAdapter
 from services.trainer.base import Base
-from services.trainer.choices import GuidanceMode
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import GuidanceMode
 from services.trainer.failures import failure_of
 from services.trainer.job_store import JobStore
 from services.trainer.jobs import (

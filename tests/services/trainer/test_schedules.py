@@ -7,8 +7,8 @@ import torch
 from diffusers import optimization
 from torch.optim.lr_scheduler import LambdaLR
 
-from services.trainer.choices import LearningRateSchedule
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import LearningRateSchedule
 from services.trainer.schedules import learning_rate_factor
 
 STEPS, WARMUP = 40, 7

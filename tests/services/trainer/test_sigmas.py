@@ -15,8 +15,8 @@ from diffusers.training_utils import compute_density_for_timestep_sampling
 from numpy.typing import NDArray
 from scipy import stats
 
-from services.trainer.choices import SigmaSampling
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import SigmaSampling
 from services.trainer.sigmas import draw_even, lowest_sigma, resolution_mu, shift, sigma_at, strata
 
 TOKENS = [16, 256, 1024, 4096, 5000]

@@ -11,9 +11,9 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from services.trainer.adapter import attached
-from services.trainer.choices import Optimizer
+from services.trainer.adapters.adapter import attached
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import Optimizer
 from services.trainer.flow_matching import Batch, loss_per_sample
 from services.trainer.train import NonFiniteLoss, Step, Training, train
 from tests.services.trainer.conftest import random_batch

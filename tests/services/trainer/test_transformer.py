@@ -13,8 +13,8 @@ from torch import Tensor
 from services.common.base_model import BaseModelError
 from services.common.errors import InvalidInput
 from services.common.settings import ServiceSettings
-from services.trainer.choices import GuidanceMode
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import GuidanceMode
 from services.trainer.flow_matching import loss_per_sample
 from services.trainer.transformer import GuidanceBypass, load_transformer, prepared, refuse_guidance
 from tests.services.trainer.conftest import draw, random_batch

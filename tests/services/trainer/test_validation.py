@@ -7,9 +7,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from services.common.object_store import ObjectStore
-from services.trainer.adapter import adapter_parameters, attached
-from services.trainer.cached_dataset import CachedDataset
+from services.trainer.adapters.adapter import adapter_parameters, attached
 from services.trainer.config import TrainConfig
+from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.flow_matching import loss_per_sample
 from services.trainer.validation import held_out_loss
 from tests.services.trainer.conftest import MakeDataset, cached

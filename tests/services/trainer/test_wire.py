@@ -9,7 +9,8 @@ from fluxsmith.v1 import trainer_pb2 as pb
 from google.protobuf.descriptor import EnumDescriptor
 
 from services.common.errors import InvalidInput
-from services.trainer.choices import (
+from services.trainer.config import TrainConfig
+from services.trainer.config.choices import (
     AdapterType,
     FileDtype,
     GuidanceMode,
@@ -22,7 +23,6 @@ from services.trainer.choices import (
     SigmaSampling,
     TargetPreset,
 )
-from services.trainer.config import TrainConfig
 from services.trainer.jobs import (
     Artifact,
     ArtifactPublished,

@@ -1,0 +1,64 @@
+"""What a job computes, validated in this one place: values in their ranges (`config_fields.py`) that fit together."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import ValidationError, model_validator
+
+from services.common.errors import FieldViolation, InvalidInput
+from services.trainer.config.conflicts import conflicts
+from services.trainer.config.fields import ConfigFields
+
+PREVIEWS_A_RUN = 4
+MEASUREMENTS_A_RUN = 10
+
+
+class TrainConfig(ConfigFields):
+    """Configuration of one job, whose values fit together."""
+
+    @model_validator(mode="after")
+    def _no_conflicts(self) -> Self:
+        if found := conflicts(self):
+            raise ValueError("; ".join(f"{conflict.fields[0]} {conflict.description}" for conflict in found))
+        return self
+
+    def total_steps(self, batches_per_epoch: int) -> int:
+        """Optimizer steps in all, given how many batches show every sample once."""
+        if self.steps is not None:
+            return self.steps
+        return -(-(self.epochs or 1) * batches_per_epoch // self.gradient_accumulation_steps)
+
+    def validation_interval(self, total_steps: int) -> int:
+        """Steps between measurements on the held-out dataset."""
+        return self.validation_interval_steps or max(1, total_steps // MEASUREMENTS_A_RUN)
+
+    def preview_interval(self, total_steps: int) -> int:
+        """Steps between previews."""
+        return self.preview_interval_steps or max(1, total_steps // PREVIEWS_A_RUN)
+
+
+def parse_config(fields: dict[str, Any]) -> TrainConfig:
+    """Fill in the defaults and validate; raises one `InvalidInput` with every violation."""
+    violations: list[FieldViolation] = []
+    try:
+        ConfigFields.model_validate(fields)
+    except ValidationError as error:
+        for detail in error.errors():
+            place = ".".join(["config", *map(str, detail["loc"])])
+            violations.append(
+                FieldViolation(field=place, description=f"is {detail['input']!r}: {detail['msg'].lower()}")
+            )
+    wrong = {violation.field.split(".")[1] for violation in violations}
+    # What the values in range do to each other is told in the same answer.
+    rest = ConfigFields.model_validate({name: value for name, value in fields.items() if name not in wrong})
+    for conflict in conflicts(rest):
+        if wrong.isdisjoint(conflict.fields):
+            place = f"config.{conflict.fields[0]}"
+            violations.append(FieldViolation(field=place, description=conflict.description))
+    if violations:
+        text = "; ".join(f"{violation.field} {violation.description}" for violation in violations)
+        raise InvalidInput(
+            text, reason="CONFIG_INVALID", remedy="Correct the fields named.", violations=tuple(violations)
+        )
+    return TrainConfig(**rest.model_dump())

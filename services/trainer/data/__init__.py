@@ -1,0 +1,1 @@
+"""What a job trains on, read from what the encoder has cached."""

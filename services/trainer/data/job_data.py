@@ -1,0 +1,103 @@
+"""What a job trains on and measures itself on, read from what the encoder has cached."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from diffusers import FluxTransformer2DModel
+
+from services.common.cache import read_manifest
+from services.common.errors import NotReady
+from services.common.object_store import ObjectStore
+from services.trainer.config import TrainConfig
+from services.trainer.data.arrival import ArrivingSamples
+from services.trainer.data.cached_dataset import CachedDataset, Widths
+from services.trainer.data.held_out import split
+from services.trainer.data.references import encoder_mismatch
+from services.trainer.jobs import DatasetReference, Job
+from services.trainer.previews import Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The two datasets of a job. `manifest_digest` is empty while samples are arriving."""
+
+    training: CachedDataset
+    held_out: CachedDataset | None
+    manifest_digest: str
+
+    def usual_size(self) -> Size:
+        """The size that most views have, of equally common ones the largest; of arriving samples the first one's."""
+        samples = self.training.samples if self.manifest_digest else [self.training.samples[0]]
+        sizes = Counter((view.height_px, view.width_px) for sample in samples for view in sample.views)
+        height_px, width_px = max(sizes, key=lambda size: (sizes[size], size))
+        return Size(height_px=height_px, width_px=width_px)
+
+    def arithmetic(self, config: TrainConfig, total_steps: int) -> str:
+        """How the number of steps comes about, for people."""
+        if not self.manifest_digest:  # nobody knows yet how many samples there are
+            return f"{total_steps} steps in all"
+        samples = self.training.samples
+        shown = sum(sample.repeats * len(sample.views) for sample in samples)
+        images = f"{len(samples)} images"
+        if shown != len(samples):
+            images += f", shown {shown} times an epoch with repeats and resolutions,"
+        batches = self.training.batches_per_epoch(config.batch_size)
+        text = f"{images} in batches of {config.batch_size} give {batches} batches an epoch"
+        accumulated = config.gradient_accumulation_steps
+        a_step = f" at {accumulated} batches a step" if accumulated > 1 else ""
+        if config.steps is not None:
+            return f"{text}, the run has {total_steps} steps{a_step}"
+        return f"{text}, {config.epochs or 1} epochs of them{a_step} make {total_steps} steps"
+
+    def provenance(self) -> dict[str, str]:
+        """What a file says of the data, once all of it is known."""
+        samples = self.training.samples
+        digest = samples.manifest_digest() if isinstance(samples, ArrivingSamples) else self.manifest_digest
+        return {"fluxsmith.dataset_digest": digest, "ss_num_train_images": str(len(samples))}
+
+
+def read_data(
+    job: Job, transformer: FluxTransformer2DModel, store: ObjectStore, while_waiting: Callable[[], None]
+) -> Data:
+    """The datasets that a job names; raises `NotReady` for what does not fit together, and what the store raises.
+
+    `while_waiting` is called while samples arrive, and may raise.
+    """
+    training = _dataset(store, job.tenant, job.dataset, while_waiting)
+    refuse_other_base(transformer, training)
+    held_out = None
+    if job.held_out:
+        held_out = _dataset(store, job.tenant, job.held_out, while_waiting)
+        if held_out.head.encoder_fingerprint != training.head.encoder_fingerprint:
+            raise encoder_mismatch()
+    elif job.config.held_out_share:
+        rest, share = split(training.samples, job.config.held_out_share, job.config.seed)
+        held_out = CachedDataset(store, training.head, share)
+        training = CachedDataset(store, training.head, rest)
+    return Data(training=training, held_out=held_out, manifest_digest=job.dataset.manifest_digest)
+
+
+def refuse_other_base(transformer: FluxTransformer2DModel, dataset: CachedDataset) -> None:
+    """Raise `NotReady` when a dataset was encoded for a base model of other widths than this one."""
+    found = dataset.widths()
+    config = transformer.config
+    wanted = Widths(t5=config.joint_attention_dim, clip=config.pooled_projection_dim, latents=config.in_channels // 4)
+    if found != wanted:
+        raise NotReady(
+            f"the dataset was encoded with {found}, the trainer's base model has {wanted}",
+            reason="BASE_MODEL_MISMATCH",
+            remedy="Give encoder and trainer the same FLUXSMITH_BASE_MODEL, and encode the dataset again.",
+        )
+
+
+def _dataset(
+    store: ObjectStore, tenant: str, reference: DatasetReference, while_waiting: Callable[[], None]
+) -> CachedDataset:
+    if reference.encoding_id:
+        samples = ArrivingSamples(store, tenant, reference.encoding_id, while_waiting=while_waiting)
+        return CachedDataset(store, samples.head(), samples)
+    manifest = read_manifest(store, tenant, reference.manifest_digest)
+    return CachedDataset(store, manifest, manifest.samples)

@@ -1,0 +1,1 @@
+"""What a job leaves: its files, metrics and report."""

@@ -1,0 +1,231 @@
+"""Files in the form of diffusers and peft: what they say, and that they mean to others what the adapter means here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from peft import LoHaConfig, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from services.trainer.adapters.adapter import NonFiniteAdapter, adapter_parameters, attached, detach
+from services.trainer.adapters.files import AdapterSnapshot, peft_file, snapshot
+from services.trainer.config import TrainConfig
+from services.trainer.transformer import GuidanceBypass
+from tests.services.trainer.adapters.test_adapter import LAYER, answer, job, randomize, take_step
+
+PATTERN = {"rank_pattern": {r"single_.*\.proj_mlp": 6, r".*\.to_k": 2}}
+PARTIAL = {"target_regex": r"proj_out|single_transformer_blocks\.[12]\.proj_out|transformer_blocks\.0\.attn\.to_[qv]"}
+LORAS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "alpha": {"alpha": 7.0, "rank": 3},
+    "rslora": {"use_rslora": True},
+    "rslora with ranks": {"use_rslora": True, **PATTERN},
+    "ranks": PATTERN,
+    "pissa": {"init_weights": "PISSA", "alpha": 4.0},
+    "pissa with ranks": {"init_weights": "PISSA", **PATTERN},
+    "partial": {**PARTIAL, "rank_pattern": {"proj_out": 8}},
+    "all linear": {"targets": "ALL_LINEAR"},
+}
+DORAS: dict[str, dict[str, Any]] = {
+    "dora": {"adapter_type": "DORA"},
+    "dora with ranks": {"adapter_type": "DORA", "use_rslora": True, **PATTERN},
+}
+
+
+def trained(transformer: nn.Module, config: TrainConfig) -> tuple[AdapterSnapshot, Tensor]:
+    """A trained adapter, and what the transformer says with it."""
+    with attached(transformer, config):
+        take_step(transformer)
+        randomize(transformer)
+        return snapshot(transformer, config), answer(transformer)
+
+
+@contextmanager
+def bypassed(pipeline: FluxPipeline) -> Iterator[FluxTransformer2DModel]:
+    """The pipeline's own transformer with the bypass that the trainer's has; without any adapter afterwards."""
+    transformer = pipeline.transformer
+    embedder = transformer.time_text_embed
+    transformer.time_text_embed = GuidanceBypass(embedder)
+    transformer.train()  # as the trainer's: no difference without dropout
+    try:
+        yield transformer
+    finally:
+        pipeline.unload_lora_weights()
+        detach(transformer)
+        transformer.time_text_embed = embedder
+        transformer.eval()
+
+
+def said_by_pipeline(pipeline: FluxPipeline, data: bytes, folder: Path) -> Tensor:
+    """What diffusers' transformer says with the file loaded."""
+    (folder / "lora.safetensors").write_bytes(data)
+    with bypassed(pipeline) as transformer:
+        pipeline.load_lora_weights(folder, weight_name="lora.safetensors")
+        return answer(transformer)
+
+
+def written(data: bytes, folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a file."""
+    (folder / "lora.safetensors").write_bytes(data)
+    with safetensors.safe_open(folder / "lora.safetensors", "pt") as file:
+        return load(data), file.metadata()
+
+
+@pytest.mark.parametrize("fields", (LORAS | DORAS).values(), ids=LORAS | DORAS)
+def test_file_means_to_the_pipeline_what_the_adapter_means_here(
+    transformer: FluxTransformer2DModel, pipeline: FluxPipeline, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    config, base = job(**fields), answer(transformer)
+    adapter, ours = trained(transformer, config)
+    theirs = said_by_pipeline(pipeline, peft_file(adapter, config, {"ss_seed": "7"}), tmp_path)
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
+    assert float((ours - base).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("fields", [{}, {"lokr_factor": 4}, PATTERN, {"rank": 64, "alpha": 3.0}])
+def test_lokr_file_loads_into_diffusers_transformer(
+    transformer: FluxTransformer2DModel, pipeline: FluxPipeline, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    config = job(adapter_type="LOKR", **fields)
+    adapter, ours = trained(transformer, config)
+    (tmp_path / "lokr.safetensors").write_bytes(peft_file(adapter, config, {}))
+    with bypassed(pipeline) as theirs:
+        theirs.load_lora_adapter(tmp_path, weight_name="lokr.safetensors")
+        torch.testing.assert_close(answer(theirs), ours, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fields", [{}, PATTERN])
+def test_loha_file_loads_with_peft(
+    transformer: FluxTransformer2DModel, pipeline: FluxPipeline, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    config = job(adapter_type="LOHA", **fields)
+    adapter, ours = trained(transformer, config)
+    tensors, header = written(peft_file(adapter, config, {}), tmp_path)
+    described = json.loads(header["lora_adapter_metadata"])
+    peft_config = LoHaConfig(**{key.removeprefix("transformer."): value for key, value in described.items()})
+    with bypassed(pipeline) as theirs:
+        inject_adapter_in_model(peft_config, theirs, "default")
+        state = {key.removeprefix("transformer."): tensor for key, tensor in tensors.items()}
+        assert not set_peft_model_state_dict(theirs, state, "default").unexpected_keys
+        torch.testing.assert_close(answer(theirs), ours, rtol=1e-3, atol=1e-3)
+
+
+def change_of(tensors: dict[str, Tensor], kind: str) -> Tensor:
+    """What a reader without alpha adds to a layer's weight, as ComfyUI does with LoKr and LoHa."""
+    parts = {key.rpartition(".")[2]: tensor for key, tensor in tensors.items() if f".{LAYER}." in key}
+    if kind == "LOHA":
+        return (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+    return torch.kron(parts["lokr_w1"], parts["lokr_w2_a"] @ parts["lokr_w2_b"])
+
+
+@pytest.mark.parametrize("kind", ["LOKR", "LOHA"])
+def test_reader_without_alpha_gets_the_right_scale(transformer: FluxTransformer2DModel, kind: str) -> None:
+    config, question = job(adapter_type=kind, alpha=3.0), torch.eye(192)
+    before = transformer.get_submodule(LAYER)(question)
+    with attached(transformer, config):
+        randomize(transformer)
+        change = transformer.get_submodule(LAYER)(question).detach() - before
+        tensors = load(peft_file(snapshot(transformer, config), config, {}))
+    torch.testing.assert_close(change_of(tensors, kind).T, change, rtol=1e-3, atol=1e-4)
+
+
+def test_snapshot_does_not_follow_the_training(transformer: FluxTransformer2DModel) -> None:
+    with attached(transformer, job()):
+        take_step(transformer)
+        first = snapshot(transformer, job())
+        before = peft_file(first, job(), {})
+        take_step(transformer)
+        assert peft_file(first, job(), {}) == before != peft_file(snapshot(transformer, job()), job(), {})
+
+
+def test_pissa_file_in_16_bits_keeps_what_was_learnt(transformer: FluxTransformer2DModel) -> None:
+    config = job(init_weights="PISSA", rank=8, alpha=8.0, file_dtype="BF16")
+    weight = transformer.get_submodule(LAYER).weight.clone()
+    with attached(transformer, config):
+        for name, parameter in adapter_parameters(transformer).items():
+            parameter.data += 1e-4 * torch.sin(torch.arange(parameter.numel())).reshape(parameter.shape)
+            assert name
+        layer = transformer.get_submodule(LAYER)
+        parts = [adapter_parameters(transformer)[f"{LAYER}.lora_{side}.weight"].detach() for side in "BA"]
+        learnt = layer.get_base_layer().weight + parts[0] @ parts[1] - weight
+        tensors = load(peft_file(snapshot(transformer, config), config, {}))
+    up, down = (tensors[f"transformer.{LAYER}.lora_{side}.weight"].float() for side in "BA")
+    assert float((up @ down - learnt).norm() / learnt.norm()) < 0.02
+
+
+def test_file_has_a_key_for_every_tensor_and_no_other(transformer: FluxTransformer2DModel) -> None:
+    adapter, _ = trained(transformer, job(**PARTIAL))
+    modules = ["proj_out", *(f"single_transformer_blocks.{block}.proj_out" for block in (1, 2))]
+    modules += [f"transformer_blocks.0.attn.to_{side}" for side in "qv"]
+    tensors = load(peft_file(adapter, job(), {}))
+    assert set(tensors) == {f"transformer.{name}.lora_{side}.weight" for name in modules for side in "AB"}
+
+
+def test_header_says_what_other_programs_look_for(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    adapter, _ = trained(transformer, job())
+    _, header = written(peft_file(adapter, job(), {"modelspec.title": "cats", "fluxsmith.config": "{}"}), tmp_path)
+    assert (header["ss_network_dim"], header["ss_network_alpha"], header["ss_learning_rate"]) == ("4", "2.0", "0.0001")
+    assert (header["ss_network_module"], header["ss_base_model_version"]) == ("networks.lora_flux", "flux1")
+    assert (header["modelspec.sai_model_spec"], header["modelspec.architecture"]) == ("1.0.0", "flux-1-dev/lora")
+    assert (header["modelspec.title"], header["fluxsmith.config"], header["format"]) == ("cats", "{}", "pt")
+    assert header["modelspec.hash_sha256"] == f"0x{header['sshs_model_hash']}"
+    described = json.loads(header["lora_adapter_metadata"])
+    assert (described["transformer.r"], described["transformer.lora_alpha"]) == (4, 2.0)
+
+
+@pytest.mark.parametrize(("fields", "alpha"), [({}, 2.0), ({"use_rslora": True}, 4.0)])
+def test_header_has_the_effective_alpha(
+    transformer: FluxTransformer2DModel, tmp_path: Path, fields: dict[str, Any], alpha: float
+) -> None:
+    config = job(**fields, rank_pattern={r".*\.to_k": 16})
+    adapter, _ = trained(transformer, config)
+    described = json.loads(written(peft_file(adapter, config, {}), tmp_path)[1]["lora_adapter_metadata"])
+    assert described["transformer.lora_alpha"] == alpha  # 2 / sqrt(4) = 4 / 4
+    expected = {"use_rslora": 8.0}.get(next(iter(fields), ""))  # 2 / sqrt(16) = 8 / 16
+    assert set(described["transformer.alpha_pattern"].values()) == ({expected} if expected else set())
+    assert not described["transformer.use_rslora"]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("FP32", torch.float32), ("BF16", torch.bfloat16), ("FP16", torch.half)])
+def test_file_has_the_precision_asked_for(
+    transformer: FluxTransformer2DModel, pipeline: FluxPipeline, tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    config = job(file_dtype=name)
+    adapter, ours = trained(transformer, config)
+    data = peft_file(adapter, config, {})
+    assert {tensor.dtype for tensor in load(data).values()} == {dtype}
+    theirs = said_by_pipeline(pipeline, data, tmp_path)
+    assert float((theirs - ours).norm() / ours.norm()) < 0.02
+
+
+def test_same_adapter_gives_the_same_bytes(transformer: FluxTransformer2DModel) -> None:
+    provenance = {f"fluxsmith.{number}": "x" for number in range(20)}
+    files = {peft_file(trained(transformer, job())[0], job(), provenance) for _ in range(2)}
+    assert len(files) == 1
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_adapter_that_is_not_finite_is_refused(transformer: FluxTransformer2DModel, number: float) -> None:
+    with attached(transformer, job()):
+        name = "single_transformer_blocks.3.proj_out.lora_B.weight"
+        adapter_parameters(transformer)[name].data[0, 0] = number
+        with pytest.raises(NonFiniteAdapter, match=name.replace(".", r"\.")):
+            snapshot(transformer, job())
+
+
+def test_number_too_large_for_fp16_is_refused_with_the_remedy(transformer: FluxTransformer2DModel) -> None:
+    with attached(transformer, job()):
+        adapter_parameters(transformer)[f"{LAYER}.lora_B.weight"].data[0, 0] = 7e4
+        adapter = snapshot(transformer, job())
+    assert peft_file(adapter, job(file_dtype="BF16"), {})
+    with pytest.raises(NonFiniteAdapter, match=r"7e\+04, and FP16 ends at 6\.55e\+04: set file_dtype to BF16"):
+        peft_file(adapter, job(file_dtype="FP16"), {})

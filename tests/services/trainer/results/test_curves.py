@@ -1,0 +1,101 @@
+"""Curves stay true to their numbers and small, however many there are."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from services.trainer.results.curves import Axis, curve_of_measurements, curve_of_steps, round_step, running_mean
+
+NONE_SKIPPED = np.zeros(100, dtype=bool)
+STEPS = np.arange(1, 101)
+
+
+def points(path: str) -> list[tuple[float, float]]:
+    """The corners of a path."""
+    pairs = [corner.split() for corner in path.strip("MZ").split("L")]
+    return [(float(x), float(y)) for x, y in pairs]
+
+
+@pytest.mark.parametrize(
+    ("at_least", "step"), [(0.7, 1), (1, 1), (1.2, 2), (21, 25), (26, 50), (51, 100), (3e-5, 5e-5)]
+)
+def test_ticks_are_at_round_values(at_least: float, step: float) -> None:
+    assert round_step(at_least) == pytest.approx(step)
+
+
+def test_an_axis_covers_its_range() -> None:
+    axis = Axis.over(0.41, 0.78)
+    assert axis.low <= 0.41
+    assert axis.high >= 0.78
+    assert [tick.text for tick in axis.ticks()] == ["0.4", "0.5", "0.6", "0.7", "0.8"]
+    assert axis.places(np.array([0.4, 0.8, 9.0])).tolist() == pytest.approx([100, 0, 0])
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-4, -2.0, 7.0])
+def test_a_single_value_lies_in_the_middle(value: float) -> None:
+    assert Axis.over(value, value).places(np.array([value])).tolist() == pytest.approx([50], abs=10)
+
+
+def test_the_running_mean_is_over_neighbours_on_both_sides() -> None:
+    assert running_mean(np.array([0.0, 3.0, 6.0, 0.0]), 3).tolist() == [1.5, 3, 3, 3]
+    assert running_mean(np.array([1.0, 5.0]), 1).tolist() == [1, 5]
+
+
+def test_a_line_goes_through_its_values() -> None:
+    curve = curve_of_steps("rate", np.array([1, 2, 4]), np.array([0.0, 4.0, 2.0]), last_step=4)
+    assert curve
+    assert points(curve.line) == [(25, 100), (50, 0), (100, 50)]
+    assert (curve.band, curve.marks) == ("", ())
+
+
+def test_a_hundred_thousand_steps_become_a_few_hundred_points() -> None:
+    steps, losses = np.arange(1, 100_001), np.random.default_rng(0).normal(2, 0.1, 100_000)
+    curve = curve_of_steps("loss", steps, losses, last_step=100_000, skipped=np.zeros(100_000, dtype=bool))
+    assert curve
+    assert len(points(curve.line)) == 400
+    assert len(curve.line) + len(curve.band) < 20_000
+    assert curve.band.endswith("Z")
+
+
+def test_spikes_do_not_press_the_curve_flat() -> None:
+    losses = np.linspace(2.0, 1.0, 100)
+    losses[50] = 1e6
+    curve = curve_of_steps("norm", STEPS, losses, last_step=100, skipped=NONE_SKIPPED)
+    assert curve
+    heights = [y for _, y in points(curve.line)]
+    assert heights[-1] - heights[0] > 50
+    assert "1 higher still" in curve.note
+
+
+def test_skipped_steps_are_marked_and_not_drawn() -> None:
+    losses, skipped = np.linspace(2, 1, 100), NONE_SKIPPED.copy()
+    losses[49], skipped[49] = math.nan, True
+    curve = curve_of_steps("loss", STEPS, losses, last_step=100, skipped=skipped)
+    assert curve
+    assert curve.marks == (50,)
+    assert "red: 1 skipped" in curve.note
+    assert 50 not in [x for x, _ in points(curve.line)]
+
+
+def test_nothing_finite_is_no_curve() -> None:
+    assert curve_of_steps("loss", STEPS, np.full(100, math.nan), last_step=100, skipped=~NONE_SKIPPED) is None
+    assert curve_of_measurements("held out", {1: math.nan}, last_step=1) is None
+
+
+def test_the_lowest_measurement_has_the_ring() -> None:
+    curve = curve_of_measurements("held out", {0: 5.0, 10: 2.0, 20: 3.0}, last_step=20)
+    assert curve
+    assert [(dot.x, dot.title) for dot in curve.dots if dot.best] == [(50, "step 10: 2")]
+    assert len(curve.dots) == 3
+    assert "lowest 2 at step 10" in curve.summary
+
+
+def test_the_lowest_of_very_many_measurements_still_has_the_ring() -> None:
+    losses = dict.fromkeys(range(10000), 2.0) | {4321: 1.0}
+    curve = curve_of_measurements("held out", losses, last_step=10_000)
+    assert curve
+    assert [dot.title for dot in curve.dots] == ["step 4321: 1"]
+    assert len(points(curve.line)) <= 203

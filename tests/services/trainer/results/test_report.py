@@ -1,0 +1,219 @@
+"""The page about a job: complete, alone, and harmless whatever names and prompts say."""
+
+from __future__ import annotations
+
+import ast
+import math
+from html.parser import HTMLParser
+
+import pytest
+
+from services.trainer.config import TrainConfig
+from services.trainer.config.choices import AdapterType
+from services.trainer.jobs import Artifact, Fault, JobFailure, JobState, JobWarning, ValidationCompleted
+from services.trainer.results.history import Activity, History
+from services.trainer.results.report import render_report, settings_of
+from tests.services.trainer.results.test_event_files import JOB
+from tests.services.trainer.results.test_history import png_of, preview_of, steps_of
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=https://example.org/x onerror=alert(2)>"
+DONE = JOB.model_copy(update={"state": JobState.SUCCEEDED, "display_name": "ink drawing", "end_time_s": 1061.0})
+LORA = Artifact(artifact_name="lora.safetensors", uri="s3://b/k", size_bytes=1_288_624, content_digest="ab" * 32)
+
+
+class Page(HTMLParser):
+    """A page as a browser sees it: elements with their attributes, and the text in each kind of element."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self._inside = ""
+        self.feed(page.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self._inside, data))
+
+    @property
+    def text(self) -> str:
+        """All that is read, with single spaces."""
+        return " ".join(" ".join(data for tag, data in self.texts if tag != "style").split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """Attributes of every element of a kind."""
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def code(self) -> str:
+        """The example of use."""
+        return next(data for tag, data in self.texts if tag == "code" and "import torch" in data)
+
+
+@pytest.fixture
+def history() -> History:
+    """A run with everything in it, of two prompts."""
+    history = History()
+    for event in (ValidationCompleted(step=0, loss=5.0), steps_of(3.0, 2.0, math.nan, 1.0)):
+        history.add(event)
+    history.add(ValidationCompleted(step=2, loss=2.0))
+    history.add(ValidationCompleted(step=4, loss=2.5))
+    for step in (0, 4):
+        for prompt in ("red apple", "dog face"):
+            history.add(preview_of(step, prompt), png=png_of(64))
+    return history
+
+
+def test_result_tells_base_last_and_best(history: History) -> None:
+    text = Page(render_report(DONE, history)).text
+    assert "5 → 2.5 base → step 4: 50% lower" in text
+    assert "lowest held-out loss 2 after step 2" in text
+    assert "skipped steps 1" in text
+
+
+def test_a_run_that_made_it_worse_says_so() -> None:
+    history = History()
+    history.add(ValidationCompleted(step=0, loss=2.0))
+    history.add(ValidationCompleted(step=4, loss=3.0))
+    text = Page(render_report(DONE, history)).text
+    assert "50% higher" in text
+    assert "the base: training made it worse" in text
+
+
+def test_hostile_texts_stay_texts(history: History) -> None:
+    config = TrainConfig(preview_prompts=(HOSTILE,), target_regex="a<b>&c")
+    failure = JobFailure(fault=Fault.USER, reason=HOSTILE, message=HOSTILE, remedy=HOSTILE)
+    job = DONE.model_copy(update={"display_name": HOSTILE, "user_id": HOSTILE, "config": config, "failure": failure})
+    history.add(preview_of(4, HOSTILE), png=png_of(16))
+    history.add(JobWarning(reason=HOSTILE, message=HOSTILE))
+    hostile_file = LORA.model_copy(update={"artifact_name": HOSTILE, "content_digest": HOSTILE})
+    page = Page(render_report(job, history, artifacts=[hostile_file], base_model=HOSTILE))
+    assert not page.all("script")
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert all((image["src"] or "").startswith("data:image/") for image in page.all("img"))
+    assert page.text.count("<script>alert(1)</script>") >= 10
+    assert HOSTILE in [attributes.get("title") for attributes in page.all("div")]
+
+
+def test_the_page_asks_for_nothing_outside_itself(history: History) -> None:
+    page = Page(render_report(DONE, history, contact_sheet_png=png_of(300), artifacts=[LORA]))
+    addresses = [
+        value for _, attributes in page.elements for name in ("src", "href") if (value := attributes.get(name))
+    ]
+    assert len(addresses) == 5
+    assert all(address.startswith("data:image/") for address in addresses)
+    assert not page.all("link")
+    policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv"))
+    assert policy
+    assert policy.startswith("default-src 'none'; img-src data:")
+
+
+def test_a_failure_and_its_remedy_come_first() -> None:
+    failure = JobFailure(fault=Fault.USER, reason="NON_FINITE_LOSS", message="it diverged", remedy="Lower the rate.")
+    failed = DONE.model_copy(update={"state": JobState.FAILED, "failure": failure})
+    text = Page(render_report(failed, History())).text
+    assert "It failed: NON_FINITE_LOSS it diverged What to do: Lower the rate." in text
+    assert text.index("What to do:") < text.index("Result")
+
+
+def test_a_job_of_which_nothing_is_known_has_a_page() -> None:
+    text = Page(render_report(JOB, History())).text
+    assert "job-1 running" in text
+    assert "held-out loss not measured" in text
+    assert "No step was done." in text
+    assert "Previews" not in text
+    assert "There is no contact sheet" in text
+
+
+def test_previews_are_a_row_a_prompt_and_a_column_a_step(history: History) -> None:
+    page = Page(render_report(DONE, history))
+    assert [image["alt"] for image in page.all("img")] == [
+        "red apple, by the base model",
+        "red apple, after step 4",
+        "dog face, by the base model",
+        "dog face, after step 4",
+    ]
+    assert all(image.get("class") == "pixelated" for image in page.all("img"))
+
+
+def test_large_previews_are_small_files_and_not_pixelated() -> None:
+    history = History()
+    history.add(preview_of(0), png=png_of(1024))
+    data = render_report(DONE, history)
+    assert Page(data).all("img")[0].get("class") is None
+    assert len(data) < 100_000
+
+
+def test_of_many_previews_six_columns_are_shown() -> None:
+    history = History()
+    for step in range(20):
+        history.add(preview_of(step), png=png_of(16))
+    steps = [str(image["alt"]).rpartition(" ")[2] for image in Page(render_report(DONE, history)).all("img")]
+    assert steps == ["model", "4", "8", "11", "15", "19"]
+
+
+def test_every_setting_is_there_and_the_chosen_ones_first(history: History) -> None:
+    text = Page(render_report(DONE, history)).text
+    places = [text.index(f" {name} ", text.index("Settings")) for name in TrainConfig.model_fields]
+    assert len(places) > 60
+    chosen = {setting.name for setting in settings_of(JOB.config) if setting.changed}
+    assert chosen == {"rank", "preview_prompts", "preview_interval_steps"}
+    rest = text.index(f"{len(places) - 3} more, as by default")
+    assert {name for name, place in zip(TrainConfig.model_fields, places, strict=True) if place < rest} == chosen
+
+
+def test_every_setting_has_its_meaning() -> None:
+    meanings = {setting.name: setting.meaning for setting in settings_of(TrainConfig())}
+    assert meanings["rank"] == "Rank of the LoRA matrices."
+    assert all(meanings.values())
+
+
+def test_skipped_steps_are_marked_in_the_curve(history: History) -> None:
+    marks = [path for path in Page(render_report(DONE, history)).all("path") if path.get("class") == "mark"]
+    assert [mark["d"] for mark in marks] == ["M75.0 95V100"] * 2  # in the loss and in the gradient norm
+
+
+def test_files_and_times_are_listed(history: History) -> None:
+    history.seconds[Activity.PREVIEWING] = 8.0
+    history.note_memory(21_300_000_000)
+    text = Page(render_report(DONE, history, artifacts=[LORA])).text
+    assert f"lora.safetensors 1.29 MB {'ab' * 32}" in text
+    assert "anything else 50 s 83% making previews 8 s 13% training 2 s 3%" in text
+    assert "memory at the peak 21.3 GB" in text
+
+
+def test_the_many_pictures_are_folded_behind_the_other_files(history: History) -> None:
+    pictures = [LORA.model_copy(update={"artifact_name": f"preview-{number}.png"}) for number in range(3)]
+    text = Page(render_report(DONE, history, artifacts=[*pictures, LORA])).text
+    places = [
+        text.index(part) for part in ("lora.safetensors 1.29", "3 pictures in full size", "preview-0", "preview-2")
+    ]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("prompt", ["red apple", 'it\'s "quoted"', "two\nlines \\ and </code>"])
+def test_the_example_of_use_is_python_with_the_prompt(prompt: str, history: History) -> None:
+    job = DONE.model_copy(update={"config": TrainConfig(preview_prompts=(prompt,))})
+    code = Page(render_report(job, history, artifacts=[LORA], base_model="a/b")).code()
+    constants = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert {prompt, "a/b", "lora.safetensors", 28, 3.5} <= set(constants)
+
+
+def test_no_example_is_given_that_would_not_run(history: History) -> None:
+    job = DONE.model_copy(update={"config": TrainConfig(adapter_type=AdapterType.LOHA)})
+    text = Page(render_report(job, history, artifacts=[LORA])).text
+    assert "load_lora_weights(" not in text
+    assert "LOHA does not load" in text
+
+
+def test_a_run_that_ended_early_says_of_how_many_steps(history: History) -> None:
+    assert "steps 4 of 100, stopped early" in Page(render_report(DONE, history)).text
+    assert "steps 4 of 100 " in Page(render_report(JOB, history)).text
+
+
+def test_the_page_of_a_very_long_run_is_small() -> None:
+    history = History()
+    history.add(steps_of(*[1.0, 1.5] * 10_000))
+    assert len(render_report(DONE, history)) < 120_000
