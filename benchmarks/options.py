@@ -35,10 +35,10 @@ from services.common.logs import set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
 from services.stack import ROOT, Stack, exit_on_sigterm
-from services.trainer.adapter import attached
-from services.trainer.adapter_files import peft_file, snapshot
-from services.trainer.cached_dataset import CachedDataset
+from services.trainer.adapters.adapter import attached
+from services.trainer.adapters.files import peft_file, snapshot
 from services.trainer.config import TrainConfig
+from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.train import Step, Training, train
 from services.trainer.transformer import load_transformer
 from services.trainer.validation import held_out_loss
@@ -113,7 +113,7 @@ OPTIONS = (
     _optimizer("ADAMW_8BIT", 1e-3),
     _optimizer("PRODIGY", 1.0),
     _optimizer("ADAFACTOR", 1e-3),
-    _optimizer("LION", 2e-4),
+    _optimizer("LION", 3e-4),
     _optimizer("ADAMW_SCHEDULE_FREE", 2e-3),
     *_each("schedule", "learning_rate_schedule", "COSINE", "COSINE_WITH_RESTARTS", "LINEAR"),
     *_options(
@@ -168,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"options-cpu-{datetime.now(UTC):%Y-%m-%d}.json"
     report = _begun(path, options.steps)
-    outcomes = [Outcome(**each) for each in report["outcomes"]]
+    known = {(option.group, option.name) for option in OPTIONS}
+    outcomes = [Outcome(**each) for each in report["outcomes"] if (each["group"], each["name"]) in known]
     there = {(each.group, each.name) for each in outcomes if not each.failed}
     missing = [each for each in OPTIONS if (each.group, each.name) not in there and _wanted(each, options.groups)]
     if missing:

@@ -136,7 +136,7 @@ def test_files_are_found_by_the_step_that_wrote_them(tmp_path: Path) -> None:
 
 
 def test_a_script_that_fails_is_reported_with_its_last_words(tmp_path: Path) -> None:
-    script = checkout(tmp_path, "raise SystemExit('no such column')") / SCRIPT
+    script = checkout(tmp_path, LEAVES_FILES + "raise SystemExit('no such column')") / SCRIPT
     with pytest.raises(ScriptError, match="no such column"):
         run_script(script, sys.executable, tmp_path / "rows", tmp_path / "out", SETTINGS)
 
