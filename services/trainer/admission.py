@@ -6,8 +6,6 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 
-from diffusers import FluxTransformer2DModel
-
 from services.common.fields import invalid_field
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
@@ -79,6 +77,8 @@ class Admission:
     @cached_property
     def _linear_names(self) -> tuple[str, ...]:
         """Names of the base's linear layers; none where only the workers have the base, who check for themselves."""
+        from diffusers import FluxTransformer2DModel  # noqa: PLC0415 - as in targets.py
+
         try:
             config = FluxTransformer2DModel.load_config(
                 self._service.base_model, subfolder="transformer", revision=self._service.base_model_revision

@@ -14,7 +14,6 @@ from typing import Any
 
 import regex
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from services.common.errors import FieldViolation, InvalidInput
@@ -82,6 +81,8 @@ def linear_names(transformer: nn.Module) -> tuple[str, ...]:
 
 def linear_names_of(transformer_config: Mapping[str, Any]) -> tuple[str, ...]:
     """The same for a transformer given by its `config.json`; needs no weights and about no memory."""
+    from diffusers import FluxTransformer2DModel  # noqa: PLC0415 - seconds and 200 MB, which a server seldom needs
+
     with torch.device("meta"):
         return linear_names(FluxTransformer2DModel.from_config(dict(transformer_config)))
 
