@@ -16,6 +16,7 @@ from services.trainer.adapters.kohya import kohya_file
 from services.trainer.adapters.uploads import read_warm_start
 from services.trainer.adapters.warm_start import load_into
 from services.trainer.base import Base
+from services.trainer.config import TrainConfig
 from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.data.job_data import Data, read_data
 from services.trainer.encoder_link import EncoderLink
@@ -40,6 +41,8 @@ from services.trainer.transformer import refuse_guidance
 from services.trainer.validation import held_out_loss
 
 SHORT_RUN_STEPS = 100
+# Files travel further than jobs: what changes no weight, or tells of the store, stays out of their headers.
+NOT_IN_FILES = {name for name in TrainConfig.model_fields if name.startswith("preview_")} | {"warm_start_uri"}
 NOT_THE_JOBS_END = (CancelJob, StopWorker, LostJob, Unavailable)
 
 
@@ -82,6 +85,7 @@ class Run:
         warm_start = None
         if config.warm_start_uri:
             warm_start = read_warm_start(self._store, self._job.tenant, config.warm_start_uri)
+            self._provenance["fluxsmith.warm_start_digest"] = hashlib.sha256(warm_start).hexdigest()
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         else:
@@ -201,7 +205,7 @@ def refuse_untrained(reporter: Reporter) -> None:
 
 def provenance(job: Job, head: EncodingHead) -> dict[str, str]:
     """What a file says of where it comes from, as far as it is known when a job begins."""
-    config = job.config.model_dump_json()
+    config = job.config.model_dump_json(exclude=NOT_IN_FILES)
     return {
         "modelspec.title": job.display_name or "fluxsmith LoRA",
         "fluxsmith.version": version("fluxsmith"),

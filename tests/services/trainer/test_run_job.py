@@ -312,6 +312,9 @@ def test_warm_start_goes_on_from_the_file_of_another_job(bench: Bench) -> None:
     second = bench.run(again)
     assert second.result
     assert second.result.held_out_loss_base == pytest.approx(first.result.held_out_loss_lora, rel=1e-4)
+    header = bench.file(second, "lora.safetensors")[:20_000]
+    assert first.result.lora.content_digest.encode() in header
+    assert bench.tenant.encode() not in header  # where the store has it is nobody else's business
 
 
 def test_warm_start_from_a_file_that_is_gone_is_the_users_to_mend(bench: Bench) -> None:
