@@ -10,6 +10,7 @@ import transformers.utils.logging
 # On import, since bitsandbytes warns while it is imported itself, of kernels that are optional.
 for _name in ("bitsandbytes", "urllib3", "httpx"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+logging.getLogger("alembic").setLevel(logging.WARNING)  # ten lines at every start
 
 
 def set_up_logging(level: str) -> None:

@@ -1,14 +1,20 @@
-"""The tables behind `job_store.py`, and engines for the two databases they live in: SQLite and PostgreSQL."""
+"""The tables behind `job_store.py`, and engines for the two databases they live in: SQLite and PostgreSQL.
+
+A change here needs a migration (`migrations/versions/`): a test compares the two.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from alembic import command
+from alembic.config import Config
 from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    Connection,
     Engine,
     Float,
     ForeignKey,
@@ -19,12 +25,15 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
+    func,
+    select,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 BUSY_TIMEOUT_MS = 10_000
+MIGRATION_LOCK = 0x666C7578  # any number that nobody else in the database locks by
 
 metadata = MetaData()
 
@@ -90,7 +99,7 @@ def _now_postgresql(element: now_s, compiler: Any, **options: Any) -> str:  # no
 
 
 def open_engines(database_url: str) -> tuple[Engine, Engine]:
-    """Engines for writing transactions and for single reading statements; makes the tables unless they are there."""
+    """Engines for writing transactions and for single reading statements; brings the tables up to date."""
     url = make_url(database_url)
     if url.get_backend_name() == "sqlite" and url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +109,19 @@ def open_engines(database_url: str) -> tuple[Engine, Engine]:
         event.listen(writer, "connect", _set_up_sqlite)
         event.listen(reader, "connect", _set_up_sqlite)
         event.listen(writer, "begin", _begin_immediate)
-    metadata.create_all(writer)
+    with writer.begin() as connection:
+        migrate(connection)
     return writer, reader
+
+
+def migrate(connection: Connection) -> None:
+    """Apply the migrations that are missing, in the caller's transaction; processes that start together take turns."""
+    if connection.dialect.name == "postgresql":  # SQLite's transaction has the lock to begin with
+        connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 def _set_up_sqlite(connection: Any, record: object) -> None:  # noqa: ARG001

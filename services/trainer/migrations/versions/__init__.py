@@ -1,0 +1,1 @@
+"""One file a change, newest last by `down_revision`."""
