@@ -7,8 +7,11 @@ import io
 import json
 import logging
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 import safetensors.torch
 import torch
@@ -66,11 +69,11 @@ class Bench:
         transformer: FluxTransformer2DModel,
         tenant: str,
         make_dataset: MakeDataset,
+        encoder_address: str,
     ) -> None:
         self.jobs, self.objects, self.tenant = jobs, objects, tenant
         self.stop = threading.Event()
-        nobody = f"127.0.0.1:{free_ports(1)[0]}"
-        settings = TrainerSettings(heartbeat_s=0.02, max_attempts=2, retry_delay_s=0, encoder_address=nobody)
+        settings = TrainerSettings(heartbeat_s=0.02, max_attempts=2, retry_delay_s=0, encoder_address=encoder_address)
         base = Base(transformer=transformer, scheduler_folder=ROOT / "assets" / "flux-tiny" / "scheduler")
         self.worker = Worker(jobs, objects, base, settings, self.stop)
         self.publish(make_dataset([(64, 64), (64, 64), (48, 80)]))
@@ -107,6 +110,16 @@ class Bench:
         return self.objects.get(self.objects.key_of(artifact.uri) or "", digest=artifact.content_digest)
 
 
+@pytest.fixture(scope="module")
+def refusing_server() -> Iterator[str]:
+    """Address of a server that knows no call: says no at once, where nobody at all would be waited for."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)
+
+
 @pytest.fixture
 def bench(
     job_store: JobStore,
@@ -114,9 +127,10 @@ def bench(
     transformer: FluxTransformer2DModel,
     tenant: str,
     make_dataset: MakeDataset,
+    refusing_server: str,
 ) -> Bench:
     """A worker on the resident transformer."""
-    return Bench(job_store, store, transformer, tenant, make_dataset)
+    return Bench(job_store, store, transformer, tenant, make_dataset, refusing_server)
 
 
 def test_job_ends_with_a_file_and_with_losses_before_and_after(bench: Bench) -> None:
