@@ -1523,6 +1523,8 @@ class CreateTrainingJobRequest(_message.Message):
     HELD_OUT_DATASET_ID_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     START_WHILE_ENCODING_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    HELD_OUT_TO_COME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, up to 64 characters, so that a repeated call makes one job; unset means no such care."""
     user_id: _builtins.str
@@ -1538,6 +1540,12 @@ class CreateTrainingJobRequest(_message.Message):
     encoding instead of a shuffled one, so the result depends on the data and the seed alone, not on how fast the encoder
     is. Length must be given in `steps`. Should the encoding fail, so does the job. Unset means no.
     """
+    validate_only: _builtins.bool
+    """Only say what is wrong: nothing is queued, and the response is empty. Datasets are looked at only where they are named,
+    so a configuration can be checked before anything is uploaded. Unset means no.
+    """
+    held_out_to_come: _builtins.bool
+    """With `validate_only`: there will be a held-out dataset, which cannot be named yet. Unset means no."""
     @_builtins.property
     def config(self) -> Global___TrainConfig:
         """What to compute; unset fields mean their defaults."""
@@ -1552,10 +1560,12 @@ class CreateTrainingJobRequest(_message.Message):
         held_out_dataset_id: _builtins.str = ...,
         config: Global___TrainConfig | None = ...,
         start_while_encoding: _builtins.bool = ...,
+        validate_only: _builtins.bool = ...,
+        held_out_to_come: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "dataset_id", b"dataset_id", "display_name", b"display_name", "held_out_dataset_id", b"held_out_dataset_id", "request_id", b"request_id", "start_while_encoding", b"start_while_encoding", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "dataset_id", b"dataset_id", "display_name", b"display_name", "held_out_dataset_id", b"held_out_dataset_id", "held_out_to_come", b"held_out_to_come", "request_id", b"request_id", "start_while_encoding", b"start_while_encoding", "user_id", b"user_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1570,7 +1580,7 @@ class CreateTrainingJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___TrainingJob:
-        """The new job, or the one this `request_id` made before."""
+        """The new job, or the one this `request_id` made before; unset with `validate_only`."""
 
     def __init__(
         self,
