@@ -1,10 +1,25 @@
-"""Near matches for names that were mistyped."""
+"""Names as people type them: in any case, and near matches for those that were mistyped."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from enum import StrEnum
+from typing import TypeVar
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean ...?)` with the known names closest to `name`; empty when none is close."""
     close = get_close_matches(name, list(known), n=2, cutoff=0.6)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def read_choice(kind: type[_Choice], text: str) -> _Choice:
+    """Return the choice of that name, in upper or lower case; raises `ValueError` with all names, nearest first."""
+    name = text.strip().upper().replace("-", "_")
+    if name in set(kind):
+        return kind(name)
+    names = [choice.lower() for choice in kind]
+    near = get_close_matches(name.lower(), names, n=len(names), cutoff=0.6)
+    ordered = [*near, *(other for other in names if other not in near)]
+    raise ValueError(f"{text!r} is none of {', '.join(ordered)}{suggestion(name.lower(), names)}")

@@ -15,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from fluxsmith._names import read_choice
 from fluxsmith.errors import FieldViolation
 
 _Enum = TypeVar("_Enum", bound=StrEnum)
@@ -29,8 +30,8 @@ class WireEnum:
     prefix: str
 
     def write(self, value: object) -> int:
-        """Return the number of a value, which may be given as plain text; raises `ValueError` for any other."""
-        return self.wire.values_by_name[f"{self.prefix}{self.ours(str(value))}"].number
+        """Return the number of a value, which may be text in any case; raises `ValueError` naming the choices."""
+        return self.wire.values_by_name[f"{self.prefix}{read_choice(self.ours, str(value))}"].number
 
     def read(self, number: int) -> StrEnum | None:
         """Return the value; None for an unset one and for one that this version of the library does not know."""
@@ -46,15 +47,27 @@ def write_fields(
     for name, value in values.items():
         if value is None:
             continue
-        try:
-            written = enums[name].write(value) if name in enums else value
-            # A text would travel as its characters.
-            if isinstance(value, str) and message.DESCRIPTOR.fields_by_name[name].is_repeated:
-                raise TypeError
-            message.MergeFrom(type(message)(**{name: written}))
-        except (TypeError, ValueError):
-            violations.append(FieldViolation(field=f"{path}.{name}", description=f"{name} cannot be {value!r}"))
+        if problem := _write_field(name, value, message, enums.get(name)):
+            violations.append(FieldViolation(field=f"{path}.{name}", description=problem))
     return violations
+
+
+def _write_field(name: str, value: object, message: Message, choices: WireEnum | None) -> str:
+    """Set one field, or return why it cannot travel."""
+    written = value
+    if choices:
+        try:
+            written = choices.write(value)
+        except ValueError as error:
+            return str(error)
+    try:
+        # A text would travel as its characters.
+        if isinstance(value, str) and message.DESCRIPTOR.fields_by_name[name].is_repeated:
+            raise TypeError
+        message.MergeFrom(type(message)(**{name: written}))
+    except (TypeError, ValueError):
+        return f"{name} cannot be {value!r}"
+    return ""
 
 
 def read_enum(known: type[_Enum], wire: EnumDescriptor, prefix: str, value: int) -> _Enum:

@@ -6,6 +6,7 @@ from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor
 
+from fluxsmith._ranges import faults
 from fluxsmith._wire import WireEnum, write_fields
 from fluxsmith.choices import (
     AdapterType,
@@ -28,13 +29,17 @@ from fluxsmith.v1 import trainer_pb2
 def write_config(config: TrainConfig) -> trainer_pb2.TrainConfig:
     """Translate a configuration, leaving unset what is None.
 
-    Raises `InvalidRequest` with every field whose value cannot travel at all; ranges are the trainer's to check.
+    Raises `InvalidRequest` if a value cannot travel at all, then with what else is wrong as far as this library knows.
+    A configuration that can travel is the trainer's to check.
     """
     message = trainer_pb2.TrainConfig()
     violations = write_fields(vars(config), message, enums=_ENUMS, path="config")
-    if config.steps is not None and config.epochs is not None:
-        violations.insert(0, FieldViolation(field="config.steps", description="steps and epochs exclude each other"))
-    if violations:
+    if violations or (config.steps is not None and config.epochs is not None):
+        at_fault = {violation.field for violation in violations}
+        others = {name: value for name, value in vars(config).items() if f"config.{name}" not in at_fault}
+        violations += [
+            FieldViolation(field=f"config.{name}", description=text) for name, text in faults(others).items()
+        ]
         raise InvalidRequest("the configuration is wrong.", reason="CONFIG_INVALID", violations=tuple(violations))
     return message
 

@@ -109,6 +109,21 @@ class Client:
         )
         return self._handle(self._trainer.call(self._trainer_stub.CreateTrainingJob, request).job)
 
+    def validate(self, config: TrainConfig, *, held_out: bool = False, start_while_encoding: bool = False) -> None:
+        """Ask the trainer what is wrong with a configuration, before any data is uploaded; nothing is queued.
+
+        `held_out` says that there will be a dataset to measure on. Raises `InvalidRequest` with every violation at
+        once.
+        """
+        request = trainer_pb2.CreateTrainingJobRequest(
+            request_id=str(uuid4()),
+            config=write_config(config),
+            start_while_encoding=start_while_encoding,
+            validate_only=True,
+            held_out_to_come=held_out,
+        )
+        self._trainer.call(self._trainer_stub.CreateTrainingJob, request)
+
     def job(self, job_id: str) -> JobHandle:
         """Return a hold on the job, or raise `NotFound`."""
         request = trainer_pb2.GetTrainingJobRequest(job_id=job_id)

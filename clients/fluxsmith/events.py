@@ -78,12 +78,12 @@ class ValidationCompleted(Event):
     """The loss on the held-out dataset was measured."""
 
     step: int
-    """After this step; 0 is the base."""
+    """After this step; 0 is before the first: the base, or the LoRA that the job began with."""
     loss: float
     """Mean over the held-out samples at fixed noise levels and noise."""
 
     def __str__(self) -> str:
-        return f"held-out loss {self.loss:.4f} {f'after step {self.step}' if self.step else 'of the base'}"
+        return f"held-out loss {self.loss:.4f} {_moment(self.step)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class PreviewRendered(Event):
     """A picture was made with what has been learnt so far."""
 
     step: int
-    """After this step; 0 is the base."""
+    """After this step; 0 is before the first: the base, or the LoRA that the job began with."""
     prompt: str
     seed: int
     """Seed of its noise."""
@@ -109,8 +109,7 @@ class PreviewRendered(Event):
     def __str__(self) -> str:
         # A prompt may be long and have several lines.
         prompt = textwrap.shorten(self.prompt, _PROMPT_WIDTH, placeholder="...")
-        moment = f"after step {self.step}" if self.step else "of the base"
-        return f"preview {moment}: {self.image.artifact_name} ({prompt})"
+        return f"preview {_moment(self.step)}: {self.image.artifact_name} ({prompt or 'empty prompt'})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,3 +122,7 @@ class JobWarning(Event):
 
     def __str__(self) -> str:
         return f"warning: {self.message}"
+
+
+def _moment(step: int) -> str:
+    return f"after step {step}" if step else "before the first step"

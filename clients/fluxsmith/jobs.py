@@ -1,7 +1,7 @@
 """A hold on one training job: watch it, wait for it, cancel it, fetch what it made."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import fields
 from os import PathLike
@@ -105,18 +105,24 @@ class JobHandle:
         download(answer.url, target, size_bytes=artifact.size_bytes, digest=artifact.content_digest)
         return target
 
-    def download_all(self, folder: str | PathLike[str]) -> list[Path]:
+    def download_all(
+        self, folder: str | PathLike[str], *, on_file: Callable[[Path, bool], None] | None = None
+    ) -> list[Path]:
         """Fetch every file of `artifacts` into `folder`, which is made if it is missing, and return their paths.
 
         A file that is there already, unchanged, is not fetched again: called while the job runs, it brings what is new.
+        `on_file` is told of each file once it is there, and whether it was fetched.
         """
         written = []
         for artifact in self.artifacts():
             target = target_in(Path(folder), artifact.artifact_name)
-            if not holds(target, size_bytes=artifact.size_bytes, digest=artifact.content_digest):
+            missing = not holds(target, size_bytes=artifact.size_bytes, digest=artifact.content_digest)
+            if missing:
                 _make_folder(target.parent)
                 self.download(target, artifact_name=artifact.artifact_name)
             written.append(target)
+            if on_file:
+                on_file(target, missing)
         return written
 
     def _published(self, last_sequence: int) -> Iterator[Artifact]:

@@ -226,7 +226,8 @@ class TrainingResult:
     lora_digest: str
     """sha256 of the file as hexadecimal."""
     held_out_loss_base: float | None = None
-    """Loss of the base on the held-out dataset, at fixed noise; None without one."""
+    """Loss before the first step on the held-out data, at fixed noise: that of the base, or of the LoRA that the job
+    began with; None without held-out data."""
     held_out_loss_lora: float | None = None
     """The same with the finished adapter."""
     step_time_s: float | None = None

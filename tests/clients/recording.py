@@ -24,6 +24,10 @@ CONTENT = b"a picture or a LoRA"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
+class Refused(Exception):
+    """What a request is answered with that is wrong, by its message."""
+
+
 class Recorder:
     """Both services: `requests` in order, with one dataset `d` and one job `j` that has succeeded."""
 
@@ -36,10 +40,19 @@ class Recorder:
         self.encoding = encoder.Dataset(dataset_id="d", state=encoder.DATASET_STATE_ENCODING)
         self.job = trainer.TrainingJob(job_id="j", state=trainer.TRAINING_JOB_STATE_SUCCEEDED)
         self.events: list[trainer.TrainingEvent] = []
+        self.refusal = ""  # of the configuration, when asked to validate it
 
     def asked(self, kind: type[_Kind]) -> list[_Kind]:
         """The requests of one kind."""
         return [request for request in self.requests if isinstance(request, kind)]
+
+    def queued(self) -> list[trainer.CreateTrainingJobRequest]:
+        """The requests for jobs, not those that only ask whether they are right."""
+        return [request for request in self.asked(trainer.CreateTrainingJobRequest) if not request.validate_only]
+
+    def validated(self) -> list[trainer.CreateTrainingJobRequest]:
+        """The requests that only ask whether they are right."""
+        return [request for request in self.asked(trainer.CreateTrainingJobRequest) if request.validate_only]
 
     def names(self) -> list[str]:
         """What was asked; probing for the services does not count."""
@@ -68,6 +81,9 @@ class Recorder:
 
     def _of_trainer(self, request: Message) -> Iterable[Message]:
         match request:
+            case trainer.CreateTrainingJobRequest(validate_only=True):
+                if self.refusal:
+                    raise Refused(self.refusal)
             case trainer.CreateTrainingJobRequest():
                 yield trainer.CreateTrainingJobResponse(job=self.job)
             case trainer.GetTrainingJobRequest():
@@ -121,9 +137,12 @@ def _handler(method: MethodDescriptor, answer: Callable[[Message], Iterable[Mess
     """The method: an empty message goes back where `answer` has none."""
     request_class, response_class = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
 
-    def respond(request: Any, _: grpc.ServicerContext) -> Any:
+    def respond(request: Any, context: grpc.ServicerContext) -> Any:
         parts = list(request) if method.client_streaming else [request]
-        answers = [answered for part in parts for answered in answer(part)]
+        try:
+            answers = [answered for part in parts for answered in answer(part)]
+        except Refused as refusal:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refusal))
         return iter(answers) if method.server_streaming else next(iter(answers), response_class())
 
     kind = f"{_word(method.client_streaming)}_{_word(method.server_streaming)}_rpc_method_handler"

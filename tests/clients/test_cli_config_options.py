@@ -6,7 +6,6 @@ import pytest
 from fluxsmith import AdapterType, LearningRateSchedule, Optimizer, SigmaSampling, TargetPreset, TrainConfig
 from fluxsmith._wire_config import read_config
 from fluxsmith.cli.app import run
-from fluxsmith.v1 import trainer_pb2
 
 from tests.clients.recording import Recorder
 from tests.clients.test_adapter_upload import ADAPTER
@@ -64,7 +63,7 @@ FILE_VALUES = TrainConfig(
 
 def trained_with(services: Recorder, folder: Path, *arguments: str) -> TrainConfig:
     assert run(["train", str(folder), *arguments]) == 0
-    [request] = services.asked(trainer_pb2.CreateTrainingJobRequest)
+    [request] = services.queued()
     return read_config(request.config)
 
 
@@ -148,13 +147,13 @@ def test_warm_start_from_an_address_is_sent_as_it_is(services: Recorder, folder:
         ("--steps 1 --epochs 1", "steps and epochs exclude each other"),
         ("--set lerning_rate=1", "'lerning_rate' is no field of the configuration (did you mean learning_rate"),
         ("--set rank", "'--set': 'rank' is not of the form field=value"),
-        ("--set rank=many", "'--set': rank: 'many' is no whole number"),
-        ("--set rank=1.5", "'--set': rank: '1.5' is no whole number"),
-        ("--set alpha=nan", "'--set': alpha: 'nan' is no number"),
-        ("--set masked_loss=maybe", "'--set': masked_loss: 'maybe' is neither yes nor no"),
-        ("--set file_dtype=fp8", "'--set': file_dtype: 'fp8' is none of fp32, bf16, fp16"),
+        ("--set rank=many", "'--set rank': 'many' is no whole number"),
+        ("--set rank=1.5", "'--set rank': '1.5' is no whole number"),
+        ("--set alpha=nan", "'--set alpha': 'nan' is no number"),
+        ("--set masked_loss=maybe", "'--set masked_loss': 'maybe' is neither yes nor no"),
+        ("--set file_dtype=fp8", "'--set file_dtype': 'fp8' is none of fp32, bf16, fp16"),
         ("--set preview_width_px=72", "'--set preview_width_px': 72 is out of range: a multiple of 16, 32 to 2048"),
-        ("--set rank_pattern=x", "'--set': rank_pattern: 'x' is not of the form REGEX=RANK"),
+        ("--set rank_pattern=x", "'--set rank_pattern': 'x' is not of the form REGEX=RANK"),
         ("--set rank_pattern=x=513", "'--set rank_pattern': x is 513; a rank is 1 to 512"),
         ("--set warm_start_uri=x", "give a file to --warm-start"),
         ("--preview a " * 17, "'--preview': 17 prompts are given; give 16 at most"),
@@ -162,6 +161,8 @@ def test_warm_start_from_an_address_is_sent_as_it_is(services: Recorder, folder:
         ("--early-stop 3", "'--early-stop': it needs --held-out or --held-out-share"),
         ("--held-out ink --held-out-share 0.1", "'--held-out-share': it takes the place of --held-out"),
         ("--rank 0 --set beta1=1", "'--set beta1': 1.0 is out of range: 0 to below 1; --rank: 0 is out of range"),
+        ("--steps many", "'--steps': 'many' is no whole number"),
+        ("--set optimizer=lyon", "'lyon' is none of lion, adamw,"),
     ],
 )
 def test_fault_is_told_before_anything_is_sent(
@@ -176,12 +177,12 @@ def test_fault_is_told_before_anything_is_sent(
     ("text", "problem"),
     [
         ("rank = 0", "style.toml: rank': 0 is out of range"),
-        ("rank = '8'", "'--config': rank: '8' is no whole number"),
-        ("rank = true", "'--config': rank: True is no whole number"),
+        ("rank = '8'", "style.toml: rank': '8' is no whole number"),
+        ("rank = true", "style.toml: rank': True is no whole number"),
         ("alpha = inf", "inf is no finite number"),
-        ("kohya_file = 'no'", "'--config': kohya_file: 'no' is no true or false"),
-        ("optimizer = 3", "'--config': optimizer: 3 is no name of a choice"),
-        ("preview_prompts = 'a cat'", "'--config': preview_prompts: 'a cat' is no list of texts"),
+        ("kohya_file = 'no'", "style.toml: kohya_file': 'no' is no true or false"),
+        ("optimizer = 3", "style.toml: optimizer': 3 is no name of a choice"),
+        ("preview_prompts = 'a cat'", "style.toml: preview_prompts': 'a cat' is no list of texts"),
         ("rank_pattern = { a = 'b' }", "is no table of whole numbers"),
         ("lerning_rate = 1", "(did you mean learning_rate"),
         ("rank", "style.toml is no TOML"),
@@ -194,6 +195,50 @@ def test_fault_in_the_file_is_told_before_anything_is_sent(
     assert run(["train", str(folder), "--config", file]) == 2
     assert problem in capsys.readouterr().err
     assert not services.requests
+
+
+def test_faults_of_all_sources_are_told_at_once(
+    services: Recorder, folder: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(file).write_text("rank = '8'\nlerning_rate = 1\nbeta1 = 2\nalpha = true")
+    words = ["--set", "steps=abc", "--set", "foo=1", "--set", "loss_function=hubr", "--set", "seed"]
+    options = ["--alpha", "much", "--optimizer", "foo", "--batch-size", "0"]
+    assert run(["train", str(folder), "--config", file, *words, *options]) == 2
+    told = capsys.readouterr().err
+    for fault in ("toml: rank: '8'", "toml': 'lerning_rate'", "toml: beta1: 2.0", "toml: alpha: True"):
+        assert fault in told
+    for fault in ("--set steps: 'abc'", "'foo' is no field", "--set loss_function: 'hubr'", "'seed' is not"):
+        assert fault in told
+    for fault in ("--alpha: 'much'", "--optimizer: 'foo'", "--batch-size: 0"):
+        assert fault in told
+
+
+def test_fault_of_a_value_is_laid_to_where_it_was_given(
+    services: Recorder, folder: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(file).write_text("rank = 0")
+    assert run(["train", str(folder), "--config", file, "--rank", "x"]) == 2
+    told = capsys.readouterr().err
+    assert "'--rank': 'x' is no whole number" in told
+    assert "style.toml: rank: 0 is out of range" in told
+
+
+def test_empty_word_takes_back_lists_and_tables(services: Recorder, folder: Path, file: str) -> None:
+    words = ["--set", "preview_prompts=", "--set", "rank_pattern=a=1", "--set", "rank_pattern=", "--set"]
+    config = trained_with(services, folder, "--config", file, *words, "rank_pattern=c=2")
+    assert (config.preview_prompts, config.rank_pattern) == (None, {"c": 2})
+
+
+def test_preview_of_the_empty_prompt_can_be_asked_for(services: Recorder, folder: Path) -> None:
+    assert trained_with(services, folder, "--preview", "").preview_prompts == ("",)
+
+
+def test_early_stop_says_how_often_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run(["train", "--help"]) == 0
+    assert "10 a run by default, set by validation_interval_steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", ["--config nowhere.toml", "--warm-start nowhere", "--warm-start style.toml"])

@@ -6,7 +6,7 @@ import pytest
 from fluxsmith import AlphaPolicy, EncodingOptions, LatentForm
 from fluxsmith._wire_datasets import read_options
 from fluxsmith.cli.app import run
-from fluxsmith.v1 import encoder_pb2, trainer_pb2
+from fluxsmith.v1 import encoder_pb2
 
 from tests.clients.recording import CONTENT, Recorder
 
@@ -60,7 +60,7 @@ def test_held_out_images_are_measured_in_one_plain_view(services: Recorder, fold
 
 def test_early_start_submits_while_encoding(services: Recorder, folder: Path) -> None:
     assert run(["train", str(folder), "--start-early", "--steps", "9"]) == 0
-    [job] = services.asked(trainer_pb2.CreateTrainingJobRequest)
+    [job] = services.queued()
     assert job.start_while_encoding
     assert "WatchDataset" not in services.names()
 

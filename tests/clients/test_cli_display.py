@@ -105,7 +105,7 @@ def test_held_out_loss_warnings_and_states_are_always_told() -> None:
     display.event(JobWarning(sequence=4, reason="SHORT_RUN", message="only [10] steps"))
     assert out.getvalue().splitlines() == [
         "running",
-        "held-out loss 1.5000 of the base",
+        "held-out loss 1.5000 before the first step",
         "held-out loss 1.2500 after step 10",
         "warning: only [10] steps",
     ]

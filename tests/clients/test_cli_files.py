@@ -76,6 +76,18 @@ def test_download_writes_what_was_asked_for(
     assert capsys.readouterr().out.splitlines() == [f"{file} ({len(CONTENT)} bytes)" for file in files]
 
 
+def test_files_left_alone_are_told_as_unchanged(made: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["download", "j", "--all"]) == 0
+    Path("j/report.html").write_text("old")
+    capsys.readouterr()
+    assert run(["download", "j", "--all"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "j/lora.safetensors (unchanged)",
+        "j/previews/0-1.png (unchanged)",
+        f"j/report.html ({len(CONTENT)} bytes)",
+    ]
+
+
 def test_one_file_and_all_exclude_each_other(made: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["download", "j", "--all", "--artifact", "report.html"]) == 2
     assert "exclude each other" in capsys.readouterr().err

@@ -20,7 +20,9 @@ from fluxsmith import (
     TrainingJob,
     TrainingResult,
 )
+from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import (
+    Fetched,
     duration_text,
     error_line,
     problem_lines,
@@ -116,35 +118,79 @@ def test_error_is_one_line_whatever_it_quotes() -> None:
     assert error_line("first\n  second\tthird") == "error: first second third"
 
 
+def report(job: TrainingJob, file: Fetched | None = None) -> list[str]:
+    session = Session(encoder=None, trainer="host:1", tenant=None)
+    return report_lines(job, file=file, command=session.command)
+
+
 def test_report_names_address_size_losses_and_file() -> None:
-    report = "\n".join(report_lines(JOB, written=Path("style.safetensors")))
-    for fact in ("s3://bucket/lora.safetensors", "1.4 MB", "1.5000 before, 1.2000 after (-20.0%)", "style.safetensors"):
-        assert fact in report
+    text = "\n".join(report(JOB, Fetched(path=Path("style.safetensors"))))
+    facts = (
+        "s3://bucket/lora.safetensors",
+        "1.4 MB",
+        "1.5000 before, 1.2000 after (-20.0%)",
+        "written        style.saf",
+    )
+    for fact in facts:
+        assert fact in text
 
 
-def test_report_tells_best_step_early_end_skipped_steps_memory_and_files() -> None:
-    assert JOB.result is not None
+def test_report_tells_that_a_file_was_replaced() -> None:
+    assert report(JOB, Fetched(path=Path("x"), replaced=True))[-1] == "replaced       x"
+
+
+def test_report_tells_skipped_steps_memory_and_files() -> None:
     names = ["lora-best.safetensors", "previews/0-1.png", "previews/9-1.png", "report.html"]
+    assert JOB.result is not None
     result = dataclasses.replace(
         JOB.result,
         artifacts=tuple(
             Artifact(artifact_name=name, uri="s3://b/k", size_bytes=1, content_digest="0") for name in names
         ),
-        best_step=40,
-        held_out_loss_best=1.1,
-        stopped_early=True,
         skipped_steps=2,
         memory_peak_bytes=12_300_000_000,
     )
-    job = dataclasses.replace(JOB, step=60, total_steps=100, result=result)
-    assert report_lines(job, written=None)[4:] == [
-        "best           1.1000 after step 40",
-        "ended early    after step 60 of 100: the held-out loss no longer fell",
+    assert report(dataclasses.replace(JOB, result=result))[4:] == [
         "skipped steps  2, whose loss or gradient was not finite",
         "speed          0.11 s/step",
         "memory         12.3 GB at most",
         "files          lora-best.safetensors, report.html, 2 previews",
     ]
+
+
+def measured(*, best_step: int, stopped_early: bool = False, min_delta: float = 0) -> TrainingJob:
+    """The job after 60 of 100 steps."""
+    assert JOB.result is not None
+    result = dataclasses.replace(
+        JOB.result, best_step=best_step, held_out_loss_best=1.1, stopped_early=stopped_early, step_time_s=None
+    )
+    config = TrainConfig(early_stopping_min_delta=min_delta)
+    return dataclasses.replace(JOB, config=config, step=60, total_steps=100, result=result)
+
+
+def test_report_tells_how_to_fetch_a_better_step() -> None:
+    assert report(measured(best_step=40, stopped_early=True))[4:] == [
+        "best           1.1000 after step 40",
+        "ended early    after step 60 of 100: the held-out loss no longer fell",
+        "better on the held-out pictures: step 40; fetch it with: "
+        "fluxsmith --trainer host:1 download j-1 --artifact lora-best.safetensors",
+    ]
+
+
+def test_report_says_nothing_of_a_better_step_when_the_last_is_best() -> None:
+    assert report(measured(best_step=60))[4:] == ["best           1.1000 after step 60"]
+
+
+def test_report_offers_no_file_when_training_made_it_worse() -> None:
+    assert report(measured(best_step=0))[4:] == [
+        "best           1.1000 before the first step",
+        "better on the held-out pictures: before the first step; training made it worse",
+    ]
+
+
+def test_early_end_names_by_how_much_the_loss_had_to_fall() -> None:
+    text = "\n".join(report(measured(best_step=60, stopped_early=True, min_delta=0.5)))
+    assert "the held-out loss no longer fell by more than 0.5" in text
 
 
 def test_json_holds_every_field_of_the_job() -> None:

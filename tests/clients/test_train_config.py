@@ -59,9 +59,30 @@ def test_every_choice_of_the_contract_is_there() -> None:
     assert {kind.__name__ for kind in CHOICES} == {field.enum_type.name for field in fields if field.enum_type}
 
 
-def test_plain_text_stands_for_a_choice() -> None:
-    message = write_config(TrainConfig(optimizer="LION"))  # type: ignore[arg-type]
+@pytest.mark.parametrize("text", ["LION", "lion", " Lion"])
+def test_plain_text_in_any_case_stands_for_a_choice(text: str) -> None:
+    message = write_config(TrainConfig(optimizer=text))  # type: ignore[arg-type]
     assert message.optimizer == trainer_pb2.OPTIMIZER_LION
+
+
+def test_wrong_choice_is_told_with_the_right_ones_nearest_first() -> None:
+    with pytest.raises(InvalidRequest, match=r"config.optimizer: 'prodgy' is none of prodigy, adamw, .* mean prodigy"):
+        write_config(TrainConfig(optimizer="prodgy"))  # type: ignore[arg-type]
+
+
+def test_refusal_tells_ranges_beside_what_cannot_travel(client: fluxsmith.Client, recorder: Recorder) -> None:
+    wrong = {"rank": 0, "alpha": -1, "steps": 3, "epochs": 3, "optimizer": "foo", "preview_prompts": ["a"] * 17}
+    with pytest.raises(InvalidRequest) as caught:
+        client.train("d", **wrong)  # type: ignore[arg-type]
+    fields = {violation.field.removeprefix("config.") for violation in caught.value.violations}
+    assert fields == set(wrong) - {"steps"}
+    assert not recorder.requests
+
+
+def test_learning_rate_of_prodigy_has_its_own_range() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        write_config(TrainConfig(optimizer="prodigy", learning_rate=2.0, steps=3, epochs=3))  # type: ignore[arg-type]
+    assert {violation.field for violation in caught.value.violations} == {"config.epochs"}
 
 
 def test_mapping_of_any_kind_travels() -> None:
@@ -103,6 +124,20 @@ def test_train_sends_every_keyword(client: fluxsmith.Client, recorder: Recorder)
     [request] = recorder.asked(trainer_pb2.CreateTrainingJobRequest)
     assert (request.dataset_id, request.held_out_dataset_id, request.display_name) == ("d", "h", "ink")
     assert read_config(request.config) == FULL_CONFIG
+
+
+def test_validate_asks_for_nothing_but_what_is_wrong(client: fluxsmith.Client, recorder: Recorder) -> None:
+    client.validate(FULL_CONFIG, held_out=True, start_while_encoding=True)
+    [request] = recorder.validated()
+    assert (request.dataset_id, request.held_out_to_come, request.start_while_encoding) == ("", True, True)
+    assert read_config(request.config) == FULL_CONFIG
+    assert not recorder.queued()
+
+
+def test_validate_raises_what_the_trainer_says(client: fluxsmith.Client, recorder: Recorder) -> None:
+    recorder.refusal = "rank is wrong"
+    with pytest.raises(InvalidRequest, match="rank is wrong"):
+        client.validate(TrainConfig())
 
 
 def test_unknown_keyword_is_told_with_its_neighbours(client: fluxsmith.Client, recorder: Recorder) -> None:

@@ -219,7 +219,8 @@ def test_result_loses_nothing_on_the_way() -> None:
 @pytest.mark.parametrize(
     ("step", "prompt", "line"),
     [
-        (0, "a cat", "preview of the base: lora.safetensors (a cat)"),
+        (0, "a cat", "preview before the first step: lora.safetensors (a cat)"),
+        (0, " ", "preview before the first step: lora.safetensors (empty prompt)"),
         (50, "a cat\nin the snow", "preview after step 50: lora.safetensors (a cat in the snow)"),
         (1, "cat " * 20, f"preview after step 1: lora.safetensors ({'cat ' * 13}cat...)"),
     ],

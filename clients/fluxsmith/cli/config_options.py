@@ -1,16 +1,16 @@
 """The options that say what a job computes: the most used by name, every other by `--set` or from a file."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
+from fluxsmith._ranges import faults
 from fluxsmith.choices import AdapterType, LearningRateSchedule, Optimizer, SigmaSampling, TargetPreset
-from fluxsmith.cli.fields import read_choice, read_file, read_words
-from fluxsmith.cli.ranges import faults
+from fluxsmith.cli.fields import Layer, read_file, read_options, read_words
 from fluxsmith.cli.splicing import in_place_of
 from fluxsmith.training import TrainConfig
 
@@ -25,64 +25,51 @@ def _option(*names: str, panel: str, metavar: str | None, text: str) -> Any:
 
 
 def _choice(default: StrEnum, *names: str, panel: str, text: str) -> Any:
-    kind = type(default)
-
-    def parse(given: str) -> StrEnum:
-        try:
-            return read_choice(kind, given)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-
-    listed = ", ".join(choice.lower() for choice in kind)
-    return typer.Option(
-        *names,
-        rich_help_panel=panel,
-        metavar="NAME",
-        parser=parse,
-        help=f"{text} {listed}. (default {default.lower()})",
-    )
+    listed = ", ".join(choice.lower() for choice in type(default))
+    return _option(*names, panel=panel, metavar="NAME", text=f"{text} {listed}. (default {default.lower()})")
 
 
-Steps = Annotated[int | None, _option(panel=_RUN, metavar="N", text="Length in optimizer steps.")]
+# Texts, read as the words of --set are, so that one message tells all that is wrong with any of them.
+Steps = Annotated[str | None, _option(panel=_RUN, metavar="N", text="Length in optimizer steps.")]
 Epochs = Annotated[
-    int | None,
+    str | None,
     _option(panel=_RUN, metavar="N", text="Length as times every image is seen. (default 1, without --steps)"),
 ]
-BatchSize = Annotated[int | None, _option(panel=_RUN, metavar="N", text="Images a batch. (default 1)")]
+BatchSize = Annotated[str | None, _option(panel=_RUN, metavar="N", text="Images a batch. (default 1)")]
 Accumulate = Annotated[
-    int | None, _option("--accumulate", panel=_RUN, metavar="N", text="Batches an optimizer step. (default 1)")
+    str | None, _option("--accumulate", panel=_RUN, metavar="N", text="Batches an optimizer step. (default 1)")
 ]
 LearningRate = Annotated[
-    float | None, _option(panel=_RUN, metavar="LR", text="Peak learning rate. (default 1e-4; with prodigy 1)")
+    str | None, _option(panel=_RUN, metavar="LR", text="Peak learning rate. (default 1e-4; with prodigy 1)")
 ]
 Schedule = Annotated[
-    LearningRateSchedule | None,
+    str | None,
     _choice(LearningRateSchedule.CONSTANT, "--schedule", panel=_RUN, text="How it goes on after the warm-up:"),
 ]
 WarmupSteps = Annotated[
-    int | None, _option(panel=_RUN, metavar="N", text="Steps in which the learning rate rises. (default 0)")
+    str | None, _option(panel=_RUN, metavar="N", text="Steps in which the learning rate rises. (default 0)")
 ]
-Optimization = Annotated[Optimizer | None, _choice(Optimizer.ADAMW, "--optimizer", panel=_RUN, text="One of")]
+Optimization = Annotated[str | None, _choice(Optimizer.ADAMW, "--optimizer", panel=_RUN, text="One of")]
 Sampling = Annotated[
-    SigmaSampling | None,
+    str | None,
     _choice(SigmaSampling.LOGIT_NORMAL, "--sigma-sampling", panel=_RUN, text="How noise levels are drawn:"),
 ]
 CaptionDropout = Annotated[
-    float | None, _option(panel=_RUN, metavar="SHARE", text="Images learnt without their caption. (default 0)")
+    str | None, _option(panel=_RUN, metavar="SHARE", text="Images learnt without their caption. (default 0)")
 ]
 EmaDecay = Annotated[
-    float | None,
+    str | None,
     _option(panel=_RUN, metavar="DECAY", text="Publish a moving average of the steps, such as 0.99. (default none)"),
 ]
-Seed = Annotated[int | None, _option(panel=_RUN, metavar="N", text="The same seed gives the same steps. (default 0)")]
+Seed = Annotated[str | None, _option(panel=_RUN, metavar="N", text="The same seed gives the same steps. (default 0)")]
 
-Rank = Annotated[int | None, _option(panel=_ADAPTER, metavar="N", text="Rank of the LoRA. (default 16)")]
+Rank = Annotated[str | None, _option(panel=_ADAPTER, metavar="N", text="Rank of the LoRA. (default 16)")]
 Alpha = Annotated[
-    float | None, _option(panel=_ADAPTER, metavar="A", text="The LoRA is scaled by alpha / rank. (default 16)")
+    str | None, _option(panel=_ADAPTER, metavar="A", text="The LoRA is scaled by alpha / rank. (default 16)")
 ]
-Adapter = Annotated[AdapterType | None, _choice(AdapterType.LORA, "--adapter-type", panel=_ADAPTER, text="One of")]
+Adapter = Annotated[str | None, _choice(AdapterType.LORA, "--adapter-type", panel=_ADAPTER, text="One of")]
 Targets = Annotated[
-    TargetPreset | None,
+    str | None,
     _choice(TargetPreset.IMAGE_STREAM, "--targets", panel=_ADAPTER, text="Which layers are adapted:"),
 ]
 Kohya = Annotated[
@@ -91,13 +78,17 @@ Kohya = Annotated[
 ]
 
 HeldOutShare = Annotated[
-    float | None,
+    str | None,
     _option(panel=MEASURING, metavar="SHARE", text="Share of FOLDER to measure on, not to learn; up to 0.5."),
 ]
 EarlyStop = Annotated[
-    int | None,
+    str | None,
     _option(
-        "--early-stop", panel=MEASURING, metavar="N", text="End after N measurements in a row that were not better."
+        "--early-stop",
+        panel=MEASURING,
+        metavar="N",
+        text="End after N measurements in a row that were not better: 10 a run by default, set by "
+        "validation_interval_steps.",
     ),
 ]
 Preview = Annotated[
@@ -105,7 +96,7 @@ Preview = Annotated[
     _option("--preview", panel=MEASURING, metavar="PROMPT", text="Picture to make now and then; may be repeated."),
 ]
 PreviewEvery = Annotated[
-    int | None,
+    str | None,
     _option("--preview-every", panel=MEASURING, metavar="N", text="Steps between previews. (default 4 times a run)"),
 ]
 
@@ -151,37 +142,44 @@ def _read_config(  # noqa: PLR0913  # a command's options are its parameters
     words: Words = None,
 ) -> TrainConfig:
     """Return the options as one value, options before words before the file; raises `BadParameter`."""
-    options = dict(locals())  # by names that are those of the fields, but for the last two
-    del options["config"], options["words"]
-    if preview_prompts:
-        options["preview_prompts"] = tuple(preview_prompts)
-    from_file = _read("--config", read_file, config) if config else {}
-    from_words = _read("--set", read_words, words) if words else {}
-    given = {name: value for name, value in options.items() if value is not None and value != []}
-    return _combine({f"{config}: ": from_file, "--set ": from_words, "": given})
+    given = dict(locals())  # by names that are those of the fields, but for the last two
+    del given["config"], given["words"]
+    texts = {name: _texts(value) for name, value in given.items() if value is not None and value != []}
+    options = read_options(texts, {name: _flag(name) for name in texts})
+    return _combine([read_file(config) if config else Layer(), read_words(words or ()), options])
 
 
-def _read(option: str, read: Callable[[Any], dict[str, object]], given: object) -> dict[str, object]:
-    try:
-        return read(given)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=f"'{option}'") from None
+def _texts(value: object) -> list[str]:
+    """Return what was given for an option as --set would be given it."""
+    if isinstance(value, list):
+        return value
+    return [("yes" if value else "no") if isinstance(value, bool) else str(value)]
 
 
-def _combine(layers: Mapping[str, Mapping[str, object]]) -> TrainConfig:
-    """Return the configuration in which later layers win; their names say where a wrong value came from."""
+def _combine(layers: Sequence[Layer]) -> TrainConfig:
+    """Return the configuration in which later layers win; raises `BadParameter` for all that is wrong with any."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for layer, fields in layers.items():
-        if fields.keys() & {"steps", "epochs"}:  # two ways to say one thing
+    found: list[tuple[str, str]] = []
+    for layer in layers:
+        if layer.values.keys() & {"steps", "epochs"}:  # two ways to say one thing
             values = {name: value for name, value in values.items() if name not in {"steps", "epochs"}}
-        values |= fields
-        origins |= {name: f"{layer}{name}" if layer else _flag(name) for name in fields}
-    if found := [(origins[name], fault) for name, fault in faults(values).items()]:
+        values |= layer.values
+        origins |= layer.origins
+        found += layer.faults
+    found += [(origins[name], fault) for name, fault in (faults(values) | _wrong_address(values)).items()]
+    if found:
         (first, fault), *others = found
         text = "; ".join([fault, *(f"{origin}: {other}" for origin, other in others)])
         raise typer.BadParameter(text, param_hint=f"'{first}'")
     return TrainConfig(**values)
+
+
+def _wrong_address(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is wrong with the address of a LoRA to begin with, by field."""
+    uri = values.get("warm_start_uri")
+    wrong = uri and "://" not in uri
+    return {"warm_start_uri": f"{uri!r} is no address; give a file to --warm-start"} if wrong else {}
 
 
 def _flag(field: str) -> str:

@@ -1,69 +1,95 @@
-"""The fields of a training configuration as people write them: `field=value` words and TOML files."""
+"""The fields of a training configuration as people write them: options, `field=value` words and TOML files."""
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from fluxsmith._names import suggestion
+from fluxsmith._names import read_choice, suggestion
 from fluxsmith.training import TrainConfig
-
-_Choice = TypeVar("_Choice", bound=StrEnum)
 
 _BOOLEANS = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
 
 
-def read_words(words: Sequence[str]) -> dict[str, object]:
-    """Return the values of `field=value` words; raises `ValueError` for the first that means nothing.
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """What one source says of the configuration: what could be read, and all that is wrong with the rest."""
 
-    A field given twice has the last value; prompts and rank patterns, `rank_pattern=REGEX=RANK`, add up.
+    values: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Where each of the values was given, for people."""
+    faults: Sequence[tuple[str, str]] = ()
+    """Where, and what is wrong."""
+
+
+def read_options(texts: Mapping[str, Sequence[str]], flags: Mapping[str, str]) -> Layer:
+    """Return the values of options, by the fields that they stand for; `flags` are the options' own names."""
+    return _layer({name: partial(_from_texts, _KINDS[name], given) for name, given in texts.items()}, flags)
+
+
+def read_words(words: Sequence[str]) -> Layer:
+    """Return the values of `field=value` words.
+
+    A field given twice has the last value; prompts and rank patterns, `rank_pattern=REGEX=RANK`, add up, and an empty
+    value takes back those before it.
     """
-    texts: dict[str, list[str]] = {}
+    faults, texts = [], dict[str, list[str]]()
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
-            raise ValueError(f"{word!r} is not of the form field=value")
-        _require_field(name.strip())
-        texts.setdefault(name.strip(), []).append(text)
-    return {name: _told(name, _from_texts, given) for name, given in texts.items()}
+            faults.append(("--set", f"{word!r} is not of the form field=value"))
+        elif fault := _unknown(name.strip()):
+            faults.append(("--set", fault))
+        else:
+            texts.setdefault(name.strip(), []).append(text)
+    readers = {name: partial(_from_texts, _KINDS[name], _after_last_empty(given)) for name, given in texts.items()}
+    return _layer(readers, {name: f"--set {name}" for name in texts}, faults)
 
 
-def read_file(path: Path) -> dict[str, object]:
-    """Return the values of a TOML file, a flat table of fields; raises `ValueError` for what cannot be read."""
+def read_file(path: Path) -> Layer:
+    """Return the values of a TOML file, a flat table of fields."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        return Layer(faults=[("--config", f"{path} cannot be read: {error.strerror}")])
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML: {error}") from error
-    for name in table:
-        _require_field(name)
-    return {name: _told(name, _from_toml, value) for name, value in table.items()}
+        return Layer(faults=[("--config", f"{path} is no TOML: {error}")])
+    faults = [(str(path), fault) for fault in map(_unknown, table) if fault]
+    readers = {name: partial(_from_toml, _KINDS[name], value) for name, value in table.items() if name in _KINDS}
+    return _layer(readers, {name: f"{path}: {name}" for name in readers}, faults)
 
 
-def read_choice(kind: type[_Choice], text: str) -> _Choice:
-    """Return the choice of that name, in upper or lower case; raises `ValueError` for any other."""
-    name = text.strip().upper().replace("-", "_")
-    if name in set(kind):
-        return kind(name)
-    names = [choice.lower() for choice in kind]
-    raise ValueError(f"{text!r} is none of {', '.join(names)}{suggestion(name.lower(), names)}")
+def _layer(
+    readers: Mapping[str, Callable[[], object]], origins: Mapping[str, str], faults: Sequence[tuple[str, str]] = ()
+) -> Layer:
+    """Return what the readers of the fields make of what they were given."""
+    values, found = dict[str, object](), [*faults]
+    for name, read in readers.items():
+        try:
+            values[name] = read()
+        except ValueError as error:
+            found.append((origins[name], str(error)))
+    return Layer(values=values, origins={name: origins[name] for name in values}, faults=found)
 
 
-def _require_field(name: str) -> None:
-    if name not in _KINDS:
-        raise ValueError(f"{name!r} is no field of the configuration{suggestion(name.replace('-', '_'), _KINDS)}")
+def _unknown(name: str) -> str:
+    """Return what is wrong with the name of a field; empty when nothing is."""
+    if name in _KINDS:
+        return ""
+    return f"{name!r} is no field of the configuration{suggestion(name.replace('-', '_'), _KINDS)}"
 
 
-def _told(name: str, read: Any, given: object) -> object:
-    """Return what `read` makes of the given value of a field, whose name an error then tells."""
-    try:
-        return read(_KINDS[name], given)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+def _after_last_empty(texts: Sequence[str]) -> list[str]:
+    """Return the texts that count: for lists and tables, `--set preview_prompts=` means none."""
+    kept: list[str] = []
+    for text in texts:
+        kept = [*kept, text] if text else []
+    return kept
 
 
 def _from_texts(kind: Any, texts: Sequence[str]) -> object:
@@ -71,7 +97,7 @@ def _from_texts(kind: Any, texts: Sequence[str]) -> object:
         return tuple(texts)
     if kind is Mapping:
         return dict(map(_entry, texts))
-    return _from_text(kind, texts[-1])
+    return _from_text(kind, texts[-1] if texts else "")
 
 
 def _entry(text: str) -> tuple[str, object]:

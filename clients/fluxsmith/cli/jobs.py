@@ -42,7 +42,7 @@ def watch(context: typer.Context, job_id: Job) -> None:
         job = client.job(job_id)
         with display_for(session.console) as display:
             finished = follow(job, display, session)
-    typer.echo("\n".join(report_lines(finished, written=None)))
+    typer.echo("\n".join(report_lines(finished, command=session.command)))
     typer.echo(f"Fetch the file with: {session.command('download', job_id)}")
 
 
@@ -76,8 +76,11 @@ def download(  # a command's options are its parameters
     target = file or Path(job_id if everything else artifact.rpartition("/")[2] or f"{job_id}.safetensors")
     with session.client() as client:
         job = client.job(job_id)
-        written = job.download_all(target) if everything else [job.download(target, artifact_name=artifact)]
-    for path in written:
-        typer.echo(f"{path} ({size_text(path.stat().st_size)})")
-    if not written:
-        session.say("No files yet.")
+        if not everything:
+            _show_file(job.download(target, artifact_name=artifact), fetched=True)
+        elif not job.download_all(target, on_file=_show_file):
+            session.say("No files yet.")
+
+
+def _show_file(path: Path, fetched: bool) -> None:
+    typer.echo(f"{path} ({size_text(path.stat().st_size) if fetched else 'unchanged'})")

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -90,14 +91,24 @@ def time_text(moment: datetime | None) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M") if moment else ""
 
 
-def report_lines(job: TrainingJob, *, written: Path | None) -> list[str]:
-    """Return what a job that has succeeded made, a fact a line."""
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """A file that is here now."""
+
+    path: Path
+    replaced: bool = False
+    """Whether another was there under its name."""
+
+
+def report_lines(job: TrainingJob, *, file: Fetched | None = None, command: Callable[..., str]) -> list[str]:
+    """Return what a job that has succeeded made, a fact a line; `command` writes a command line of those words."""
     facts = {"job": job.id}
     if result := job.result:
         facts |= {"LoRA": result.lora_uri, "size": size_text(result.lora_bytes)}
         facts |= _held_out_facts(result)
         if result.stopped_early:
-            facts["ended early"] = f"after step {job.step} of {job.total_steps}: the held-out loss no longer fell"
+            fell = _fell_text(job.config.early_stopping_min_delta)
+            facts["ended early"] = f"after step {job.step} of {job.total_steps}: the held-out loss no longer {fell}"
         if result.skipped_steps:
             facts["skipped steps"] = f"{result.skipped_steps}, whose loss or gradient was not finite"
         if result.step_time_s is not None:
@@ -106,9 +117,24 @@ def report_lines(job: TrainingJob, *, written: Path | None) -> list[str]:
             facts["memory"] = f"{size_text(result.memory_peak_bytes)} at most"
         if result.artifacts:
             facts["files"] = _files_text([artifact.artifact_name for artifact in result.artifacts])
-    if written:
-        facts["written"] = str(written)
-    return [f"{name:<13}  {fact}" for name, fact in facts.items()]
+    if file:
+        facts["replaced" if file.replaced else "written"] = str(file.path)
+    return [*(f"{name:<13}  {fact}" for name, fact in facts.items()), *_better_lines(job, command)]
+
+
+def _fell_text(min_delta: float | None) -> str:
+    return f"fell by more than {min_delta:g}" if min_delta else "fell"
+
+
+def _better_lines(job: TrainingJob, command: Callable[..., str]) -> list[str]:
+    """Return what to do if an earlier step was better than the last, whose adapter is the job's LoRA."""
+    best = job.result.best_step if job.result else None
+    if best is None or best >= job.step:
+        return []
+    if best == 0:  # its file would do nothing that was not there before
+        return ["better on the held-out pictures: before the first step; training made it worse"]
+    fetch = command("download", job.id, "--artifact", "lora-best.safetensors")
+    return [f"better on the held-out pictures: step {best}; fetch it with: {fetch}"]
 
 
 def _held_out_facts(result: TrainingResult) -> dict[str, str]:
@@ -116,7 +142,8 @@ def _held_out_facts(result: TrainingResult) -> dict[str, str]:
     if result.held_out_loss_base is not None and result.held_out_loss_lora is not None:
         facts["held-out loss"] = held_out_text(result.held_out_loss_base, result.held_out_loss_lora)
     if result.best_step is not None and result.held_out_loss_best is not None:
-        facts["best"] = f"{result.held_out_loss_best:.4f} after step {result.best_step}"
+        moment = f"after step {result.best_step}" if result.best_step else "before the first step"
+        facts["best"] = f"{result.held_out_loss_best:.4f} {moment}"
     return facts
 
 

@@ -14,7 +14,7 @@ from fluxsmith.cli.display import Display, display_for
 from fluxsmith.cli.jobs import follow
 from fluxsmith.cli.output import check_target
 from fluxsmith.cli.session import Session
-from fluxsmith.cli.text import problem_lines, report_lines, to_json
+from fluxsmith.cli.text import Fetched, problem_lines, report_lines, to_json
 from fluxsmith.client import Client
 from fluxsmith.data import Dataset
 from fluxsmith.encoding import EncodingOptions
@@ -53,6 +53,7 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
         with display_for(session.console) as display:
             if warm_start:
                 config = dataclasses.replace(config, warm_start_uri=_stored(client, warm_start, display))
+            client.validate(config, held_out=held_out is not None, start_while_encoding=start_early)
             # First, since it must be READY for any job, even for one that starts early.
             measured = _encode(client, held_out, _as_measured(data), display) if held_out else None
             dataset = _encode(client, folder, data, display, wait=not start_early)
@@ -68,11 +69,13 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
             finished = follow(job, display, session)
             if start_early:  # only now it is known what was wrong with the samples
                 _note_problems(client.datasets.get(dataset.id), display)
+        replaced = target.exists()
         _download(job, target, session)
     if as_json:
         typer.echo(to_json({**vars(finished), "output": str(target)}))
     else:
-        typer.echo("\n".join(report_lines(finished, written=target)))
+        file = Fetched(path=target, replaced=replaced)
+        typer.echo("\n".join(report_lines(finished, file=file, command=session.command)))
 
 
 def _check(config: TrainConfig, *, target: Path, warm_start: str, held_out: Path | None, start_early: bool) -> None:

@@ -1,4 +1,4 @@
-"""The ranges that the command checks are those that the contract and the library's own documentation name."""
+"""The ranges that the library knows are those that the contract and the library's own documentation name."""
 
 import ast
 import itertools
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fluxsmith import training
-from fluxsmith.cli.ranges import RANGES, Range
+from fluxsmith._ranges import RANGES, Range
 from fluxsmith.v1 import trainer_pb2
 
 PROTO = Path(__file__).parents[2] / "protos/fluxsmith/v1/trainer.proto"

@@ -1,9 +1,9 @@
-"""What the fields of a training configuration can be, checked before images are uploaded and encoded for nothing.
+"""What the fields of a training configuration can be, so that one refusal tells all that is wrong.
 
 The trainer has the last word; a test compares these ranges with the contract's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from types import MappingProxyType
@@ -103,7 +103,7 @@ RANGES: Mapping[str, Range] = MappingProxyType(
 def faults(values: Mapping[str, object]) -> dict[str, str]:
     """Return what is wrong with the values of a configuration, by field."""
     ranges = dict(RANGES)
-    if values.get("optimizer") is Optimizer.PRODIGY:
+    if str(values.get("optimizer")).upper() == Optimizer.PRODIGY:
         ranges["learning_rate"] = _LEARNING_RATE_OF_PRODIGY
     found = {}
     for name, value in values.items():
@@ -121,12 +121,10 @@ def _fault_of_several(name: str, value: object) -> str:
     match name, value:
         case "target_regex", str():
             return _too_long("it", len(value), _MAX_PATTERN_CHARACTERS)
-        case "warm_start_uri", str() if value and "://" not in value:
-            return f"{value!r} is no address; give a file to --warm-start"
         case "rank_pattern", Mapping():
             wrong = [f"{pattern} is {rank}; a rank is {_RANK}" for pattern, rank in value.items() if rank not in _RANK]
             return wrong[0] if wrong else _too_many("patterns", len(value), _MAX_PATTERNS)
-        case "preview_prompts", tuple():
+        case "preview_prompts", Sequence():
             longest = max(map(len, value), default=0)
             too_long = _too_long("a prompt", longest, _MAX_PROMPT_CHARACTERS)
             return too_long or _too_many("prompts", len(value), _MAX_PROMPTS)
