@@ -64,7 +64,8 @@ def curve_of_steps(
 ) -> Curve | None:
     """Draw a value that each step has; None when there is no finite one.
 
-    With `skipped` it is a noisy one: drawn as its range and a running mean, and the steps skipped are marked.
+    With `skipped` it is a noisy one: drawn as its range and a running mean, and the steps skipped are marked. A run
+    too short for a mean is a line through its steps, a single step a dot.
     """
     finite = np.isfinite(values)
     if not finite.any():
@@ -72,7 +73,8 @@ def curve_of_steps(
     top = _top(values[finite])
     # What lies beyond the drawing counts as its top, else one spike would lift the mean of a whole stretch.
     shown = np.minimum(values[finite], top)
-    mean = running_mean(shown, max(1, len(values) // MEAN_SHARE)) if skipped is not None else shown
+    width = max(1, len(values) // MEAN_SHARE) if skipped is not None else 1
+    mean = running_mean(shown, width)
     columns = _columns(steps[finite], last_step)
     low, line, high = (
         np.array([pick(part) for part in np.split(of, columns)])
@@ -80,12 +82,17 @@ def curve_of_steps(
     )
     x = np.array([part.mean() for part in np.split(steps[finite], columns)]) * 100 / last_step
     axis = Axis.over(float(values[finite].min()), top)
+    y = axis.places(line)
     missing = steps[skipped] if skipped is not None else steps[:0]
+    only = Dot(x=round(float(x[0]), 2), y=round(float(y[0]), 2), title=f"step {steps[finite][0]}: {line[0]:.4g}")
     return Curve(
         title=title,
-        note=_note_of_steps(len(values), skipped, above=int((values[finite] > axis.high).sum())),
-        band=_area(x, axis.places(low), axis.places(high)) if skipped is not None else "",
-        line=_path(x, axis.places(line)),
+        note=_note_of_steps(
+            width, skipped, merged=len(x) < finite.sum(), above=int((values[finite] > axis.high).sum())
+        ),
+        band=_area(x, axis.places(low), axis.places(high)) if width > 1 else "",
+        line=_path(x, y),
+        dots=(only,) if len(x) == 1 else (),
         marks=tuple(sorted({round(float(step) * 100 / last_step, 1) for step in missing})),
         x_ticks=_step_ticks(last_step),
         y_ticks=axis.ticks(),
@@ -93,8 +100,13 @@ def curve_of_steps(
     )
 
 
-def curve_of_measurements(title: str, measured: dict[int, float], *, last_step: int) -> Curve | None:
-    """Draw a value that was measured now and then, the lowest marked; None when there is no finite one."""
+def curve_of_measurements(
+    title: str, measured: dict[int, float], *, last_step: int, start: str = "the base model"
+) -> Curve | None:
+    """Draw a value that was measured now and then, the lowest marked; None when there is no finite one.
+
+    `start` says what was measured before the first step.
+    """
     points = [(step, value) for step, value in sorted(measured.items()) if math.isfinite(value)]
     if not points:
         return None
@@ -107,13 +119,13 @@ def curve_of_measurements(title: str, measured: dict[int, float], *, last_step: 
     y = np.round(axis.places(values), 2)
     return Curve(
         title=title,
-        note="at fixed noise; the lowest has a ring",
+        note="at fixed noise; the lowest has a ring" + (f"; step 0 is {start}" if 0 in measured else ""),
         line=_path(x, y),
         dots=tuple(
             Dot(
                 x=round(float(x[at]), 2),
                 y=round(float(y[at]), 2),
-                title=f"step {step}: {value:.4g}",
+                title=f"{_named(step, start)}: {value:.4g}",
                 best=step == best[0],
             )
             for at, (step, value) in enumerate(points)
@@ -121,8 +133,8 @@ def curve_of_measurements(title: str, measured: dict[int, float], *, last_step: 
         ),
         x_ticks=_step_ticks(last_step),
         y_ticks=axis.ticks(),
-        summary=f"{title} from {values[0]:.4g} at step {points[0][0]} to {values[-1]:.4g} at step {points[-1][0]}; "
-        f"lowest {best[1]:.4g} at step {best[0]}.",
+        summary=f"{title} from {values[0]:.4g} at {_named(points[0][0], start)} to {values[-1]:.4g} "
+        f"at {_named(points[-1][0], start)}; lowest {best[1]:.4g} at {_named(best[0], start)}.",
     )
 
 
@@ -189,10 +201,16 @@ def _step_ticks(last_step: int) -> tuple[Tick, ...]:
     return tuple(Tick(at=round(100 * at / last_step, 2), text=f"{at:,}") for at in range(0, last_step + 1, step))
 
 
-def _note_of_steps(count: int, skipped: Bools | None, *, above: int) -> str:
+def _named(step: int, start: str) -> str:
+    return f"step {step}" if step else start
+
+
+def _note_of_steps(width: int, skipped: Bools | None, *, merged: bool, above: int) -> str:
     if skipped is None:
         return ""
-    parts = ["pale: each step" if count <= MOST_COLUMNS else "pale: the range", "line: running mean"]
+    parts = ["each step"]
+    if width > 1:
+        parts = ["pale: the range" if merged else "pale: each step", f"line: mean over {width:,} steps"]
     if above:
         parts.append(f"{above:,} higher still")
     if skipped.any():

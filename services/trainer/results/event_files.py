@@ -41,7 +41,8 @@ class EventFile:
         self._write(TensorBoardEvent(wall_time=job.create_time_s, file_version="brain.Event:2"))
         self._write_text("config", _settings(job.config), job.create_time_s)
         if job.config.preview_prompts:
-            self._write_text("preview_prompts", job.config.preview_prompts, job.create_time_s)
+            numbered = [f"{number}: {prompt}" for number, prompt in enumerate(job.config.preview_prompts)]
+            self._write_text("preview_prompts", numbered, job.create_time_s)
 
     def add(self, event: Event, *, time_s: float | None = None, png: bytes | None = None) -> None:
         """Note an event; `time_s` is when it was (seconds since 1970), now unless given; `png` a preview's picture."""
@@ -55,8 +56,8 @@ class EventFile:
             self._warnings.append(event)
             self._write_text("warnings", [f"{found.reason}: {found.message}" for found in self._warnings], at_s)
         elif isinstance(event, PreviewRendered) and png is not None and self._shows(event.step):
-            tag = f"previews/{self._prompt_number(event.prompt):02}"
-            self._write_summary(_image(tag, small_picture(png)), event.step, at_s)
+            number = self._config.preview_prompts.index(event.prompt)  # from 0, as in the names of the files
+            self._write_summary(_image(f"previews/{number}", small_picture(png)), event.step, at_s)
 
     def content(self) -> tuple[str, bytes]:
         """File name and bytes of everything so far; the name stays the same, the bytes only grow."""
@@ -79,10 +80,6 @@ class EventFile:
         interval = self._config.preview_interval(self._total_steps)
         stride = -(-self._total_steps // (interval * MOST_PREVIEW_STEPS))
         return stride <= 1 or step == self._total_steps or step % (interval * stride) == 0
-
-    def _prompt_number(self, prompt: str) -> int:
-        prompts = self._config.preview_prompts
-        return prompts.index(prompt) + 1 if prompt in prompts else 0
 
     def _write_text(self, tag: str, lines: Iterable[str], at_s: float) -> None:
         # Indented, so that Markdown shows it as it is.

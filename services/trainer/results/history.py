@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -53,7 +54,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A picture made after `step`; 0 is the base."""
+    """A picture made after `step`; 0 is before the first: the base, or with a warm start the file it began with."""
 
     step: int
     prompt: str
@@ -138,12 +139,18 @@ class History:
         return self._column(3)
 
     @property
+    def best_step(self) -> int | None:
+        """The step after which the held-out loss was lowest, of equals the first; None when it was not measured."""
+        finite = {step: loss for step, loss in self.held_out.items() if math.isfinite(loss)}
+        return min(finite, key=lambda step: (finite[step], step), default=None)
+
+    @property
     def previews(self) -> tuple[Preview, ...]:
-        """Pictures of at most `MOST_PREVIEW_STEPS` steps, the first and the last among them, by step."""
+        """Pictures of at most `MOST_PREVIEW_STEPS` steps: the first, the last, the nearest to the best, some more."""
         return tuple(sorted(self._previews.values(), key=lambda preview: preview.step))
 
     def metrics_csv(self) -> bytes:
-        """One row a step (RFC 4180); what was not measured is empty. Step 0 is the base."""
+        """One row a step (RFC 4180); what was not measured is empty. Step 0 is before the first."""
         text = io.StringIO(newline="")
         rows = csv.writer(text)
         rows.writerow(COLUMNS)
@@ -171,7 +178,14 @@ class History:
         steps = sorted({step for step, _ in self._previews})
         if len(steps) > MOST_PREVIEW_STEPS:
             dropped = set(steps[1:-1:2])
+            if self.best_step is not None:
+                dropped.discard(nearest_step(steps, self.best_step))
             self._previews = {key: kept for key, kept in self._previews.items() if key[0] not in dropped}
+
+
+def nearest_step(steps: Sequence[int], step: int) -> int:
+    """The one of `steps` that is nearest to `step`, of equals the earlier."""
+    return min(steps, key=lambda found: (abs(found - step), found))
 
 
 def small_picture(png: bytes, most_px: int = MOST_PX) -> Picture:

@@ -60,6 +60,26 @@ def test_a_hundred_thousand_steps_become_a_few_hundred_points() -> None:
     assert curve.band.endswith("Z")
 
 
+def test_the_caption_of_a_curve_says_what_is_drawn() -> None:
+    notes = {}
+    for count in (5, 100, 1000):
+        steps = np.arange(1, count + 1)
+        skipped = np.zeros(count, dtype=bool)
+        curve = curve_of_steps("loss", steps, 1.0 / steps, last_step=count, skipped=skipped)
+        assert curve
+        assert bool(curve.band) is ("pale" in curve.note)
+        notes[count] = curve.note
+    assert notes[5] == "each step"
+    assert notes[100].startswith("pale: each step; line: mean over 4 steps")
+    assert notes[1000].startswith("pale: the range; line: mean over 40 steps")
+
+
+def test_a_single_step_is_a_dot() -> None:
+    curve = curve_of_steps("loss", np.array([1]), np.array([2.0]), last_step=1, skipped=np.zeros(1, dtype=bool))
+    assert curve
+    assert [(dot.x, dot.title) for dot in curve.dots] == [(100, "step 1: 2")]
+
+
 def test_spikes_do_not_press_the_curve_flat() -> None:
     losses = np.linspace(2.0, 1.0, 100)
     losses[50] = 1e6
@@ -91,6 +111,18 @@ def test_the_lowest_measurement_has_the_ring() -> None:
     assert [(dot.x, dot.title) for dot in curve.dots if dot.best] == [(50, "step 10: 2")]
     assert len(curve.dots) == 3
     assert "lowest 2 at step 10" in curve.summary
+
+
+def test_a_measurement_before_the_first_step_is_called_by_its_name() -> None:
+    measured = {0: 5.0, 10: 2.0}
+    base = curve_of_measurements("held out", measured, last_step=10)
+    warm = curve_of_measurements("held out", measured, last_step=10, start="the file it began with")
+    assert base
+    assert warm
+    assert [dot.title for dot in base.dots] == ["the base model: 5", "step 10: 2"]
+    assert [dot.title for dot in warm.dots] == ["the file it began with: 5", "step 10: 2"]
+    assert warm.note.endswith("step 0 is the file it began with")
+    assert "from 5 at the file it began with to 2 at step 10" in warm.summary
 
 
 def test_the_lowest_of_very_many_measurements_still_has_the_ring() -> None:

@@ -74,7 +74,7 @@ def test_previews_are_pictures_under_the_number_of_their_prompt(tmp_path: Path) 
     file.add(preview_of(0), png=first)
     file.add(preview_of(10, "# not a *heading*"), png=second)
     found = read_back(file, tmp_path)
-    (apple,), (heading,) = found.Images("previews/01"), found.Images("previews/02")
+    (apple,), (heading,) = found.Images("previews/0"), found.Images("previews/1")
     assert (apple.step, apple.encoded_image_string, apple.width) == (0, first, 16)
     assert (heading.step, heading.encoded_image_string) == (10, second)
 
@@ -85,7 +85,7 @@ def test_configuration_prompts_and_warnings_are_texts(tmp_path: Path) -> None:
     file.add(JobWarning(reason="OTHER", message="something"))
     found = read_back(file, tmp_path)
     assert "    rank: 7\n" in text_of(found, "config")
-    assert text_of(found, "preview_prompts") == "    red apple\n    # not a *heading*"
+    assert text_of(found, "preview_prompts") == "    0: red apple\n    1: # not a *heading*"
     assert text_of(found, "warnings") == "    SHORT_RUN: few steps\n    OTHER: something"
 
 
@@ -130,4 +130,4 @@ def test_pictures_of_many_previews_are_thinned(tmp_path: Path) -> None:
     for step in (0, 10, 200, 210, 420, 4805):
         file.add(preview_of(step), png=png)
     found = read_back(file, tmp_path)
-    assert [image.step for image in found.Images("previews/01")] == [0, 210, 420, 4805]
+    assert [image.step for image in found.Images("previews/0")] == [0, 210, 420, 4805]

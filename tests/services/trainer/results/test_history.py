@@ -139,6 +139,25 @@ def test_previews_of_many_steps_are_thinned_but_for_the_first_and_the_last() -> 
     assert kept == sorted(kept)
 
 
+def test_the_picture_nearest_to_the_best_step_is_never_thinned() -> None:
+    history = History()
+    png = png_of(16)
+    history.add(ValidationCompleted(step=17, loss=1.0))
+    history.add(ValidationCompleted(step=18, loss=math.nan))
+    for step in range(0, 1000, 5):
+        history.add(preview_of(step), png=png)
+    assert 15 in [preview.step for preview in history.previews]
+    assert len(history.previews) <= MOST_PREVIEW_STEPS
+
+
+def test_the_best_step_is_the_first_of_the_lowest() -> None:
+    history = History()
+    assert history.best_step is None
+    for step, loss in ((0, 3.0), (10, 2.0), (20, math.nan), (30, 2.0)):
+        history.add(ValidationCompleted(step=step, loss=loss))
+    assert history.best_step == 10
+
+
 def test_a_preview_without_its_picture_is_passed_over() -> None:
     history = History()
     history.add(preview_of(1))

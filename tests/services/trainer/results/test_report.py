@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 import pytest
 
 from services.trainer.config import TrainConfig
-from services.trainer.config.choices import AdapterType
 from services.trainer.jobs import Artifact, Fault, JobFailure, JobState, JobWarning, ValidationCompleted
 from services.trainer.results.history import Activity, History
 from services.trainer.results.report import render_report, settings_of
@@ -18,6 +17,8 @@ from tests.services.trainer.results.test_history import png_of, preview_of, step
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=https://example.org/x onerror=alert(2)>"
 DONE = JOB.model_copy(update={"state": JobState.SUCCEEDED, "display_name": "ink drawing", "end_time_s": 1061.0})
+BEST = Artifact(artifact_name="lora-best.safetensors", uri="s3://b/b", size_bytes=1, content_digest="cd" * 32)
+WARM = DONE.model_copy(update={"config": TrainConfig(warm_start_uri="s3://b/t/lora.safetensors")})
 LORA = Artifact(artifact_name="lora.safetensors", uri="s3://b/k", size_bytes=1_288_624, content_digest="ab" * 32)
 
 
@@ -79,7 +80,7 @@ def test_a_run_that_made_it_worse_says_so() -> None:
     history.add(ValidationCompleted(step=4, loss=3.0))
     text = Page(render_report(DONE, history)).text
     assert "50% higher" in text
-    assert "the base: training made it worse" in text
+    assert "the base model: training made it worse" in text
 
 
 def test_hostile_texts_stay_texts(history: History) -> None:
@@ -110,18 +111,20 @@ def test_the_page_asks_for_nothing_outside_itself(history: History) -> None:
     assert policy.startswith("default-src 'none'; img-src data:")
 
 
-def test_a_failure_and_its_remedy_come_first() -> None:
+def test_a_failure_and_its_remedy_come_first(history: History) -> None:
     failure = JobFailure(fault=Fault.USER, reason="NON_FINITE_LOSS", message="it diverged", remedy="Lower the rate.")
     failed = DONE.model_copy(update={"state": JobState.FAILED, "failure": failure})
     text = Page(render_report(failed, History())).text
-    assert "It failed: NON_FINITE_LOSS it diverged What to do: Lower the rate." in text
-    assert text.index("What to do:") < text.index("Result")
+    assert "It failed before its first step: NON_FINITE_LOSS it diverged What to do: Lower the rate." in text
+    assert text.index("What to do:") < text.index("How far it came")
+    assert "Result" not in text
+    assert "It failed after step 4 of 100: NON_FINITE_LOSS" in Page(render_report(failed, history)).text
 
 
 def test_a_job_of_which_nothing_is_known_has_a_page() -> None:
     text = Page(render_report(JOB, History())).text
     assert "job-1 running" in text
-    assert "held-out loss not measured" in text
+    assert "held-out loss not measured no held-out data" in text
     assert "No step was done." in text
     assert "Previews" not in text
     assert "There is no contact sheet" in text
@@ -154,6 +157,15 @@ def test_of_many_previews_six_columns_are_shown() -> None:
     assert steps == ["model", "4", "8", "11", "15", "19"]
 
 
+def test_the_preview_nearest_to_the_best_step_has_a_column() -> None:
+    history = History()
+    history.add(ValidationCompleted(step=129, loss=1.0))
+    for step in range(0, 200, 10):
+        history.add(preview_of(step), png=png_of(16))
+    steps = [str(image["alt"]).rpartition(" ")[2] for image in Page(render_report(DONE, history)).all("img")]
+    assert steps == ["model", "40", "80", "130", "150", "190"]
+
+
 def test_every_setting_is_there_and_the_chosen_ones_first(history: History) -> None:
     text = Page(render_report(DONE, history)).text
     places = [text.index(f" {name} ", text.index("Settings")) for name in TrainConfig.model_fields]
@@ -170,6 +182,14 @@ def test_every_setting_has_its_meaning() -> None:
     assert all(meanings.values())
 
 
+def test_meanings_are_worded_as_the_page_shows_values(history: History) -> None:
+    page = Page(render_report(DONE, history))
+    assert not [data for tag, data in page.texts if tag != "style" and ("`" in data or "None means" in data)]
+    assert ("code", "epochs") in page.texts
+    assert "Optimizer steps; not set means that" in page.text
+    assert "Steps between previews. Not set means 4 times a run." in page.text
+
+
 def test_skipped_steps_are_marked_in_the_curve(history: History) -> None:
     marks = [path for path in Page(render_report(DONE, history)).all("path") if path.get("class") == "mark"]
     assert [mark["d"] for mark in marks] == ["M75.0 95V100"] * 2  # in the loss and in the gradient norm
@@ -180,7 +200,7 @@ def test_files_and_times_are_listed(history: History) -> None:
     history.note_memory(21_300_000_000)
     text = Page(render_report(DONE, history, artifacts=[LORA])).text
     assert f"lora.safetensors 1.29 MB {'ab' * 32}" in text
-    assert "anything else 50 s 83% making previews 8 s 13% training 2 s 3%" in text
+    assert "Time: 1 min 0 s in all anything else 50 s 83% making previews 8 s 13% training 2 s 3%" in text
     assert "memory at the peak 21.3 GB" in text
 
 
@@ -193,6 +213,24 @@ def test_the_many_pictures_are_folded_behind_the_other_files(history: History) -
     assert places == sorted(places)
 
 
+def test_the_page_says_when_the_job_ended(history: History) -> None:
+    assert "· ended 1970-01-01 00:17:41 UTC" in Page(render_report(DONE, history)).text
+    assert "· ended" not in Page(render_report(JOB, history)).text
+
+
+def test_the_time_of_a_job_that_did_not_get_far_is_all_accounted_for() -> None:
+    failed = DONE.model_copy(update={"state": JobState.FAILED})
+    history = History()
+    assert "in all before the first step 1 min 0 s 100%" in Page(render_report(failed, history)).text
+    history.seconds[Activity.VALIDATING] = 15.0
+    text = Page(render_report(failed, history)).text
+    assert "anything else before the first step 45 s 75% measuring the held-out loss 15 s 25%" in text
+    again = failed.model_copy(update={"epoch": 2})
+    assert "earlier attempts and anything else 45 s" in Page(render_report(again, history)).text
+    assert ("h2", "Time") not in Page(render_report(JOB, History())).texts
+    assert ("h2", "Time") in Page(render_report(JOB, history)).texts
+
+
 @pytest.mark.parametrize("prompt", ["red apple", 'it\'s "quoted"', "two\nlines \\ and </code>"])
 def test_the_example_of_use_is_python_with_the_prompt(prompt: str, history: History) -> None:
     job = DONE.model_copy(update={"config": TrainConfig(preview_prompts=(prompt,))})
@@ -201,16 +239,86 @@ def test_the_example_of_use_is_python_with_the_prompt(prompt: str, history: Hist
     assert {prompt, "a/b", "lora.safetensors", 28, 3.5} <= set(constants)
 
 
-def test_no_example_is_given_that_would_not_run(history: History) -> None:
-    job = DONE.model_copy(update={"config": TrainConfig(adapter_type=AdapterType.LOHA)})
-    text = Page(render_report(job, history, artifacts=[LORA])).text
-    assert "load_lora_weights(" not in text
-    assert "LOHA does not load" in text
+def test_use_is_shown_of_the_file_that_is_there(history: History) -> None:
+    failed = DONE.model_copy(update={"state": JobState.FAILED})
+    metrics = LORA.model_copy(update={"artifact_name": "metrics.csv"})
+    assert "Use it" not in Page(render_report(failed, history, artifacts=[metrics])).text
+    best = Page(render_report(failed, history, artifacts=[metrics, BEST])).code()
+    assert 'weight_name="lora-best.safetensors"' in best
+    assert 'weight_name="lora.safetensors"' in Page(render_report(DONE, history, artifacts=[BEST, LORA])).code()
+
+
+def test_the_best_adapter_is_named_when_it_is_not_the_last(history: History) -> None:
+    said = "The held-out loss was lowest after step 2: that adapter is lora-best.safetensors."
+    assert said in Page(render_report(DONE, history, artifacts=[LORA, BEST])).text
+    assert "that adapter is" not in Page(render_report(DONE, history, artifacts=[LORA])).text
+    history.add(ValidationCompleted(step=4, loss=1.5))
+    assert "that adapter is" not in Page(render_report(DONE, history, artifacts=[LORA, BEST])).text
+
+
+def test_a_best_adapter_of_no_step_is_not_praised(history: History) -> None:
+    history.add(ValidationCompleted(step=0, loss=0.5))
+    text = Page(render_report(DONE, history, artifacts=[LORA, BEST])).text
+    assert "lowest before the first step: lora-best.safetensors changes nothing." in text
+    text = Page(render_report(WARM, history, artifacts=[LORA, BEST])).text
+    assert "lowest before the first step: lora-best.safetensors is the file it began with." in text
 
 
 def test_a_run_that_ended_early_says_of_how_many_steps(history: History) -> None:
     assert "steps 4 of 100, stopped early" in Page(render_report(DONE, history)).text
     assert "steps 4 of 100 " in Page(render_report(JOB, history)).text
+
+
+@pytest.mark.parametrize(
+    ("patience", "least", "said"),
+    [
+        (1, 0.0, "the held-out loss no longer fell."),
+        (3, 0.01, "the held-out loss no longer fell by more than 0.01, 3 measurements in a row."),
+    ],
+)
+def test_a_run_that_ended_early_says_why(patience: int, least: float, said: str, history: History) -> None:
+    config = TrainConfig(early_stopping_patience=patience, early_stopping_min_delta=least)
+    job = DONE.model_copy(update={"config": config})
+    assert f"Stopped early: {said}" in Page(render_report(job, history)).text
+    history.add(steps_of(1.0, first=100))
+    assert "Stopped early" not in Page(render_report(job, history)).text
+
+
+def test_a_warm_start_is_not_called_the_base(history: History) -> None:
+    page = Page(render_report(WARM, history, contact_sheet_png=png_of(16)))
+    result = page.text[: page.text.index("Settings")]
+    assert "start → step 4: 50% lower" in result
+    assert "Start is the file it began with, not the base model." in result
+    assert page.all("img")[0]["alt"] == "red apple, by the file it began with"
+    assert any("from 5 at the file it began with" in (drawing["aria-label"] or "") for drawing in page.all("svg"))
+    assert result.count("base") == 1
+    history.add(ValidationCompleted(step=0, loss=0.5))
+    assert "the file it began with: training made it worse" in Page(render_report(WARM, history)).text
+
+
+def test_a_cancelled_job_says_how_far_it_came_and_of_no_success(history: History) -> None:
+    cancelled = DONE.model_copy(update={"state": JobState.CANCELLED})
+    text = Page(render_report(cancelled, history)).text
+    assert "It was cancelled after step 4 of 100 It left no adapter." in text
+    assert "stopped early" not in text
+    assert "Result" not in text
+    assert "It left no adapter" not in Page(render_report(cancelled, history, artifacts=[BEST])).text
+    assert "It was cancelled before its first step" in Page(render_report(cancelled, History())).text
+    assert "cancelled after" not in Page(render_report(DONE, history)).text
+
+
+def test_held_out_samples_are_not_said_to_be_trained_on(history: History) -> None:
+    names = [f"sample-{number:02}" for number in range(23)]
+    page = Page(render_report(DONE, history, contact_sheet_png=png_of(16), held_out_names=names))
+    assert "Held out to measure on, not trained on: sample-00, sample-01" in page.text
+    assert "sample-19 and 3 more." in page.text
+    assert page.all("img")[-1]["alt"] == "Contact sheet: every crop with its captions, held-out ones too"
+    everything = Page(render_report(DONE, history, contact_sheet_png=png_of(16)))
+    assert "as training saw it" in str(everything.all("img")[-1]["alt"])
+    assert "Held out to measure on" not in everything.text
+    share = DONE.model_copy(update={"config": TrainConfig(held_out_share=0.25)})
+    assert "A share of 0.25 of the samples is held out" in Page(render_report(share, history)).text
+    assert "no held-out data" not in Page(render_report(share, History())).text
 
 
 def test_the_page_of_a_very_long_run_is_small() -> None:
