@@ -68,6 +68,8 @@ def test_plain_text_in_any_case_stands_for_a_choice(text: str) -> None:
 def test_wrong_choice_is_told_with_the_right_ones_nearest_first() -> None:
     with pytest.raises(InvalidRequest, match=r"config.optimizer: 'prodgy' is none of prodigy, adamw, .* mean prodigy"):
         write_config(TrainConfig(optimizer="prodgy"))  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=r"'cubic_styles' is none of cubic_style, cubic_content, uniform,"):
+        write_config(TrainConfig(sigma_sampling="cubic_styles"))  # type: ignore[arg-type]
 
 
 def test_refusal_tells_ranges_beside_what_cannot_travel(client: fluxsmith.Client, recorder: Recorder) -> None:
