@@ -22,6 +22,12 @@ def invalid_field(field: str, description: str, remedy: str, *, reason: str = "F
     )
 
 
+def shortened(value: object, most: int = 120) -> str:
+    """A value as an error shows it: on one line, and no longer than fits into an answer."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
 def check_length(field: str, text: str, most: int) -> None:
     """Raise `InvalidInput` when a text has more than `most` characters, or one that cannot be printed."""
     if len(text) > most:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 DOMAIN = "fluxsmith"
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 DRAIN_S = 2.0
-LONGEST_MESSAGE = 2000
+LONGEST_MESSAGE, LONGEST_TEXT = 2000, 400  # bytes; a header has 8 KiB, of which details take a third more as base64
 SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -136,21 +136,41 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, 
     code = next(code for kind, code in STATUS_OF.items() if isinstance(error, kind))
     if isinstance(error, errors.Unavailable):
         log.warning("%s: %s", method, error.message)
-    message = error.message[:LONGEST_MESSAGE]  # it travels in a header, whose size is limited
+    message = cut(error.message, LONGEST_MESSAGE)  # it travels in a header, whose size is limited
     status = status_pb2.Status(code=code.value[0], message=message, details=_details(error))
     await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
 
 
+def cut(text: str, most_bytes: int) -> str:
+    """The text, or as much of its beginning as fits."""
+    data = text.encode(errors="replace")
+    return text if len(data) <= most_bytes else data[: most_bytes - 3].decode(errors="ignore") + "..."
+
+
+def fitting(violations: Sequence[errors.FieldViolation]) -> Iterator[errors.FieldViolation]:
+    """As many violations as fit into a header, each cut; the last then says how many more there are."""
+    left_bytes = LONGEST_MESSAGE
+    for told, violation in enumerate(violations):
+        field, description = cut(violation.field, LONGEST_TEXT), cut(violation.description, LONGEST_TEXT)
+        left_bytes -= len(field.encode()) + len(description.encode())
+        if left_bytes < 0:
+            yield errors.FieldViolation(field="", description=f"and {len(violations) - told} more")
+            return
+        yield errors.FieldViolation(field=field, description=description)
+
+
 def _details(error: errors.ServiceError) -> Sequence[any_pb2.Any]:
     messages: list[Any] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"remedy": error.remedy})
+        error_details_pb2.ErrorInfo(
+            reason=error.reason, domain=DOMAIN, metadata={"remedy": cut(error.remedy, LONGEST_TEXT)}
+        )
     ]
     if isinstance(error, errors.InvalidInput) and error.violations:
         messages.append(
             error_details_pb2.BadRequest(
                 field_violations=[
                     error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                    for v in error.violations
+                    for v in fitting(error.violations)
                 ]
             )
         )

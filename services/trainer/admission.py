@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
 
+from services.common.errors import InvalidInput
 from services.common.fields import invalid_field
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
 from services.trainer.adapters.targets import linear_names_of, target_ranks
 from services.trainer.adapters.uploads import warm_start_key
-from services.trainer.config import TrainConfig
+from services.trainer.config import TrainConfig, parse_config, valid_part
+from services.trainer.config.fields import ConfigFields
 from services.trainer.data.references import DatasetReferences
 from services.trainer.job_store import JobStore, new_job_id, request_id_reused
-from services.trainer.jobs import Job, NewJob
+from services.trainer.jobs import DatasetReference, Job, NewJob
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A job as a caller asks for it: datasets by name, not yet looked at."""
+    """A job as a caller asks for it: `config` as it was sent, datasets by name, none of it looked at.
+
+    `held_out_to_come` says of a job that is only checked that it will have a held-out dataset.
+    """
 
     user_id: str = ""
     display_name: str = ""
-    dataset_id: str
+    dataset_id: str = ""
     held_out_dataset_id: str = ""
-    config: TrainConfig
+    config: Mapping[str, Any] = field(default_factory=dict)
     start_while_encoding: bool = False
+    held_out_to_come: bool = False
+
+    @property
+    def measures_on_a_dataset(self) -> bool:
+        """Whether it has a held-out dataset."""
+        return bool(self.held_out_dataset_id) or self.held_out_to_come
 
 
 class Admission:
@@ -48,29 +61,50 @@ class Admission:
         if known := self._jobs.created_by(tenant, request_id):
             refuse_other_payload(known, asked, request_id)
             return known
-        refuse_contradictions(asked)
-        self._refuse_unmatched_targets(asked.config)
-        if asked.config.warm_start_uri:
-            warm_start_key(self._objects, tenant, asked.config.warm_start_uri)
+        config = self.check(tenant, asked)
         references = DatasetReferences(self._objects, tenant)
-        dataset = references.find("dataset_id", asked.dataset_id, while_encoding=asked.start_while_encoding)
-        held_out = None
-        if asked.held_out_dataset_id:
-            held_out = references.find("held_out_dataset_id", asked.held_out_dataset_id)
-            references.refuse_other_encoder(dataset, held_out)
+        dataset, held_out = self._find(references, asked)
         new = NewJob(
             user_id=asked.user_id,
             display_name=asked.display_name,
             dataset=dataset,
             held_out=held_out,
-            config=asked.config,
+            config=config,
             start_while_encoding=asked.start_while_encoding,
         )
         job_id = new_job_id()
         references.hold(job_id, *new.references())
         return self._jobs.create(tenant, new, request_id=request_id, job_id=job_id)
 
-    def _refuse_unmatched_targets(self, config: TrainConfig) -> None:
+    def check_only(self, tenant: str, asked: Asked) -> None:
+        """Raise what `create` would, but for datasets that are not named yet; nothing is queued."""
+        self.check(tenant, asked)
+        if asked.dataset_id:
+            self._find(DatasetReferences(self._objects, tenant), asked)
+
+    def check(self, tenant: str, asked: Asked) -> TrainConfig:
+        """The configuration with its defaults; raises one `InvalidInput` with all that is wrong with the request."""
+        known = valid_part(asked.config)
+        checks: list[Callable[[], object]] = [
+            partial(parse_config, asked.config),
+            *contradictions(asked, known),
+            partial(self._refuse_unmatched_targets, known),
+            partial(self._refuse_unmatched_targets, known.model_copy(update={"target_regex": ""})),
+        ]
+        if known.warm_start_uri:
+            checks.append(partial(warm_start_key, self._objects, tenant, known.warm_start_uri))
+        refuse_all(checks)
+        return parse_config(asked.config)
+
+    def _find(self, references: DatasetReferences, asked: Asked) -> tuple[DatasetReference, DatasetReference | None]:
+        dataset = references.find("dataset_id", asked.dataset_id, while_encoding=asked.start_while_encoding)
+        if not asked.held_out_dataset_id:
+            return dataset, None
+        held_out = references.find("held_out_dataset_id", asked.held_out_dataset_id)
+        references.refuse_other_encoder(dataset, held_out)
+        return dataset, held_out
+
+    def _refuse_unmatched_targets(self, config: ConfigFields) -> None:
         if (config.target_regex or config.rank_pattern) and self._linear_names:
             target_ranks(self._linear_names, config)
 
@@ -89,32 +123,73 @@ class Admission:
         return linear_names_of(config)
 
 
-def refuse_contradictions(asked: Asked) -> None:
-    """Raise `InvalidInput` for what the configuration and the datasets named do to each other."""
-    config = asked.config
-    if asked.start_while_encoding and config.steps is None:
-        remedy = "Give its length in steps: epochs are counted in samples, which are not all known yet."
-        raise invalid_field("start_while_encoding", "comes without config.steps", remedy)
-    if config.held_out_share and asked.held_out_dataset_id:
-        remedy = "Measure on a dataset of its own, or on a share of the one to train on."
-        raise invalid_field("config.held_out_share", "comes with held_out_dataset_id", remedy)
-    if config.held_out_share and asked.start_while_encoding:
-        remedy = "Name a held-out dataset: which samples a share holds is known only once all are encoded."
-        raise invalid_field("config.held_out_share", "comes with start_while_encoding", remedy)
-    if config.early_stopping_patience and not (config.held_out_share or asked.held_out_dataset_id):
-        remedy = "Name a held-out dataset, or set held_out_share."
-        raise invalid_field("config.early_stopping_patience", "comes without held-out data", remedy)
+def contradictions(asked: Asked, config: ConfigFields) -> Iterator[Callable[[], None]]:
+    """What the configuration and the rest of the request do to each other, each a check that raises `InvalidInput`."""
+
+    def refused(wrong: bool, place: str, description: str, remedy: str) -> Callable[[], None]:
+        def check() -> None:
+            if wrong:
+                raise invalid_field(place, description, remedy)
+
+        return check
+
+    yield refused(
+        asked.start_while_encoding and "steps" not in asked.config,
+        "start_while_encoding",
+        "comes without config.steps",
+        "Give its length in steps: epochs are counted in samples, which are not all known yet.",
+    )
+    yield refused(
+        bool(config.held_out_share) and asked.measures_on_a_dataset,
+        "config.held_out_share",
+        "comes with held_out_dataset_id",
+        "Measure on a dataset of its own, or on a share of the one to train on.",
+    )
+    yield refused(
+        bool(config.held_out_share) and asked.start_while_encoding,
+        "config.held_out_share",
+        "comes with start_while_encoding",
+        "Name a held-out dataset: which samples a share holds is known only once all are encoded.",
+    )
+    yield refused(
+        bool(config.early_stopping_patience)
+        and not (asked.config.get("held_out_share") or asked.measures_on_a_dataset),
+        "config.early_stopping_patience",
+        "comes without held-out data",
+        "Name a held-out dataset, or set held_out_share.",
+    )
+
+
+def refuse_all(checks: list[Callable[[], object]]) -> None:
+    """Run every check; raise what one of them raised, or one `InvalidInput` of all."""
+    errors: dict[str, InvalidInput] = {}
+    for check in checks:
+        try:
+            check()
+        except InvalidInput as error:
+            errors.setdefault(error.message, error)
+    found = list(errors.values())
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise InvalidInput(
+            "; ".join(errors),
+            reason="CONFIG_INVALID",
+            remedy=" ".join(dict.fromkeys(error.remedy for error in found)),
+            violations=tuple(violation for error in found for violation in error.violations),
+        )
 
 
 def refuse_other_payload(known: Job, asked: Asked, request_id: str) -> None:
     """Raise `AlreadyExists` when a request_id comes again for another job than it made."""
-    made = Asked(
-        user_id=known.user_id,
-        display_name=known.display_name,
-        dataset_id=known.dataset.dataset_id,
-        held_out_dataset_id=known.held_out.dataset_id if known.held_out else "",
-        config=known.config,
-        start_while_encoding=known.start_while_encoding,
+    held_out = known.held_out.dataset_id if known.held_out else ""
+    made = (known.user_id, known.display_name, known.dataset.dataset_id, held_out, known.start_while_encoding)
+    now = (
+        asked.user_id,
+        asked.display_name,
+        asked.dataset_id,
+        asked.held_out_dataset_id,
+        asked.start_while_encoding,
     )
-    if made != asked:
+    if made != now or known.config != parse_config(asked.config):
         raise request_id_reused(request_id)

@@ -14,13 +14,15 @@ from services.trainer.transformer import load_transformer
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """The resident transformer, and the folder with scheduler_config.json of the same model."""
+    """The resident transformer, the folder with scheduler_config.json of the same model, and its name for people."""
 
     transformer: FluxTransformer2DModel
     scheduler_folder: Path
+    name: str
 
 
 def load_base(settings: ServiceSettings) -> Base:
     """Load it; raises `BaseModelError`."""
     folder = base_folder(settings, ("transformer", "scheduler"))
-    return Base(transformer=load_transformer(settings), scheduler_folder=folder / "scheduler")
+    name = settings.base_model if settings.base_model_revision else folder.resolve().name
+    return Base(transformer=load_transformer(settings), scheduler_folder=folder / "scheduler", name=name)

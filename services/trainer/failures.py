@@ -7,12 +7,20 @@ import torch
 from services.common.errors import ServiceError
 from services.common.object_store import ObjectDamaged, ObjectMissing
 from services.trainer.adapters.adapter import NonFiniteAdapter
+from services.trainer.adapters.files import DtypeTooSmall
 from services.trainer.jobs import Fault, JobFailure
 from services.trainer.train import NonFiniteLoss
 
 
 def failure_of(error: Exception) -> JobFailure:
     """What the job's owner is told of an error."""
+    if isinstance(error, DtypeTooSmall):
+        return JobFailure(
+            fault=Fault.USER,
+            reason="FILE_DTYPE_TOO_SMALL",
+            message=f"the adapter does not fit its file: {error}",
+            remedy="Set file_dtype to BF16 or FP32.",
+        )
     if isinstance(error, (NonFiniteLoss, NonFiniteAdapter)):
         return JobFailure(
             fault=Fault.USER,

@@ -55,7 +55,7 @@ def loss_per_sample(transformer: FluxTransformer2DModel, batch: Batch, config: T
 
     The noise is mixed with the level that the transformer will be told, not with the one drawn: see `told_sigma`.
     """
-    dtype = transformer.dtype
+    dtype = next(transformer.parameters()).dtype  # the property looks through every module, for milliseconds
     sigma_B = batch.sigma_B.to(dtype)
     told_B = told_sigma(sigma_B)
     noisy_BCHW = interpolate(batch.clean_BCHW, batch.noise_BCHW, told_B).to(dtype)

@@ -11,7 +11,10 @@ STATM = Path("/proc/self/statm")  # pages: total, resident, ...
 
 
 class MemoryPeak:
-    """Counts from when it is made. On a GPU its driver counts; without one, memory is looked at now and then."""
+    """Counts from when it is made.
+
+    On a GPU torch's allocator counts, without CUDA's own context; without one, memory is looked at now and then.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

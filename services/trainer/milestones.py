@@ -19,6 +19,8 @@ from services.trainer.reporter import Reporter
 from services.trainer.results.history import Activity, History
 from services.trainer.train import NonFiniteLoss, Step, Training
 
+MOST_MISSED = 2
+
 
 class StopEarly(Exception):
     """The held-out loss no longer falls."""
@@ -58,6 +60,7 @@ class Milestones:
         self._snapshot = snapshot
         self._previews = previews
         self._previewed: set[int] = set()
+        self._missed_in_a_row = 0
         self._to_beat = math.inf  # the last loss that was better by enough: slow improvements add up
         self._not_better = 0
         self.losses: dict[int, float] = {}
@@ -66,6 +69,7 @@ class Milestones:
     def begin(self) -> None:
         """Look at the adapter before its first step: unless it was started warm, that is the base."""
         self._look(0, measure=True, preview=True)
+        self._reporter.restart_clock()  # what went before is no part of the first step
 
     def on_step(self, step: Step) -> None:
         """Note a step, and do what is due after it; raises `StopEarly`."""
@@ -73,7 +77,8 @@ class Milestones:
         total = self._reporter.total_steps
         last = step.number == total
         measure = last or step.number % self._config.validation_interval(total) == 0
-        preview = last or step.number % self._config.preview_interval(total) == 0
+        given_up = self._missed_in_a_row >= MOST_MISSED  # each costs seconds of waiting for who is not there
+        preview = last or (step.number % self._config.preview_interval(total) == 0 and not given_up)
         self._look(step.number, measure=measure, preview=preview)
         if (
             self._config.early_stopping_patience
@@ -118,6 +123,10 @@ class Milestones:
             with self._history.timed(Activity.PREVIEWING):
                 pictures = self._previews.render(step, self._reporter.check)
             self._reporter.write(pictures)
+            self._missed_in_a_row = 0
         except (EncoderAway, ObjectMissing, ObjectDamaged) as error:  # a store that is away ends this attempt instead
             message = f"no preview after step {step}: {error.line}"
+            self._missed_in_a_row += 1
+            if self._missed_in_a_row == MOST_MISSED:
+                message += " The next ones are left out, but for the last."
             self._reporter.write([JobWarning(reason="PREVIEW_SKIPPED", message=message)])

@@ -6,17 +6,19 @@ import hashlib
 import statistics
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from services.common.cache import EncodingHead
 from services.common.errors import Unavailable
 from services.common.object_store import ObjectStore
-from services.trainer.adapters.adapter import attached
+from services.trainer.adapters.adapter import NonFiniteAdapter, attached
 from services.trainer.adapters.files import AdapterSnapshot, peft_file, snapshot
 from services.trainer.adapters.kohya import kohya_file
 from services.trainer.adapters.uploads import read_warm_start
 from services.trainer.adapters.warm_start import load_into
 from services.trainer.base import Base
 from services.trainer.config import TrainConfig
+from services.trainer.config.unused import unused
 from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.data.job_data import Data, read_data
 from services.trainer.encoder_link import EncoderLink
@@ -27,6 +29,7 @@ from services.trainer.memory import MemoryPeak
 from services.trainer.milestones import Milestones, StopEarly
 from services.trainer.previews import Previews
 from services.trainer.reporter import CancelJob, Reporter, StopWorker
+from services.trainer.results.history import Activity
 from services.trainer.results.job_files import (
     BEST_FILE,
     BEST_KOHYA_FILE,
@@ -43,7 +46,7 @@ from services.trainer.validation import held_out_loss
 SHORT_RUN_STEPS = 100
 # Files travel further than jobs: what changes no weight, or tells of the store, stays out of their headers.
 NOT_IN_FILES = {name for name in TrainConfig.model_fields if name.startswith("preview_")} | {"warm_start_uri"}
-NOT_THE_JOBS_END = (CancelJob, StopWorker, LostJob, Unavailable)
+NOT_THE_JOBS_END = (StopWorker, LostJob, Unavailable)
 
 
 def run_job(job: Job, base: Base, store: ObjectStore, link: EncoderLink, reporter: Reporter) -> TrainingResult:
@@ -51,10 +54,13 @@ def run_job(job: Job, base: Base, store: ObjectStore, link: EncoderLink, reporte
     run = Run(job, base, store, link, reporter)
     try:
         return run.to_its_end()
+    except CancelJob:
+        run.publish_what_there_is(state=JobState.CANCELLED)
+        raise
     except NOT_THE_JOBS_END:
         raise
     except Exception as error:
-        run.publish_what_there_is(error)
+        run.publish_what_there_is(state=JobState.FAILED, failure=failure_of(error))
         raise
 
 
@@ -68,8 +74,8 @@ class Run:
         self._store = store
         self._link = link
         self._reporter = reporter
-        self._records = Records(job, store, reporter, link)
-        self._memory = MemoryPeak(base.transformer.device)
+        self._records = Records(job, store, reporter, link, base.name)
+        self._memory = MemoryPeak(next(base.transformer.parameters()).device)
         self._milestones: Milestones | None = None
         self._provenance: dict[str, str] = {}
 
@@ -77,11 +83,14 @@ class Run:
         """Train, publish every file, and return what the job has made."""
         transformer, config = self._base.transformer, self._config
         refuse_guidance(transformer, config)
-        data = read_data(self._job, transformer, self._store, self._reporter.check)
+        with self._records.history.timed(Activity.READING):
+            data = read_data(self._job, transformer, self._store, self._reporter.check)
+        if config.held_out_share and data.held_out:
+            self._records.held_out_names = tuple(sample.sample_name for sample in data.held_out.samples)
         total_steps = config.steps or config.total_steps(data.training.batches_per_epoch(config.batch_size))
         self._reporter.total_steps = total_steps
-        self._warn_of_short_run(data)
-        self._provenance = provenance(self._job, data.training.head)
+        self._warn(data)
+        self._provenance = provenance(self._job, self._base, data.training.head)
         warm_start = None
         if config.warm_start_uri:
             warm_start = read_warm_start(self._store, self._job.tenant, config.warm_start_uri)
@@ -93,23 +102,26 @@ class Run:
         with attached(transformer, config):
             if warm_start is not None:
                 load_into(transformer, config, warm_start)
-            training = Training(transformer, config, total_steps)
+            training = Training(transformer, config, total_steps, self._reporter.check)
             self._milestones = milestones = self._follow(training, data)
             milestones.begin()
             stopped_early = self._train(training, data.training, milestones)
             refuse_untrained(self._reporter)
-            self._provenance |= data.provenance()
             with training.evaluating():
                 last = snapshot(transformer, config)
+        # An encoding that stalls now, with all steps done, is waited for: what has been learnt is safe here.
+        self._provenance |= self._reporter.patiently(data.provenance)
         return self._publish(milestones, last, stopped_early=stopped_early)
 
-    def publish_what_there_is(self, error: Exception) -> None:
-        """After a failure: the best adapter so far, metrics and a report that says what went wrong."""
+    def publish_what_there_is(self, **ending: Any) -> None:
+        """After a failure or a cancellation: the best adapter so far, metrics and a report that says how it ended."""
+        if ending["state"] is JobState.CANCELLED and not self._reporter.step:
+            return
         self._reporter.flush()
         if self._milestones and self._milestones.best:
-            self._publish_forms(self._milestones.best.snapshot, BEST_FILE, BEST_KOHYA_FILE)
+            self._publish_best(self._milestones.best.snapshot)
         self._note_memory()
-        self._records.close(state=JobState.FAILED, failure=failure_of(error), **self._reporter.progress)
+        self._records.close(**ending, **self._reporter.progress)
 
     def _train(self, training: Training, dataset: CachedDataset, milestones: Milestones) -> bool:
         """Take all steps; return whether the run was ended early."""
@@ -120,7 +132,12 @@ class Run:
             self._records.save_now_and_then()
 
         in_order_first = self._job.start_while_encoding
-        steps = dataset.batches(self._config, self._reporter.total_steps, in_order_first=in_order_first)
+        # Epochs end with the run, also when they do not fill the batches of its last step.
+        epochs = None if self._config.steps else self._config.epochs or 1
+        most_batches = epochs and epochs * dataset.batches_per_epoch(self._config.batch_size)
+        steps = dataset.batches(
+            self._config, self._reporter.total_steps, in_order_first=in_order_first, most_batches=most_batches
+        )
         try:
             train(training, steps, on_step)
         except StopEarly:
@@ -156,13 +173,13 @@ class Run:
     def _publish(self, milestones: Milestones, last: AdapterSnapshot, *, stopped_early: bool) -> TrainingResult:
         """Publish everything; the event of the LoRA itself comes with the job's end, in one transaction."""
         best = milestones.best
-        if best:
-            self._publish_forms(best.snapshot, BEST_FILE, BEST_KOHYA_FILE)
-        self._publish_kohya(last, KOHYA_FILE)
         lora = self._reporter.patiently(
             lambda: put_file(self._store, self._job, LORA_FILE, peft_file(last, self._config, self._provenance))
         )
         self._records.artifacts[LORA_FILE] = lora
+        self._publish_kohya(last, KOHYA_FILE)
+        if best:
+            self._publish_best(best.snapshot)
         self._note_memory()
         result = TrainingResult(
             lora=lora,
@@ -178,23 +195,38 @@ class Run:
         self._records.close(state=JobState.SUCCEEDED, result=result, **self._reporter.progress)
         return result.model_copy(update={"artifacts": tuple(self._records.artifacts.values())})
 
-    def _publish_forms(self, adapter: AdapterSnapshot, peft_name: str, kohya_name: str) -> None:
-        self._records.publish(peft_name, peft_file(adapter, self._config, self._provenance))
-        self._publish_kohya(adapter, kohya_name)
+    def _publish_best(self, adapter: AdapterSnapshot) -> None:
+        try:
+            self._records.publish(BEST_FILE, peft_file(adapter, self._config, self._provenance))
+        except NonFiniteAdapter as error:
+            self._reporter.write([JobWarning(reason="BEST_SKIPPED", message=f"no {BEST_FILE}: {error}")])
+        else:
+            self._publish_kohya(adapter, BEST_KOHYA_FILE)
 
     def _publish_kohya(self, adapter: AdapterSnapshot, name: str) -> None:
-        if self._config.kohya_file and (data := kohya_file(adapter, self._config, self._provenance)):
-            self._records.publish(name, data)
+        """The form for other programs: what keeps it from being written does not keep back the adapter itself."""
+        if not self._config.kohya_file:
+            return
+        try:
+            data = kohya_file(adapter, self._config, self._provenance)
+        except NonFiniteAdapter as error:
+            self._reporter.write([JobWarning(reason="KOHYA_SKIPPED", message=f"no {name}: {error}")])
+        else:
+            if data:
+                self._records.publish(name, data)
 
     def _note_memory(self) -> None:
         self._records.history.note_memory(self._memory.look())
 
-    def _warn_of_short_run(self, data: Data) -> None:
+    def _warn(self, data: Data) -> None:
+        """Say what the job's owner may not have meant."""
         total = self._reporter.total_steps
+        warnings = [JobWarning(reason="UNUSED_SETTING", message=text) for text in unused(self._config, total)]
         if total < SHORT_RUN_STEPS:
             arithmetic = data.arithmetic(self._config, total)
             message = f"{arithmetic}; under {SHORT_RUN_STEPS} steps a LoRA learns little: raise steps or epochs"
-            self._reporter.write([JobWarning(reason="SHORT_RUN", message=message)])
+            warnings.append(JobWarning(reason="SHORT_RUN", message=message))
+        self._reporter.write(warnings)
 
 
 def refuse_untrained(reporter: Reporter) -> None:
@@ -203,12 +235,13 @@ def refuse_untrained(reporter: Reporter) -> None:
         raise NonFiniteLoss(f"all {reporter.step} steps had a loss or gradient that is not finite, and were skipped")
 
 
-def provenance(job: Job, head: EncodingHead) -> dict[str, str]:
+def provenance(job: Job, base: Base, head: EncodingHead) -> dict[str, str]:
     """What a file says of where it comes from, as far as it is known when a job begins."""
     config = job.config.model_dump_json(exclude=NOT_IN_FILES)
     return {
         "modelspec.title": job.display_name or "fluxsmith LoRA",
         "fluxsmith.version": version("fluxsmith"),
+        "fluxsmith.base_model": base.name,
         "fluxsmith.config": config,
         "fluxsmith.config_digest": hashlib.sha256(config.encode()).hexdigest(),
         "fluxsmith.encoder_fingerprint": head.encoder_fingerprint,

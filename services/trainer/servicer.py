@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from services.common.caller import Caller, caller_from
 from services.common.errors import NotFound, NotImplementedYet, NotReady
 from services.common.fields import check_length, invalid_field, page_limit, require_id
 from services.common.object_store import ObjectStore
+from services.common.server import MAX_MESSAGE_BYTES
 from services.common.settings import ServiceSettings
 from services.trainer.adapters.uploads import adapter_upload
 from services.trainer.admission import Admission, Asked
@@ -30,7 +31,7 @@ from services.trainer.job_store import JobStore
 from services.trainer.jobs import Artifact, Job, JobState
 from services.trainer.results.job_files import LORA_FILE, job_prefix
 from services.trainer.settings import TrainerSettings
-from services.trainer.wire import artifact_message, config_from, config_message, event_message, job_message, timestamp
+from services.trainer.wire import artifact_message, config_fields, config_message, event_message, job_message, timestamp
 
 WATCH_INTERVAL_S = 0.1
 DEFAULT_LIFETIME, LONGEST_LIFETIME_S = timedelta(hours=1), 7 * 24 * 3600
@@ -61,9 +62,13 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             display_name=request.display_name,
             dataset_id=request.dataset_id,
             held_out_dataset_id=request.held_out_dataset_id,
-            config=config_from(request.config),
+            config=config_fields(request.config),
             start_while_encoding=request.start_while_encoding,
+            held_out_to_come=request.validate_only and request.held_out_to_come,
         )
+        if request.validate_only:
+            await asyncio.to_thread(self._admission.check_only, caller.tenant, asked)
+            return pb.CreateTrainingJobResponse()
         create = partial(self._admission.create, caller.tenant, asked, request_id=request.request_id)
         job = await asyncio.to_thread(create)
         return pb.CreateTrainingJobResponse(job=await self._message(job))
@@ -82,9 +87,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         found = await asyncio.to_thread(
             self._jobs.list, caller.tenant, user_id=request.user_id, before=before, limit=limit + 1
         )
-        page = found[:limit]
-        token = f"{page[-1].create_time_s!r}/{page[-1].job_id}" if len(found) > limit else ""
-        return pb.ListTrainingJobsResponse(jobs=[job_message(job) for job in page], next_page_token=token)
+        page = list(fitting_page([job_message(job, with_artifacts=False) for job in found[:limit]]))
+        last = found[len(page) - 1] if page else None
+        token = f"{last.create_time_s!r}/{last.job_id}" if last and len(found) > len(page) else ""
+        return pb.ListTrainingJobsResponse(jobs=page, next_page_token=token)
 
     async def WatchTrainingJob(
         self, request: pb.WatchTrainingJobRequest, context: Context
@@ -180,6 +186,16 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._jobs.require_ended(tenant, job_id)
         self._objects.delete_prefix(job_prefix(tenant, job_id))  # first: what is left over can be deleted again
         self._jobs.delete(tenant, job_id)
+
+
+def fitting_page(jobs: list[pb.TrainingJob]) -> Iterator[pb.TrainingJob]:
+    """As many of the jobs, at least one, as a message holds."""
+    left_bytes = MAX_MESSAGE_BYTES // 2
+    for number, job in enumerate(jobs):
+        left_bytes -= job.ByteSize()
+        if left_bytes < 0 and number:
+            return
+        yield job
 
 
 def _caller(context: Context) -> Caller:

@@ -59,8 +59,17 @@ class Training:
     `skipped_in_a_row` are those of the other: every draw is a function of the seed and the step's number.
     """
 
-    def __init__(self, transformer: FluxTransformer2DModel, config: TrainConfig, total_steps: int) -> None:
-        """Begin a run of `total_steps` steps with the adapter that is attached to `transformer`."""
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        config: TrainConfig,
+        total_steps: int,
+        before_batch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin a run of `total_steps` steps with the adapter that is attached to `transformer`.
+
+        `before_batch` may raise to end a step before its next batch.
+        """
         self.parameters = {name: each for name, each in adapter_parameters(transformer).items() if each.requires_grad}
         self.optimizer = build_optimizer(self.parameters, config)
         self.average = Average(self.parameters, config.ema_decay) if config.ema_decay else None
@@ -70,6 +79,7 @@ class Training:
         self._transformer = transformer
         self._config = config
         self._total_steps = total_steps
+        self._before_batch = before_batch
         self._device = next(iter(self.parameters.values())).device
 
     def step(self, batches: Sequence[Batch]) -> Step:
@@ -121,6 +131,7 @@ class Training:
         loss = torch.zeros((), device=self._device)
         with _drawing_for(self._config.seed, self.steps_done):
             for batch in batches:
+                self._before_batch()
                 share = loss_per_sample(self._transformer, batch.to(self._device), self._config).sum() / samples
                 share.backward()
                 loss += share.detach()

@@ -30,6 +30,11 @@ from services.trainer.jobs import (
 
 def config_from(message: pb.TrainConfig) -> TrainConfig:
     """The configuration a caller sent, defaults filled in; raises `InvalidInput` with every violation."""
+    return parse_config(config_fields(message))
+
+
+def config_fields(message: pb.TrainConfig) -> dict[str, Any]:
+    """The fields that a caller set, as the domain has them, not yet looked at."""
     fields: dict[str, Any] = {}
     for descriptor, value in message.ListFields():
         if descriptor.enum_type:
@@ -38,7 +43,7 @@ def config_from(message: pb.TrainConfig) -> TrainConfig:
             fields[descriptor.name] = dict(value)
         else:
             fields[descriptor.name] = tuple(value) if descriptor.is_repeated else value
-    return parse_config(fields)
+    return fields
 
 
 def config_message(config: TrainConfig) -> pb.TrainConfig:
@@ -61,8 +66,8 @@ def _prefix(enum: EnumDescriptor) -> str:
     return enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
 
 
-def job_message(job: Job, *, queue_position: int = 0) -> pb.TrainingJob:
-    """A job as callers see it."""
+def job_message(job: Job, *, queue_position: int = 0, with_artifacts: bool = True) -> pb.TrainingJob:
+    """A job as callers see it; its files may be thousands, which a listing leaves out."""
     return pb.TrainingJob(
         job_id=job.job_id,
         user_id=job.user_id,
@@ -79,7 +84,7 @@ def job_message(job: Job, *, queue_position: int = 0) -> pb.TrainingJob:
         total_steps=job.total_steps,
         attempt=job.attempt,
         failure=_failure(job.failure) if job.failure else None,
-        result=_result(job.result) if job.result else None,
+        result=_result(job.result, with_artifacts=with_artifacts) if job.result else None,
         last_sequence=job.last_sequence,
         queue_position=queue_position,
     )
@@ -139,7 +144,7 @@ def _failure(failure: JobFailure) -> pb.JobFailure:
     return pb.JobFailure(fault=fault, reason=failure.reason, message=failure.message, remedy=failure.remedy)
 
 
-def _result(result: TrainingResult) -> pb.TrainingResult:
+def _result(result: TrainingResult, *, with_artifacts: bool) -> pb.TrainingResult:
     return pb.TrainingResult(
         lora_uri=result.lora.uri,
         lora_bytes=result.lora.size_bytes,
@@ -147,7 +152,7 @@ def _result(result: TrainingResult) -> pb.TrainingResult:
         held_out_loss_base=result.held_out_loss_base,
         held_out_loss_lora=result.held_out_loss_lora,
         step_time=duration(result.step_time_s),
-        artifacts=[artifact_message(artifact) for artifact in result.artifacts],
+        artifacts=[artifact_message(artifact) for artifact in result.artifacts] if with_artifacts else [],
         best_step=result.best_step,
         held_out_loss_best=result.held_out_loss_best,
         stopped_early=result.stopped_early,

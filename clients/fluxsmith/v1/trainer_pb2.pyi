@@ -676,7 +676,7 @@ class TrainConfig(_message.Message):
     """Share of a layer's inputs that the adapter does not see in a step. LORA and DORA only. 0 to below 1; unset means 0."""
     target_regex: _builtins.str
     """Regular expression that the full names of the modules to adapt match, such as
-    `transformer_blocks\\.\\d+\\.attn\\.to_[qkv]`; takes the place of `targets`. Up to 1000 characters; empty means
+    `transformer_blocks\\.\\d+\\.attn\\.to_[qkv]`; takes the place of `targets`. RE2's syntax, which has no look-arounds. Up to 1000 characters; empty means
     `targets` decides.
     """
     lokr_factor: _builtins.int
@@ -718,7 +718,7 @@ class TrainConfig(_message.Message):
     @_builtins.property
     def rank_pattern(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Ranks of single modules: a regular expression that full names match, and the rank of those; the first that matches
-        counts, in alphabetical order. Up to 100 entries, ranks of 1 to 512; none means `rank` everywhere.
+        counts, in alphabetical order. Up to 100 entries of up to 200 characters, ranks of 1 to 512; none means `rank` everywhere.
         """
 
     @_builtins.property
@@ -1183,7 +1183,9 @@ class TrainingResult(_message.Message):
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArtifactPublished]:
-        """Every file of the job, the newest of each name: the LoRA in its forms, the best one, metrics, previews, the report."""
+        """Every file of the job, the newest of each name: the LoRA in its forms, the best one, metrics, previews, the report.
+        Left out by ListTrainingJobs.
+        """
 
     def __init__(
         self,
@@ -1651,7 +1653,7 @@ class ListTrainingJobsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Jobs a page, 1 to 1000; unset means 100."""
+    """Jobs a page, 1 to 1000; unset means 100. A page may hold fewer where their configurations are long."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty means the first page."""
     user_id: _builtins.str

@@ -1,6 +1,6 @@
 """The adapter: attached to the resident base for one job, and taken off without a trace.
 
-LoRA and its kin through peft's layers. Their files are written in `adapter_files.py` and `kohya.py`.
+LoRA and its kin through peft's layers. Their files are written in `files.py` and `kohya.py`.
 
 Legend: O outputs of a layer, I inputs, R rank.
 """
@@ -33,15 +33,16 @@ def attached(
 ) -> Iterator[None]:
     """Attach a fresh float32 adapter, initialised from the job's seed; afterwards the base is what it was, to the bit.
 
-    The model's output is at first that of the base. A PiSSA job that goes on from a checkpoint hands back what
-    `pissa_factors` said when it began: the base gives up exactly that part again, also on another device. Raises
+    The model's output is at first that of the base; with PiSSA in bf16 but for rounding: what the base keeps is rounded
+    and the file, made for the base as it is, differs from what was trained by that. A PiSSA job that goes on from a
+    checkpoint hands back what `pissa_factors` said when it began: the base gives up exactly that again. Raises
     `InvalidInput` for targets that match nothing and for PiSSA with a rank above what a layer has.
     """
     ranks = target_ranks(linear_names(transformer), config)
     if config.init_weights is InitWeights.PISSA:
         _refuse_rank_above_layer(transformer, ranks)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(config.seed)
             inject_adapter_in_model(peft_config(config, ranks), transformer, ADAPTER)
             for parameter in adapter_parameters(transformer).values():
@@ -50,6 +51,10 @@ def attached(
                 _start_from_base(transformer, pissa_start or {})
         if config.adapter_type is AdapterType.DORA:
             _measure_lengths(transformer)
+        else:
+            for layer in adapter_layers(transformer).values():
+                # Autocast casts back what peft would cast to float32: the same bits for memory that the backward needs.
+                layer.cast_input_dtype_enabled = False
         yield
     finally:
         detach(transformer)

@@ -174,10 +174,14 @@ def header(adapter: AdapterSnapshot, config: TrainConfig) -> dict[str, str]:
     }
 
 
+class DtypeTooSmall(NonFiniteAdapter):
+    """A number of the adapter is too large for the precision of its file."""
+
+
 def file_bytes(tensors: Mapping[str, Tensor], config: TrainConfig, metadata: Mapping[str, str]) -> bytes:
     """Tensors in the precision that the job asks for, as a safetensors file with a header in order.
 
-    Tensors with alphas keep theirs: they are small, and bf16 has no 260. Raises `NonFiniteAdapter`.
+    Tensors with alphas keep theirs: they are small, and bf16 has no 260. Raises `DtypeTooSmall`.
     """
     dtype = DTYPES[config.file_dtype]
     cast = {
@@ -185,9 +189,9 @@ def file_bytes(tensors: Mapping[str, Tensor], config: TrainConfig, metadata: Map
     }
     for name, tensor in cast.items():
         if not torch.isfinite(tensor).all():
-            raise NonFiniteAdapter(
+            raise DtypeTooSmall(
                 f"{name} has {float(tensors[name].abs().max()):.3g}, and {config.file_dtype} ends at "
-                f"{torch.finfo(dtype).max:.3g}: set file_dtype to BF16 or FP32"
+                f"{torch.finfo(dtype).max:.3g}"
             )
     data = safetensors.torch.save(cast, dict(metadata))
     digest = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import difflib
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import regex
 import torch
 from torch import nn
 
 from services.common.errors import FieldViolation, InvalidInput
-from services.trainer.config import TrainConfig
+from services.common.fields import shortened
 from services.trainer.config.choices import TargetPreset
+from services.trainer.config.expressions import matched_in_full
+from services.trainer.config.fields import ConfigFields
 
-MATCHING_TIMEOUT_S = 0.5
 """For all names of the model together; a sensible expression needs a few milliseconds."""
 
 _IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
@@ -37,11 +36,10 @@ _IN_BLOCK = re.compile(r"(?:single_)?transformer_blocks\.\d+\.(.+)")
 _GUIDANCE = "time_text_embed.guidance_embedder."
 
 
-def target_ranks(linear_names: Iterable[str], config: TrainConfig) -> dict[str, int]:
+def target_ranks(linear_names: Iterable[str], config: ConfigFields) -> dict[str, int]:
     """The rank of each module to adapt, by full name in alphabetical order.
 
-    Raises `InvalidInput` for a regular expression that matches nothing (TARGET_MATCHES_NOTHING) or takes longer than
-    `MATCHING_TIMEOUT_S` (REGEX_TOO_SLOW).
+    Raises `InvalidInput` for a regular expression that matches nothing (TARGET_MATCHES_NOTHING).
     """
     names = target_names(linear_names, config)
     ranks: dict[str, int] = {}
@@ -52,7 +50,7 @@ def target_ranks(linear_names: Iterable[str], config: TrainConfig) -> dict[str, 
     return {name: ranks.get(name, config.rank) for name in names}
 
 
-def target_names(linear_names: Iterable[str], config: TrainConfig) -> tuple[str, ...]:
+def target_names(linear_names: Iterable[str], config: ConfigFields) -> tuple[str, ...]:
     """Full names of the modules to adapt, in alphabetical order. Raises `InvalidInput` like `target_ranks`."""
     names = sorted(linear_names)
     if config.target_regex:
@@ -90,20 +88,12 @@ def linear_names_of(transformer_config: Mapping[str, Any]) -> tuple[str, ...]:
 def matching(pattern: str, names: Sequence[str], field: str) -> tuple[str, ...]:
     """The names that a user's expression matches in full. `field` of the configuration is named in errors."""
     try:
-        matched = matched_in_time(pattern, names)
-    except TimeoutError:
-        raise _too_slow(field, pattern) from None
+        matched = matched_in_full(pattern, names)
+    except ValueError:  # no expression at all, which `conflicts.py` has told
+        matched = ()
     if not matched:
         raise _matches_nothing(field, pattern, names)
     return matched
-
-
-def matched_in_time(pattern: str, names: Sequence[str]) -> tuple[str, ...]:
-    """The names that a stranger's expression matches in full. Raises `TimeoutError`, and `regex.error` for no such."""
-    compiled = regex.compile(pattern)
-    end = time.monotonic() + MATCHING_TIMEOUT_S
-    # A timeout of zero or less would mean none.
-    return tuple(name for name in names if compiled.fullmatch(name, timeout=max(1e-6, end - time.monotonic())))
 
 
 def exactly(names: Iterable[str]) -> str:
@@ -116,20 +106,11 @@ def _matches_nothing(field: str, pattern: str, names: Sequence[str]) -> InvalidI
     # One name of a kind: all blocks have the same layers.
     kinds = list({re.sub(r"\d+", "N", name, count=1): name for name in reversed(names)}.values())
     nearest = difflib.get_close_matches(plain, kinds, n=3, cutoff=0.0)
-    description = f"has {pattern!r}, which matches no layer that can be adapted; the nearest: {', '.join(nearest)}"
+    whom = "that can be adapted" if field == "target_regex" else "that this job adapts"
+    description = f"has {shortened(pattern)}, which matches no layer {whom}; the nearest: {', '.join(nearest)}"
     return InvalidInput(
         f"config.{field} {description}",
         reason="TARGET_MATCHES_NOTHING",
         remedy="Write an expression that matches full module names, as those named.",
-        violations=(FieldViolation(field=f"config.{field}", description=description),),
-    )
-
-
-def _too_slow(field: str, pattern: str) -> InvalidInput:
-    description = f"has {pattern!r}, which took over {MATCHING_TIMEOUT_S:g} s to match"
-    return InvalidInput(
-        f"config.{field} {description}",
-        reason="REGEX_TOO_SLOW",
-        remedy="Write it without a repetition inside a repetition.",
         violations=(FieldViolation(field=f"config.{field}", description=description),),
     )

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import regex
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -24,10 +23,12 @@ from services.trainer.adapters.adapter import (
 from services.trainer.adapters.files import FILE_PREFIX, SCALED
 from services.trainer.adapters.kohya import PREFIX as KOHYA_PREFIX
 from services.trainer.adapters.kohya import from_kohya
-from services.trainer.adapters.targets import matched_in_time
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import AdapterType
+from services.trainer.config.expressions import matched_in_full
 
+LARGEST_ALPHA = 1e6
+LONGEST_PATTERNS = 200_000  # a name in full for every layer of FLUX.1-dev is 30,000
 _KEY = re.compile(r"(.+)\.((?:lora|lokr|hada)_.+)")
 _NAMED = 3
 
@@ -57,7 +58,7 @@ def read_adapter(data: bytes) -> FileAdapter:
             _of_kohya(tensors) if any(key.startswith(KOHYA_PREFIX) for key in tensors) else _of_peft(data, tensors)
         )
         refuse_non_finite(adapter.tensors)
-    except (SafetensorError, ValueError, NonFiniteAdapter) as error:
+    except (SafetensorError, ValueError, RecursionError, NonFiniteAdapter) as error:
         raise _refusal(
             f"names a file that is no LoRA of a FLUX transformer: {error}",
             reason="WARM_START_UNREADABLE",
@@ -99,6 +100,8 @@ def _of_peft(data: bytes, tensors: Mapping[str, Tensor]) -> FileAdapter:
         module, part = split.groups()
         name = f"{module}.{part}" + (".weight" if part == "lora_magnitude_vector" else "")
         found[name] = tensor.float()
+        if part in {"lora_A.weight", "lora_B.weight"} and tensor.ndim != 2:
+            raise ValueError(f"{key!r} is no matrix")
         if part == "lora_A.weight":
             ranks[module] = len(tensor)
     if not found:
@@ -106,7 +109,7 @@ def _of_peft(data: bytes, tensors: Mapping[str, Tensor]) -> FileAdapter:
     kind = _type_of(found)
     if kind not in SCALED and (lacking := {name.partition(".lora_")[0] for name in found} - set(ranks)):
         raise ValueError(f"{_some(lacking)} without lora_A")
-    # What LoKr and LoHa add is whole in their tensors: see adapter_files.py.
+    # What LoKr and LoHa add is whole in their tensors: see files.py.
     modules = {name.rpartition(".")[0] for name in found} if kind in SCALED else set(ranks)
     scales = dict.fromkeys(modules, 1.0) if kind in SCALED else _scales(_description(data), ranks)
     return FileAdapter(adapter_type=kind, tensors=found, scales=scales)
@@ -136,13 +139,19 @@ def _scales(description: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[st
         return dict.fromkeys(ranks, 1.0)
     root = 0.5 if description.get("use_rslora") else 1.0
     try:
-        alphas = dict.fromkeys(ranks, float(description["lora_alpha"]))
-        for pattern, alpha in (description.get("alpha_pattern") or {}).items():
-            # A stranger's expressions: matched within the time that a user's own have. Peft takes suffixes too.
-            for name in matched_in_time(rf"(?:.*\.)?(?:{pattern})", sorted(ranks)):
-                alphas[name] = float(alpha)
-    except (TypeError, AttributeError, TimeoutError, regex.error) as error:
+        alphas: dict[str, float] = {}
+        patterns = description.get("alpha_pattern") or {}
+        if sum(map(len, patterns)) > LONGEST_PATTERNS:
+            raise ValueError(f"alpha_pattern of lora_adapter_metadata has over {LONGEST_PATTERNS:,} characters")
+        for pattern, alpha in patterns.items():
+            # A stranger's expressions, so RE2 matches them. Peft takes suffixes too.
+            for name in matched_in_full(rf"(?:.*\.)?(?:{pattern})", sorted(ranks)):
+                alphas.setdefault(name, float(alpha))  # the first that matches counts, as in peft
+        alphas = dict.fromkeys(ranks, float(description["lora_alpha"])) | alphas
+    except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"lora_adapter_metadata cannot be read: {error}") from None
+    if wrong := [name for name, alpha in alphas.items() if not 0 < abs(alpha) <= LARGEST_ALPHA]:
+        raise ValueError(f"lora_adapter_metadata has alpha {alphas[wrong[0]]:g} for {wrong[0]}")
     return {name: alpha / ranks[name] ** root for name, alpha in alphas.items()}
 
 
@@ -150,7 +159,9 @@ def _refuse_mismatch(
     file: FileAdapter, config: TrainConfig, parameters: Mapping[str, nn.Parameter], modules: set[str]
 ) -> None:
     if file.adapter_type is not config.adapter_type:
-        raise _mismatch(f"{file.adapter_type}, not {config.adapter_type}", f"Set adapter_type to {file.adapter_type}.")
+        raise _mismatch(
+            f"of type {file.adapter_type}, not {config.adapter_type}", f"Set adapter_type to {file.adapter_type}."
+        )
     if file.modules != modules:
         sides = (("lacks", modules - file.modules), ("has besides", file.modules - modules))
         told = [f"{verb} {_some(names)}" for verb, names in sides if names]

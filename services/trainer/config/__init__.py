@@ -1,12 +1,14 @@
-"""What a job computes, validated in this one place: values in their ranges (`config_fields.py`) that fit together."""
+"""What a job computes, validated in this one place: values in their ranges (`fields.py`) that fit together."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import ValidationError, model_validator
 
 from services.common.errors import FieldViolation, InvalidInput
+from services.common.fields import shortened
 from services.trainer.config.conflicts import conflicts
 from services.trainer.config.fields import ConfigFields
 
@@ -31,28 +33,19 @@ class TrainConfig(ConfigFields):
 
     def validation_interval(self, total_steps: int) -> int:
         """Steps between measurements on the held-out dataset."""
-        return self.validation_interval_steps or max(1, total_steps // MEASUREMENTS_A_RUN)
+        return self.validation_interval_steps or max(1, -(-total_steps // MEASUREMENTS_A_RUN))
 
     def preview_interval(self, total_steps: int) -> int:
         """Steps between previews."""
-        return self.preview_interval_steps or max(1, total_steps // PREVIEWS_A_RUN)
+        return self.preview_interval_steps or max(1, -(-total_steps // PREVIEWS_A_RUN))
 
 
-def parse_config(fields: dict[str, Any]) -> TrainConfig:
+def parse_config(fields: Mapping[str, Any]) -> TrainConfig:
     """Fill in the defaults and validate; raises one `InvalidInput` with every violation."""
-    violations: list[FieldViolation] = []
-    try:
-        ConfigFields.model_validate(fields)
-    except ValidationError as error:
-        for detail in error.errors():
-            place = ".".join(["config", *map(str, detail["loc"])])
-            violations.append(
-                FieldViolation(field=place, description=f"is {detail['input']!r}: {detail['msg'].lower()}")
-            )
+    violations = _out_of_range(fields)
     wrong = {violation.field.split(".")[1] for violation in violations}
     # What the values in range do to each other is told in the same answer.
-    rest = ConfigFields.model_validate({name: value for name, value in fields.items() if name not in wrong})
-    for conflict in conflicts(rest):
+    for conflict in conflicts(valid_part(fields)):
         if wrong.isdisjoint(conflict.fields):
             place = f"config.{conflict.fields[0]}"
             violations.append(FieldViolation(field=place, description=conflict.description))
@@ -61,4 +54,24 @@ def parse_config(fields: dict[str, Any]) -> TrainConfig:
         raise InvalidInput(
             text, reason="CONFIG_INVALID", remedy="Correct the fields named.", violations=tuple(violations)
         )
-    return TrainConfig(**rest.model_dump())
+    return TrainConfig(**fields)
+
+
+def valid_part(fields: Mapping[str, Any]) -> ConfigFields:
+    """The fields that are in range, each by itself, and the defaults of all others."""
+    wrong = {violation.field.split(".")[1] for violation in _out_of_range(fields)}
+    return ConfigFields.model_validate({name: value for name, value in fields.items() if name not in wrong})
+
+
+def _out_of_range(fields: Mapping[str, Any]) -> list[FieldViolation]:
+    try:
+        ConfigFields.model_validate(dict(fields))
+    except ValidationError as error:
+        return [
+            FieldViolation(
+                field=".".join(["config", *(str(part)[:100] for part in detail["loc"])]),
+                description=f"is {shortened(detail['input'])}: {detail['msg'].lower()}",
+            )
+            for detail in error.errors()
+        ]
+    return []

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import regex
-
+from services.common.fields import shortened
 from services.trainer.config.choices import AdapterType, GuidanceMode, InitWeights, LearningRateSchedule, Optimizer
+from services.trainer.config.expressions import fault_of
 from services.trainer.config.fields import ConfigFields
 
 LARGEST_LEARNING_RATE = 0.1
+MOST_PREVIEWS = 5_000  # pictures of a job: its result names them all
 _LORA = (AdapterType.LORA, AdapterType.DORA)
 
 
@@ -24,7 +25,13 @@ class Conflict:
 
 def conflicts(config: ConfigFields) -> list[Conflict]:
     """All of them."""
-    return [*_of_length(config), *_of_objective(config), *_of_optimization(config), *_of_adapter(config)]
+    return [
+        *_of_length(config),
+        *_of_objective(config),
+        *_of_optimization(config),
+        *_of_adapter(config),
+        *_of_previews(config),
+    ]
 
 
 def _conflict(fields: str, description: str) -> Conflict:
@@ -90,13 +97,13 @@ def _of_adapter(config: ConfigFields) -> Iterator[Conflict]:
         yield _conflict("lokr_factor adapter_type", f"is for adapter type LOKR only, not for {kind}")
     for name, patterns in (("target_regex", [config.target_regex]), ("rank_pattern", list(config.rank_pattern))):
         for pattern in patterns:
-            if fault := _fault_of(pattern):
-                yield _conflict(name, f"has {pattern!r}, which is no regular expression: {fault}")
+            if fault := fault_of(pattern):
+                yield _conflict(name, f"has {shortened(pattern)}, which is no regular expression: {fault[:200]}")
 
 
-def _fault_of(pattern: str) -> str:
-    try:
-        regex.compile(pattern)
-    except regex.error as error:
-        return str(error)
-    return ""
+def _of_previews(config: ConfigFields) -> Iterator[Conflict]:
+    if config.steps and config.preview_interval_steps:
+        count = (config.steps // config.preview_interval_steps + 2) * len(config.preview_prompts)
+        if count > MOST_PREVIEWS:
+            description = f"asks for {count:,} pictures with the prompts given, over {MOST_PREVIEWS:,}: set it higher"
+            yield _conflict("preview_interval_steps preview_prompts steps", description)

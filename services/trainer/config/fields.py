@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from services.trainer.config.choices import (
     AdapterType,
@@ -20,8 +20,17 @@ from services.trainer.config.choices import (
     TargetPreset,
 )
 
+
+def without_control_characters(text: str) -> str:
+    """The text; raises `ValueError` for what no keyboard writes, and not every database can keep."""
+    if any(not (character.isprintable() or character in "\n\t") for character in text):
+        raise ValueError("has a control character")
+    return text
+
+
 Rank = Annotated[int, Field(ge=1, le=512)]
-Prompt = Annotated[str, Field(max_length=2000)]
+Prompt = Annotated[str, Field(max_length=2000), AfterValidator(without_control_characters)]
+Expression = Annotated[str, Field(max_length=200), AfterValidator(without_control_characters)]
 
 
 class ConfigFields(BaseModel):
@@ -127,10 +136,10 @@ class ConfigFields(BaseModel):
     """rsLoRA: scale by alpha / sqrt(rank) instead of alpha / rank. LORA and DORA only."""
     adapter_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of a layer's inputs that the adapter does not see in a step. LORA and DORA only."""
-    target_regex: str = Field(default="", max_length=1000)
+    target_regex: Annotated[str, AfterValidator(without_control_characters)] = Field(default="", max_length=1000)
     r"""Regular expression that the full names of the modules to adapt match, such as
     `transformer_blocks\.\d+\.attn\.to_[qkv]`; takes the place of `targets`. Empty means `targets` decides."""
-    rank_pattern: dict[str, Rank] = Field(default={}, max_length=100)
+    rank_pattern: dict[Expression, Rank] = Field(default={}, max_length=100)
     """Ranks of single modules: a regular expression that full names match, and the rank of those; the first that
     matches counts, in alphabetical order. Empty means `rank` everywhere."""
     lokr_factor: int | None = Field(default=None, ge=2, le=1024)

@@ -88,20 +88,27 @@ class CachedDataset:
         return len(self._epoch(0, 0, batch_size))
 
     def batches(
-        self, config: TrainConfig, total_steps: int, *, in_order_first: bool = False
+        self,
+        config: TrainConfig,
+        total_steps: int,
+        *,
+        in_order_first: bool = False,
+        most_batches: int | None = None,
     ) -> Generator[tuple[Batch, ...], None, None]:
         """The run's steps in order, each with its `gradient_accumulation_steps` batches, read ahead by a thread.
 
-        Samples of a batch share one bucket. A step may take its batches from two epochs. With `in_order_first` the
+        Samples of a batch share one bucket. A step may take its batches from two epochs; the last one has fewer where
+        `most_batches` end with it. With `in_order_first` the
         first epoch takes the samples in their own order, so that it need not know them all. Close it when the run ends
         before it does.
         """
-        shown = chain.from_iterable(
+        shown: Iterator[list[Exposure]] = chain.from_iterable(
             self._in_order(config.seed, config.batch_size)
             if in_order_first and epoch == 0
             else self._epoch(config.seed, epoch, config.batch_size)
             for epoch in count()
         )
+        shown = islice(shown, most_batches)
         steps = (
             self._step(config, step, list(islice(shown, config.gradient_accumulation_steps)))
             for step in range(total_steps)

@@ -38,7 +38,7 @@ class Data:
     def arithmetic(self, config: TrainConfig, total_steps: int) -> str:
         """How the number of steps comes about, for people."""
         if not self.manifest_digest:  # nobody knows yet how many samples there are
-            return f"{total_steps} steps in all"
+            return f"{_counted(total_steps, 'step')} in all"
         samples = self.training.samples
         shown = sum(sample.repeats * len(sample.views) for sample in samples)
         images = f"{len(samples)} images"
@@ -49,8 +49,9 @@ class Data:
         accumulated = config.gradient_accumulation_steps
         a_step = f" at {accumulated} batches a step" if accumulated > 1 else ""
         if config.steps is not None:
-            return f"{text}, the run has {total_steps} steps{a_step}"
-        return f"{text}, {config.epochs or 1} epochs of them{a_step} make {total_steps} steps"
+            return f"{text}, the run has {_counted(total_steps, 'step')}{a_step}"
+        epochs = config.epochs or 1
+        return f"{text}, {_counted(epochs, 'epoch')} of them{a_step} make {_counted(total_steps, 'step')}"
 
     def provenance(self) -> dict[str, str]:
         """What a file says of the data, once all of it is known."""
@@ -101,3 +102,7 @@ def _dataset(
         return CachedDataset(store, samples.head(), samples)
     manifest = read_manifest(store, tenant, reference.manifest_digest)
     return CachedDataset(store, manifest, manifest.samples)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -15,6 +15,7 @@ from services.trainer.jobs import (
     ArtifactPublished,
     Event,
     Job,
+    JobState,
     JobWarning,
     PreviewRendered,
 )
@@ -32,7 +33,9 @@ SAVE_S = 30.0
 class Records:
     """Hears every event of a run that its reporter writes."""
 
-    def __init__(self, job: Job, store: ObjectStore, reporter: Reporter, link: EncoderLink) -> None:
+    def __init__(self, job: Job, store: ObjectStore, reporter: Reporter, link: EncoderLink, base_model: str) -> None:
+        self.held_out_names: tuple[str, ...] = ()
+        self._base_model = base_model
         self.history = History()
         self.artifacts: dict[str, Artifact] = {}
         self._job = job
@@ -62,15 +65,20 @@ class Records:
         self._reporter.restart_clock()
 
     def close(self, **ending: Any) -> None:
-        """Publish table, event file and report. `ending` has the fields of the job that its end sets."""
+        """Publish table, event file and report. `ending` has the fields of the job that its end sets.
+
+        A job that was cancelled is not kept waiting for a contact sheet.
+        """
         for name, data in self._running_files():
             self.publish(name, data, content_type="text/csv" if name == METRICS_FILE else "application/octet-stream")
-        contact_sheet_png = self._contact_sheet()
+        contact_sheet_png = None if ending["state"] is JobState.CANCELLED else self._contact_sheet()
         try:
             report = render_report(
-                self._job.model_copy(update=ending),
+                self._job.model_copy(update={"end_time_s": time.time(), **ending}),
                 self.history,
                 contact_sheet_png=contact_sheet_png,
+                held_out_names=self.held_out_names,
+                base_model=self._base_model,
                 artifacts=tuple(self.artifacts.values()),
             )
         except Exception:  # a report that cannot be drawn must not cost the job what it has learnt

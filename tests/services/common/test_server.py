@@ -10,7 +10,7 @@ from services.common import errors
 from services.common.base_model import BaseModelError
 from services.common.errors import FieldViolation, InvalidInput, ServiceError, Unavailable
 from services.common.object_store import ObjectDamaged, ObjectMissing
-from services.common.server import DOMAIN, MAX_MESSAGE_BYTES, STATUS_OF, _details
+from services.common.server import DOMAIN, MAX_MESSAGE_BYTES, STATUS_OF, _details, cut, fitting
 
 
 def status_of(error: ServiceError) -> grpc.StatusCode:
@@ -61,3 +61,18 @@ def test_one_line_says_what_happened_and_what_to_do() -> None:
 
 def test_message_limit_leaves_room_for_a_full_page() -> None:
     assert MAX_MESSAGE_BYTES == 8 * 1024 * 1024
+
+
+def test_faults_of_any_length_fit_into_an_answer() -> None:
+    long = [errors.FieldViolation(field=f"config.f{number}", description="\U0001f34e" * 1000) for number in range(50)]
+    told = list(fitting(long))
+    assert sum(len((one.field + one.description).encode()) for one in told) < 2500
+    assert told[0].description.endswith("...")
+    assert told[-1].description == f"and {50 - len(told) + 1} more"
+    short = [errors.FieldViolation(field="a", description="b")] * 3
+    assert list(fitting(short)) == short
+
+
+def test_text_is_cut_by_its_bytes() -> None:
+    assert cut("short", 10) == "short"
+    assert cut("\U0001f34e" * 10, 12) == "\U0001f34e\U0001f34e..."

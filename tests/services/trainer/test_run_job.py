@@ -74,7 +74,8 @@ class Bench:
         self.jobs, self.objects, self.tenant = jobs, objects, tenant
         self.stop = threading.Event()
         settings = TrainerSettings(heartbeat_s=0.02, max_attempts=2, retry_delay_s=0, encoder_address=encoder_address)
-        base = Base(transformer=transformer, scheduler_folder=ROOT / "assets" / "flux-tiny" / "scheduler")
+        folder = ROOT / "assets" / "flux-tiny"
+        base = Base(transformer=transformer, scheduler_folder=folder / "scheduler", name=folder.name)
         self.worker = Worker(jobs, objects, base, settings, self.stop)
         self.publish(make_dataset([(64, 64), (64, 64), (48, 80)]))
 

@@ -83,7 +83,7 @@ def violations_of(fields: dict[str, Any]) -> dict[str, str]:
 def test_value_out_of_range_is_named_with_its_field(field: str, value: object) -> None:
     ((name, description),) = violations_of({field: value}).items()
     assert name == f"config.{field}"
-    assert repr(value) in description
+    assert repr(value)[:100] in description
 
 
 def test_all_violations_are_reported_at_once() -> None:
@@ -170,7 +170,7 @@ def test_ends_of_a_range_belong_to_it(fields: dict[str, Any]) -> None:
         ({"steps": 5}, 5),
         ({"steps": 100}, 100),
         ({"gradient_accumulation_steps": 4}, 3),
-        ({"gradient_accumulation_steps": 5}, 3),  # the last one begins the next epoch
+        ({"gradient_accumulation_steps": 5}, 3),  # the last one has two batches
         ({"gradient_accumulation_steps": 5, "epochs": 3}, 8),
         ({"gradient_accumulation_steps": 5, "steps": 7}, 7),
     ],
@@ -179,13 +179,13 @@ def test_length_is_steps_or_epochs_or_one_epoch(fields: dict[str, Any], steps: i
     assert parse_config(fields).total_steps(batches_per_epoch=12) == steps
 
 
-@pytest.mark.parametrize(("total", "interval"), [(1000, 250), (99, 24), (4, 1), (3, 1)])
+@pytest.mark.parametrize(("total", "interval"), [(1000, 250), (99, 25), (30, 8), (4, 1), (3, 1)])
 def test_previews_are_made_four_times_a_run(total: int, interval: int) -> None:
     assert TrainConfig().preview_interval(total) == interval
     assert TrainConfig(preview_interval_steps=7).preview_interval(total) == 7
 
 
-@pytest.mark.parametrize(("total", "interval"), [(1000, 100), (99, 9), (10, 1), (3, 1)])
+@pytest.mark.parametrize(("total", "interval"), [(1000, 100), (99, 10), (10, 1), (3, 1)])
 def test_held_out_loss_is_measured_ten_times_a_run(total: int, interval: int) -> None:
     assert TrainConfig().validation_interval(total) == interval
     assert TrainConfig(validation_interval_steps=7).validation_interval(total) == 7
