@@ -292,7 +292,11 @@ def main() -> int:
                 f"Data and logs in {stack.data}. Ctrl-C stops everything.\n"
             )
             sys.stdout.flush()
-            stack.wait()
+            try:
+                stack.wait()
+            finally:
+                sys.stdout.write("Stopping (the store last, which may take twenty seconds)\n")
+                sys.stdout.flush()
     except KeyboardInterrupt:
         return 0
     except StackError as error:
