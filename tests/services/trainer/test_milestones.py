@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from services.trainer.adapters.adapter import attached
 from services.trainer.adapters.files import AdapterSnapshot, snapshot
 from services.trainer.config import TrainConfig
 from services.trainer.job_store import JobStore
-from services.trainer.jobs import DatasetReference, Job, NewJob, ValidationCompleted
+from services.trainer.jobs import DatasetReference, Job, NewJob, PreviewRendered, ValidationCompleted
 from services.trainer.milestones import Milestones, StopEarly
+from services.trainer.previews import Previews
 from services.trainer.reporter import Reporter
 from services.trainer.results.history import History
 from services.trainer.settings import TrainerSettings
@@ -24,20 +26,47 @@ from tests.services.trainer.test_job_store import take
 CONFIG = TrainConfig(rank=1, alpha=1.0, steps=10, validation_interval_steps=1, gradient_checkpointing=False)
 
 
-class Run:
-    """A run whose held-out losses are given: what it makes of them is the claim."""
+class Noted(Previews):
+    """Previews that are not made, only noted: when they are asked for is the claim."""
 
-    def __init__(self, transformer: FluxTransformer2DModel, job: Job, jobs: JobStore, losses: Sequence[float]) -> None:
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.checks: list[Callable[[], None]] = []
+
+    def render(self, step: int, check: Callable[[], None]) -> list[PreviewRendered]:
+        """Note the step and what would be called meanwhile."""
+        self.steps.append(step)
+        self.checks.append(check)
+        return []
+
+
+class Run:
+    """A run whose held-out losses are given, each after `measuring_s`: what it makes of them is the claim.
+
+    Without losses nothing is measured.
+    """
+
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        job: Job,
+        jobs: JobStore,
+        losses: Sequence[float],
+        measuring_s: float = 0,
+    ) -> None:
         self.jobs, self.job = jobs, job
         self.training = Training(transformer, job.config, 10)
         self.reporter = Reporter(jobs, job, TrainerSettings(), threading.Event())
         self.reporter.total_steps = 10
         self.taken: list[AdapterSnapshot] = []
         self.modes: list[bool] = []
+        self.previews = Noted()
+        self.stopped_early = False
         coming = iter(losses)
 
         def measure() -> float:
             self.modes.append(transformer.training)
+            time.sleep(measuring_s)
             return next(coming)
 
         def copy() -> AdapterSnapshot:
@@ -45,7 +74,13 @@ class Run:
             return self.taken[-1]
 
         self.milestones = Milestones(
-            self.training, job.config, self.reporter, History(), measure=measure, snapshot=copy, previews=None
+            self.training,
+            job.config,
+            self.reporter,
+            History(),
+            measure=measure if losses else None,
+            snapshot=copy,
+            previews=self.previews,
         )
 
     def go(self) -> int:
@@ -56,6 +91,7 @@ class Run:
             try:
                 self.milestones.on_step(step)
             except StopEarly:
+                self.stopped_early = True
                 return number
         return 10
 
@@ -65,10 +101,10 @@ def make_run(transformer: FluxTransformer2DModel, job_store: JobStore) -> Iterat
     """Makes runs with an adapter attached."""
     with attached(transformer, CONFIG):
 
-        def make(losses: Sequence[float], **fields: object) -> Run:
+        def make(losses: Sequence[float], *, measuring_s: float = 0, **fields: object) -> Run:
             config = CONFIG.model_copy(update=fields)
             job_store.create("t", NewJob(dataset=DatasetReference(dataset_id="ds-1"), config=config))
-            return Run(transformer, take(job_store), job_store, losses)
+            return Run(transformer, take(job_store), job_store, losses, measuring_s)
 
         yield make
 
@@ -115,3 +151,45 @@ def test_losses_are_told_in_order_and_measured_without_dropout(make_run) -> None
 def test_held_out_loss_that_is_not_finite_ends_the_run(make_run) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(NonFiniteLoss, match="held-out loss nan after step 0"):
         make_run([float("nan")]).go()
+
+
+def test_of_equal_measurements_the_earlier_is_the_best(make_run) -> None:  # type: ignore[no-untyped-def]
+    run = make_run([5.0, 4.0, 2.0, 3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])
+    run.go()
+    assert run.milestones.best.step == 2
+    assert run.milestones.best.snapshot is run.taken[2]
+
+
+def test_run_that_has_come_to_its_end_has_not_been_stopped(make_run) -> None:  # type: ignore[no-untyped-def]
+    falling = [5.0, 4.9, 4.8, 4.7, 4.6, 4.5, 4.4, 4.3, 4.2]
+    run = make_run([*falling, 4.5, 4.5], early_stopping_patience=2)
+    assert (run.go(), run.stopped_early) == (10, False)
+    run = make_run([*falling[:-1], 4.5, 4.5], early_stopping_patience=2)
+    assert (run.go(), run.stopped_early) == (9, True)
+
+
+@pytest.mark.parametrize(
+    ("losses", "fields", "shown"),
+    [
+        ([], {"preview_interval_steps": 4}, [0, 4, 8, 10]),
+        ([], {"preview_interval_steps": 5}, [0, 5, 10]),
+        ([], {"preview_interval_steps": 11}, [0, 10]),
+        ([], {}, [0, 3, 6, 9, 10]),
+        ([5.0] * 5, {"preview_interval_steps": 3, "early_stopping_patience": 4}, [0, 3, 4]),
+        ([5.0] * 5, {"preview_interval_steps": 4, "early_stopping_patience": 4}, [0, 4]),
+    ],
+)
+def test_pictures_are_made_at_the_start_now_and_then_and_at_the_end(make_run, losses, fields, shown) -> None:  # type: ignore[no-untyped-def]
+    run = make_run(losses, **fields)
+    run.go()
+    assert run.previews.steps == shown
+    assert set(run.previews.checks) == {run.reporter.check}
+
+
+@pytest.mark.parametrize("losses", [[], [5.0] * 11])
+def test_only_its_own_time_counts_as_a_steps(make_run, losses) -> None:  # type: ignore[no-untyped-def]
+    run = make_run(losses, measuring_s=0.2, validation_interval_steps=5)
+    time.sleep(0.2)  # reading the data, say
+    run.go()
+    assert len(run.reporter.durations_s) == 10
+    assert max(run.reporter.durations_s) < 0.2

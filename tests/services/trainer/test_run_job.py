@@ -83,11 +83,16 @@ class Bench:
         """Make this the dataset of the jobs to come."""
         digest = publish(self.objects, self.tenant, manifest)
         self.manifest = manifest
-        self.reference = DatasetReference(dataset_id="ds-test", manifest_digest=digest)
+        self.reference = self.held_out = DatasetReference(dataset_id="ds-test", manifest_digest=digest)
+
+    def measure_on(self, manifest: DatasetManifest) -> None:
+        """Make this the held-out dataset of the jobs to come, in place of the one they train on."""
+        digest = publish(self.objects, self.tenant, manifest)
+        self.held_out = DatasetReference(dataset_id="ds-held-out", manifest_digest=digest)
 
     def run(self, config: TrainConfig, *, held_out: bool = True) -> Job:
         """Create a job, run it to its end in this process, and return it."""
-        new = NewJob(dataset=self.reference, held_out=self.reference if held_out else None, config=config)
+        new = NewJob(dataset=self.reference, held_out=self.held_out if held_out else None, config=config)
         self.jobs.create(self.tenant, new)
         return self.run_next()
 
@@ -219,6 +224,40 @@ def test_numbers_that_are_not_finite_are_the_users_to_mend(bench: Bench) -> None
         assert b"learning rate" in bench.file(job, "report.html")
 
 
+def test_step_that_is_not_finite_is_skipped_and_counted(bench: Bench, make_dataset: MakeDataset) -> None:
+    manifest = make_dataset([(64, 64)] * 3)
+    broken = {cache.LATENT_MEAN: torch.full((16, 8, 8), float("nan"))}
+    stored = bench.objects.put(f"{bench.tenant}/broken", safetensors.torch.save(broken))
+    old = manifest.samples[1].views[0].variants[0].latents.model_dump_json()
+    new = CachedObject(**vars(stored)).model_dump_json()
+    bench.publish(DatasetManifest.model_validate_json(manifest.model_dump_json().replace(old, new)))
+    job = bench.run(CONFIG.model_copy(update={"steps": 3, "batch_size": 1}), held_out=False)  # one epoch
+    assert job.state is JobState.SUCCEEDED
+    assert job.result
+    assert job.result.skipped_steps == 1
+
+
+def test_guidance_that_the_base_does_not_know_is_the_users_to_mend(
+    bench: Bench, transformer: FluxTransformer2DModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = type(transformer.config)({**transformer.config, "guidance_embeds": False})
+    monkeypatch.setattr(transformer, "_internal_dict", known)
+    job = bench.run(CONFIG.model_copy(update={"guidance": GuidanceMode.FIXED}), held_out=False)
+    assert job.failure
+    assert (job.failure.fault, job.failure.reason) == (Fault.USER, "GUIDANCE_NOT_SUPPORTED")
+
+
+@pytest.mark.parametrize(("recompute", "forwards_a_step"), [(True, 2), (False, 1)])
+def test_activations_are_recomputed_when_the_job_says_so(
+    bench: Bench, transformer: FluxTransformer2DModel, recompute: bool, forwards_a_step: int
+) -> None:
+    forwards: list[None] = []
+    handle = transformer.transformer_blocks[0].register_forward_pre_hook(lambda *_: forwards.append(None))
+    bench.run(CONFIG.model_copy(update={"steps": 2, "gradient_checkpointing": recompute}), held_out=False)
+    handle.remove()
+    assert len(forwards) == 2 * forwards_a_step
+
+
 def test_dataset_of_another_base_model_is_refused(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="services.trainer.worker")
     wide = {cache.T5_EMBEDDING: torch.zeros(8, 4096), cache.CLIP_POOLED: torch.zeros(64)}
@@ -304,6 +343,9 @@ def test_a_measurement_must_be_better_by_the_least_difference(bench: Bench) -> N
     asked = {"steps": 40, "early_stopping_patience": 1, "early_stopping_min_delta": 100.0}
     job = bench.run(CONFIG.model_copy(update=asked))
     assert job.step == 2  # the first measurement after the base's
+    assert job.result
+    assert job.result.stopped_early
+    assert not (bench.run(CONFIG).result or job.result).stopped_early
 
 
 def test_share_held_out_is_measured_and_not_trained_on(bench: Bench) -> None:

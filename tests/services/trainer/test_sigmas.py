@@ -133,8 +133,9 @@ def test_uniform_has_all_of_its_levels_and_no_others() -> None:
     assert {level: levels.count(level) for level in levels} == {number / 40: 10 for number in range(1, 41)}
 
 
-def test_cut_off_uniform_has_its_levels_between_the_ends_alike() -> None:
-    config = TrainConfig(sigma_sampling=SigmaSampling.UNIFORM, timesteps=40, sigma_min=0.25, sigma_max=0.51)
+@pytest.mark.parametrize("highest", [0.5, 0.51])
+def test_cut_off_uniform_has_its_levels_between_the_ends_alike(highest: float) -> None:
+    config = TrainConfig(sigma_sampling=SigmaSampling.UNIFORM, timesteps=40, sigma_min=0.25, sigma_max=highest)
     levels = [sigma_at(config, (place + 0.5) / 110, 16) for place in range(110)]
     assert {level: levels.count(level) for level in levels} == {number / 40: 10 for number in range(10, 21)}
 

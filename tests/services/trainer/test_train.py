@@ -272,6 +272,21 @@ def test_schedule_goes_on_over_skipped_steps(transformer: FluxTransformer2DModel
     assert steps[-1].learning_rate == pytest.approx(3 / 4 * CONFIG.learning_rate)
 
 
+def test_loss_that_is_not_finite_is_enough_to_skip_a_step(transformer: FluxTransformer2DModel) -> None:
+    config = like(CONFIG, loss_function="MAE")
+    plain = random_batch()
+    # At noise level 1 the model sees none of it, and the slope of MAE is 1 however large the error.
+    huge = Batch(**vars(plain) | {"clean_BCHW": torch.full_like(plain.clean_BCHW, 3e38), "sigma_B": torch.ones(2)})
+    with attached(transformer, config):
+        training = Training(transformer, config, 2)
+        before = copies(training)
+        step = training.step([huge])
+        assert step.skipped
+        assert not step.loss.isfinite()
+        assert step.gradient_norm.isfinite()
+        assert same(before, copies(training))
+
+
 def test_too_many_skipped_steps_in_a_row_end_the_run(transformer: FluxTransformer2DModel) -> None:
     config = like(CONFIG, max_skipped_steps=2)
     good, bad = [random_batch(1)], [BAD]

@@ -261,3 +261,23 @@ def test_layers_that_have_learnt_nothing_yet_are_still_there() -> None:
     assert {name: part.a_RI.tolist() for name, part in ours.items()} == {
         name: part.a_RI.tolist() for name, part in factors.items()
     }
+
+
+def test_column_that_is_still_zero_stays_with_its_layer() -> None:
+    names = [f"transformer_blocks.0.attn.to_{side}" for side in "qkv"]
+    factors = {name: lora(name, 4, 4, 2) for name in names}
+    factors[names[1]].b_OR[:, 0] = 0
+    ours = from_kohya(to_kohya(factors))
+    assert ours.keys() == factors.keys()
+    for name, part in factors.items():
+        assert torch.equal(ours[name].a_RI, part.a_RI)
+        assert torch.equal(ours[name].b_OR, part.b_OR)
+
+
+def test_layers_that_have_learnt_nothing_are_left_out_where_nothing_tells_them_apart() -> None:
+    names = [f"transformer_blocks.0.attn.to_{side}" for side in "qkv"]
+    factors = {
+        name: LoraFactors(a_RI=draw(name, rank, 4), b_OR=torch.zeros(4, rank))
+        for name, rank in zip(names, (3, 3, 2), strict=True)
+    }
+    assert from_kohya(to_kohya(factors)) == {}

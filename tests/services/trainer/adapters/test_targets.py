@@ -104,13 +104,23 @@ def test_regex_that_names_no_linear_layer_is_refused(flux_dev: tuple[str, ...]) 
         target_names(flux_dev, config(target_regex=r"transformer_blocks\.0\.attn"))
 
 
-@pytest.mark.parametrize("pattern", ["(.|.|[a-z])+[A-Z]", "(?:[a-z]|[a-z._0-9]|.)+[A-Z]"])
-def test_catastrophic_regex_is_refused_in_time(flux_dev: tuple[str, ...], pattern: str) -> None:
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(.|.|[a-z])+[A-Z]",
+        "(?:[a-z]|[a-z._0-9]|.)+[A-Z]",
+        "(.*)*" * 100 + "!",
+        "(((a{1,100}){1,100}){1,100}){1,100}",
+        "(" * 500 + "a" + ")*" * 500,
+    ],
+    ids=["alternatives", "classes", "stars", "counts", "depth"],
+)
+def test_catastrophic_or_huge_regex_is_refused_in_time(flux_dev: tuple[str, ...], pattern: str) -> None:
     begin = time.monotonic()
     with pytest.raises(InvalidInput) as refused:
-        target_names(flux_dev, config(target_regex=pattern))
-    assert refused.value.reason == "REGEX_TOO_SLOW"
-    assert time.monotonic() - begin < 3  # its clock is a coarse one
+        target_names(flux_dev, TrainConfig().model_copy(update={"target_regex": pattern}))
+    assert refused.value.reason == "TARGET_MATCHES_NOTHING"
+    assert time.monotonic() - begin < 1
 
 
 def test_rank_pattern_takes_the_first_that_matches_in_alphabetical_order(flux_dev: tuple[str, ...]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import timedelta
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import urllib3
@@ -10,7 +12,7 @@ import urllib3
 from services.common.errors import InvalidInput, LimitExceeded, NotFound
 from services.common.object_store import ObjectStore
 from services.trainer.adapters import uploads
-from services.trainer.adapters.uploads import adapter_upload, read_warm_start
+from services.trainer.adapters.uploads import adapter_upload, read_warm_start, warm_start_key
 from tests.services.damage import damage
 
 LORA = b"bytes of a LoRA file"
@@ -22,6 +24,12 @@ def test_what_is_put_to_the_address_is_read_for_the_job(store: ObjectStore, tena
     upload = adapter_upload(store, tenant, DIGEST)
     assert urllib3.request("PUT", upload.url, body=LORA).status == 200
     assert read_warm_start(store, tenant, upload.uri) == LORA
+
+
+def test_address_to_put_to_lives_for_an_hour(store: ObjectStore, tenant: str) -> None:
+    upload = adapter_upload(store, tenant, DIGEST)
+    assert upload.lifetime == timedelta(hours=1)
+    assert parse_qs(urlsplit(upload.url).query)["X-Amz-Expires"] == ["3600"]
 
 
 def test_upload_of_other_bytes_is_refused_when_it_is_read(store: ObjectStore, tenant: str) -> None:
@@ -93,3 +101,15 @@ def test_file_that_is_too_large_is_refused_unread(
     damage(store, f"{tenant}/{OF_JOB}", LORA + b"!")  # whoever reads it says so
     with pytest.raises(LimitExceeded, match=str(len(LORA) + 1)):
         read_warm_start(store, tenant, uri)
+
+
+def test_file_of_the_largest_size_is_read(store: ObjectStore, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MOST_BYTES", len(LORA))
+    uri = store.uri(store.put(f"{tenant}/{OF_JOB}", LORA).key)
+    assert read_warm_start(store, tenant, uri) == LORA
+
+
+def test_file_whose_key_only_begins_like_it_is_another(store: ObjectStore, tenant: str) -> None:
+    store.put(f"{tenant}/{OF_JOB}.old", LORA)
+    with pytest.raises(NotFound):
+        warm_start_key(store, tenant, store.uri(f"{tenant}/{OF_JOB}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -96,6 +97,8 @@ def foreign(description: dict[str, Any] | None, rank: int = 2) -> bytes:
         ({"transformer.lora_alpha": 6.0, "transformer.use_rslora": True}, 6.0 / 2**0.5),
         ({"transformer.lora_alpha": 1.0, "transformer.alpha_pattern": {"attn.to_q": 8}}, 4.0),
         ({"transformer.lora_alpha": 1.0, "transformer.alpha_pattern": {f"^{LAYER}$": 8}}, 4.0),
+        ({"transformer.lora_alpha": 1.0, "transformer.alpha_pattern": {"attn.to_q": 8, ".*to_q": 2}}, 4.0),
+        ({"transformer.lora_alpha": 1.0, "transformer.alpha_pattern": {".*to_q": 2, "attn.to_q": 8}}, 1.0),
         ({"transformer.lora_alpha": 2.0, "transformer.alpha_pattern": {"text_model.*": 8}}, 1.0),
         ({"transformer.r": 2}, 1.0),
     ],
@@ -166,7 +169,18 @@ def test_what_is_no_lora_is_refused(data: bytes) -> None:
     assert refused.value.reason == "WARM_START_UNREADABLE"
 
 
-def test_catastrophic_pattern_in_a_header_is_refused_in_time() -> None:
-    evil = {"transformer.lora_alpha": 1.0, "transformer.alpha_pattern": {"(?:[a-z]|[a-z._0-9]|.)+[A-Z]": 8}}
-    with pytest.raises(InvalidInput):
-        read_adapter(foreign(evil))
+@pytest.mark.parametrize("pattern", ["(?:[a-z]|[a-z._0-9]|.)+[A-Z]", "(.*)*" * 1000 + "!"])
+def test_catastrophic_pattern_in_a_header_matches_nothing_in_time(pattern: str) -> None:
+    begin = time.monotonic()
+    read = read_adapter(foreign({"transformer.lora_alpha": 2.0, "transformer.alpha_pattern": {pattern: 8}}))
+    assert read.scales == {LAYER: 1.0}
+    assert time.monotonic() - begin < 1
+
+
+@pytest.mark.parametrize("pattern", ["(((a{1,100}){1,100}){1,100}){1,100}", "a" * 200_001], ids=["counts", "length"])
+def test_huge_pattern_in_a_header_is_refused_in_time(pattern: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(InvalidInput) as refused:
+        read_adapter(foreign({"transformer.lora_alpha": 2.0, "transformer.alpha_pattern": {pattern: 8}}))
+    assert refused.value.reason == "WARM_START_UNREADABLE"
+    assert time.monotonic() - begin < 1

@@ -24,6 +24,7 @@ from services.trainer.flow_matching import Batch
 from services.trainer.sigmas import resolution_mu, shift
 from tests.services.damage import damage
 from tests.services.trainer.conftest import SCALE, SHIFT, MakeDataset, cached, draw, left_half
+from tests.services.trainer.data.test_read_ahead import settled
 
 SQUARE, WIDE = (64, 64), (48, 80)
 MIXED = [SQUARE, WIDE, SQUARE, SQUARE, WIDE]
@@ -190,6 +191,24 @@ def test_object_is_read_from_the_store_once(store: ObjectStore, make_dataset: Ma
     first = list(shown(dataset, CONFIG, 2))
     damage(store, manifest.samples[0].views[0].variants[0].latents.key)
     assert all(same(*pair) for pair in zip(first, shown(dataset, CONFIG, 2), strict=True))
+
+
+def test_two_steps_are_read_ahead_while_the_caller_works(
+    store: ObjectStore, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_dataset([SQUARE] * 8)
+    read: list[int] = []
+    get = store.get
+
+    def noted(key: str, *, digest: str | None = None) -> bytes:
+        read.append(len(read))
+        return get(key, digest=digest)
+
+    monkeypatch.setattr(store, "get", noted)
+    steps = cached(store, manifest).batches(CONFIG, 4)
+    next(steps)
+    assert settled(read, 12) == 12  # latents and captions of two samples a step
+    steps.close()
 
 
 def test_widths_are_those_of_the_cached_tensors(store: ObjectStore, make_dataset: MakeDataset) -> None:

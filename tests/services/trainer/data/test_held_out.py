@@ -104,3 +104,21 @@ def test_held_out_latents_are_the_mean_in_model_space(store: ObjectStore, make_d
     batch = next(cached(store, manifest).held_out_batches(TrainConfig()))
     mean_CHW = stored(store, manifest.samples[0].views[0].variants[0].latents)[cache.LATENT_MEAN]
     assert torch.equal(batch.clean_BCHW[0], (mean_CHW - SHIFT) * SCALE)
+
+
+def test_held_out_samples_of_one_size_have_noise_of_their_own(store: ObjectStore, make_dataset: MakeDataset) -> None:
+    dataset = cached(store, make_dataset([SQUARE, SQUARE]))
+    noises = [noise for batch in dataset.held_out_batches(TrainConfig(batch_size=8)) for noise in batch.noise_BCHW]
+    assert len({tuple(noise[0, 0].tolist()) for noise in noises}) == 16
+
+
+def test_held_out_samples_are_shown_by_their_first_variant_and_caption(
+    store: ObjectStore, make_dataset: MakeDataset
+) -> None:
+    manifest = make_dataset([SQUARE, SQUARE], captions=3, variants=3)
+    batches = list(cached(store, manifest).held_out_batches(TrainConfig(batch_size=8)))
+    for sample, batch in zip(manifest.samples, batches, strict=True):
+        mean_CHW = stored(store, sample.views[0].variants[0].latents)[cache.LATENT_MEAN]
+        clip_D = stored(store, sample.captions[0].embedding)[cache.CLIP_POOLED]
+        assert torch.equal(batch.clean_BCHW, ((mean_CHW - SHIFT) * SCALE).expand(8, -1, -1, -1))
+        assert torch.equal(batch.clip_BD, clip_D.expand(8, -1))
