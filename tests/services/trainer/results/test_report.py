@@ -254,6 +254,8 @@ def test_the_best_adapter_is_named_when_it_is_not_the_last(history: History) -> 
     assert "that adapter is" not in Page(render_report(DONE, history, artifacts=[LORA])).text
     history.add(ValidationCompleted(step=4, loss=1.5))
     assert "that adapter is" not in Page(render_report(DONE, history, artifacts=[LORA, BEST])).text
+    failed = DONE.model_copy(update={"state": JobState.FAILED})
+    assert "after step 4: that adapter is" in Page(render_report(failed, history, artifacts=[BEST])).text
 
 
 def test_a_best_adapter_of_no_step_is_not_praised(history: History) -> None:
@@ -300,6 +302,7 @@ def test_a_cancelled_job_says_how_far_it_came_and_of_no_success(history: History
     cancelled = DONE.model_copy(update={"state": JobState.CANCELLED})
     text = Page(render_report(cancelled, history)).text
     assert "It was cancelled after step 4 of 100 It left no adapter." in text
+    assert "There is no contact sheet, since the job was cancelled." in text
     assert "stopped early" not in text
     assert "Result" not in text
     assert "It left no adapter" not in Page(render_report(cancelled, history, artifacts=[BEST])).text
