@@ -13,8 +13,9 @@ from diffusers import FluxTransformer2DModel
 from services.trainer.adapters.adapter import attached
 from services.trainer.adapters.files import AdapterSnapshot, snapshot
 from services.trainer.config import TrainConfig
+from services.trainer.encoder_link import EncoderAway
 from services.trainer.job_store import JobStore
-from services.trainer.jobs import DatasetReference, Job, NewJob, PreviewRendered, ValidationCompleted
+from services.trainer.jobs import DatasetReference, Job, JobWarning, NewJob, PreviewRendered, ValidationCompleted
 from services.trainer.milestones import Milestones, StopEarly
 from services.trainer.previews import Previews
 from services.trainer.reporter import Reporter
@@ -31,12 +32,15 @@ class Noted(Previews):
 
     def __init__(self) -> None:
         self.steps: list[int] = []
+        self.away: set[int] = set()
         self.checks: list[Callable[[], None]] = []
 
     def render(self, step: int, check: Callable[[], None]) -> list[PreviewRendered]:
-        """Note the step and what would be called meanwhile."""
+        """Note the step and what would be called meanwhile; fails after steps of which it is told to."""
         self.steps.append(step)
         self.checks.append(check)
+        if step in self.away:
+            raise EncoderAway("the encoder does not answer", "Start it.")
         return []
 
 
@@ -193,3 +197,24 @@ def test_only_its_own_time_counts_as_a_steps(make_run, losses) -> None:  # type:
     run.go()
     assert len(run.reporter.durations_s) == 10
     assert max(run.reporter.durations_s) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("away", "asked"),
+    [
+        ({0, 2}, [0, 2, 10]),
+        ({0, 2, 10}, [0, 2, 10]),
+        ({0, 4}, [0, 2, 4, 6, 8, 10]),
+        ({2, 4}, [0, 2, 4, 10]),
+        ({0, 4, 6}, [0, 2, 4, 6, 10]),
+    ],
+)
+def test_pictures_are_given_up_after_two_in_a_row_but_for_the_last(make_run, away, asked) -> None:  # type: ignore[no-untyped-def]
+    run = make_run([], preview_interval_steps=2)
+    run.previews.away = away
+    run.go()
+    assert run.previews.steps == asked
+    stored = [one.event for one in run.jobs.events_after(run.job.job_id, 0)]
+    warnings = [event.message for event in stored if isinstance(event, JobWarning)]
+    assert [f"after step {step}:" in message for step, message in zip(sorted(away), warnings, strict=True)]
+    assert any("left out, but for the last" in message for message in warnings) == (2 * len(asked) - 2 < 10)

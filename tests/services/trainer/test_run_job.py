@@ -24,6 +24,7 @@ from services.common.object_store import ObjectStore
 from services.common.settings import StoreSettings
 from services.stack import ROOT, free_ports
 from services.trainer.adapters.adapter import NonFiniteAdapter
+from services.trainer.adapters.files import DtypeTooSmall
 from services.trainer.base import Base
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import GuidanceMode
@@ -166,6 +167,7 @@ def test_header_tells_where_the_file_comes_from(bench: Bench, tmp_path: Path) ->
     with safetensors.safe_open(tmp_path / "lora", "pt") as file:
         header = file.metadata()
     assert header["fluxsmith.dataset_digest"] == bench.reference.manifest_digest
+    assert header["fluxsmith.base_model"] == "flux-tiny"
     assert header["fluxsmith.encoder_fingerprint"] == bench.manifest.encoder_fingerprint
     assert TrainConfig(**json.loads(header["fluxsmith.config"])) == CONFIG
     assert (header["ss_num_train_images"], header["ss_seed"]) == ("3", "3")
@@ -224,19 +226,6 @@ def test_numbers_that_are_not_finite_are_the_users_to_mend(bench: Bench) -> None
         assert b"learning rate" in bench.file(job, "report.html")
 
 
-def test_step_that_is_not_finite_is_skipped_and_counted(bench: Bench, make_dataset: MakeDataset) -> None:
-    manifest = make_dataset([(64, 64)] * 3)
-    broken = {cache.LATENT_MEAN: torch.full((16, 8, 8), float("nan"))}
-    stored = bench.objects.put(f"{bench.tenant}/broken", safetensors.torch.save(broken))
-    old = manifest.samples[1].views[0].variants[0].latents.model_dump_json()
-    new = CachedObject(**vars(stored)).model_dump_json()
-    bench.publish(DatasetManifest.model_validate_json(manifest.model_dump_json().replace(old, new)))
-    job = bench.run(CONFIG.model_copy(update={"steps": 3, "batch_size": 1}), held_out=False)  # one epoch
-    assert job.state is JobState.SUCCEEDED
-    assert job.result
-    assert job.result.skipped_steps == 1
-
-
 def test_guidance_that_the_base_does_not_know_is_the_users_to_mend(
     bench: Bench, transformer: FluxTransformer2DModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,17 +234,6 @@ def test_guidance_that_the_base_does_not_know_is_the_users_to_mend(
     job = bench.run(CONFIG.model_copy(update={"guidance": GuidanceMode.FIXED}), held_out=False)
     assert job.failure
     assert (job.failure.fault, job.failure.reason) == (Fault.USER, "GUIDANCE_NOT_SUPPORTED")
-
-
-@pytest.mark.parametrize(("recompute", "forwards_a_step"), [(True, 2), (False, 1)])
-def test_activations_are_recomputed_when_the_job_says_so(
-    bench: Bench, transformer: FluxTransformer2DModel, recompute: bool, forwards_a_step: int
-) -> None:
-    forwards: list[None] = []
-    handle = transformer.transformer_blocks[0].register_forward_pre_hook(lambda *_: forwards.append(None))
-    bench.run(CONFIG.model_copy(update={"steps": 2, "gradient_checkpointing": recompute}), held_out=False)
-    handle.remove()
-    assert len(forwards) == 2 * forwards_a_step
 
 
 def test_dataset_of_another_base_model_is_refused(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -310,6 +288,7 @@ def test_job_goes_back_while_the_store_is_down(bench: Bench) -> None:
     [
         (NonFiniteLoss("nan"), Fault.USER),
         (NonFiniteAdapter("nan"), Fault.USER),
+        (DtypeTooSmall("7e4"), Fault.USER),
         (torch.cuda.OutOfMemoryError("CUDA out of memory"), Fault.RESOURCE),
         (RuntimeError("a bug"), Fault.SYSTEM),
     ],
@@ -318,6 +297,11 @@ def test_every_failure_has_a_fault_and_a_remedy(error: Exception, fault: Fault) 
     failure = failure_of(error)
     assert failure.fault is fault
     assert failure.remedy
+
+
+def test_setting_without_effect_is_warned_of(bench: Bench) -> None:
+    job = bench.run(CONFIG.model_copy(update={"sigma_shift": 2.0}), held_out=False)
+    assert "sigma_shift has no effect" in bench.warnings(job)["UNUSED_SETTING"]
 
 
 def test_every_file_of_a_job_is_published_and_named_in_its_result(bench: Bench) -> None:

@@ -321,6 +321,14 @@ def test_accumulated_batches_are_those_of_steps_without(
     assert all(same(*pair) for pair in zip(chain.from_iterable(steps), alone, strict=True))
 
 
+def test_last_step_has_fewer_batches_where_they_end_with_it(store: ObjectStore, make_dataset: MakeDataset) -> None:
+    dataset = cached(store, make_dataset(MIXED))
+    config = CONFIG.model_copy(update={"gradient_accumulation_steps": 2, "sigma_stratified": True})
+    steps = list(dataset.batches(config, 2, most_batches=3))
+    assert [len(step) for step in steps] == [2, 1]
+    assert sum(len(batch.sigma_B) for step in steps for batch in step) == len(MIXED)
+
+
 def test_stratified_levels_of_a_step_lie_one_in_each_share(store: ObjectStore, make_dataset: MakeDataset) -> None:
     fields = {"gradient_accumulation_steps": 3, "sigma_stratified": True, "sigma_sampling": SigmaSampling.COSMAP}
     dataset = cached(store, make_dataset(MIXED))
