@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+from services.trainer import reporter
 from services.trainer.adapters.adapter import attached
 from services.trainer.adapters.files import AdapterSnapshot, snapshot
 from services.trainer.config import TrainConfig
@@ -44,20 +44,25 @@ class Noted(Previews):
         return []
 
 
+class Clock:
+    """Takes the place of `time`, and goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+
+    def monotonic(self) -> float:
+        """The time now."""
+        return self._now_s
+
+    def go_on(self, seconds: float) -> None:
+        """Let time pass."""
+        self._now_s += seconds
+
+
 class Run:
-    """A run whose held-out losses are given, each after `measuring_s`: what it makes of them is the claim.
+    """A run whose held-out losses are given: what it makes of them is the claim. Without losses nothing is measured."""
 
-    Without losses nothing is measured.
-    """
-
-    def __init__(
-        self,
-        transformer: FluxTransformer2DModel,
-        job: Job,
-        jobs: JobStore,
-        losses: Sequence[float],
-        measuring_s: float = 0,
-    ) -> None:
+    def __init__(self, transformer: FluxTransformer2DModel, job: Job, jobs: JobStore, losses: Sequence[float]) -> None:
         self.jobs, self.job = jobs, job
         self.training = Training(transformer, job.config, 10)
         self.reporter = Reporter(jobs, job, TrainerSettings(), threading.Event())
@@ -66,11 +71,12 @@ class Run:
         self.modes: list[bool] = []
         self.previews = Noted()
         self.stopped_early = False
+        self.while_measuring: Callable[[], None] = lambda: None
         coming = iter(losses)
 
         def measure() -> float:
             self.modes.append(transformer.training)
-            time.sleep(measuring_s)
+            self.while_measuring()
             return next(coming)
 
         def copy() -> AdapterSnapshot:
@@ -87,10 +93,11 @@ class Run:
             previews=self.previews,
         )
 
-    def go(self) -> int:
+    def go(self, before_step: Callable[[], None] = lambda: None) -> int:
         """Take the steps; return how many were taken."""
         self.milestones.begin()
         for number in range(1, 11):
+            before_step()
             step = Step(number=number, loss=torch.tensor(1.0), gradient_norm=torch.tensor(1.0), learning_rate=1.0)
             try:
                 self.milestones.on_step(step)
@@ -105,10 +112,10 @@ def make_run(transformer: FluxTransformer2DModel, job_store: JobStore) -> Iterat
     """Makes runs with an adapter attached."""
     with attached(transformer, CONFIG):
 
-        def make(losses: Sequence[float], *, measuring_s: float = 0, **fields: object) -> Run:
+        def make(losses: Sequence[float], **fields: object) -> Run:
             config = CONFIG.model_copy(update=fields)
             job_store.create("t", NewJob(dataset=DatasetReference(dataset_id="ds-1"), config=config))
-            return Run(transformer, take(job_store), job_store, losses, measuring_s)
+            return Run(transformer, take(job_store), job_store, losses)
 
         yield make
 
@@ -191,12 +198,14 @@ def test_pictures_are_made_at_the_start_now_and_then_and_at_the_end(make_run, lo
 
 
 @pytest.mark.parametrize("losses", [[], [5.0] * 11])
-def test_only_its_own_time_counts_as_a_steps(make_run, losses) -> None:  # type: ignore[no-untyped-def]
-    run = make_run(losses, measuring_s=0.2, validation_interval_steps=5)
-    time.sleep(0.2)  # reading the data, say
-    run.go()
-    assert len(run.reporter.durations_s) == 10
-    assert max(run.reporter.durations_s) < 0.2
+def test_only_its_own_time_counts_as_a_steps(make_run, monkeypatch: pytest.MonkeyPatch, losses) -> None:  # type: ignore[no-untyped-def]
+    clock = Clock()
+    monkeypatch.setattr(reporter, "time", clock)
+    run = make_run(losses, validation_interval_steps=5)
+    run.while_measuring = lambda: clock.go_on(100)
+    clock.go_on(50)  # for reading the data, say
+    run.go(before_step=lambda: clock.go_on(1))
+    assert run.reporter.durations_s == [1.0] * 10
 
 
 @pytest.mark.parametrize(
