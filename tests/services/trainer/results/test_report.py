@@ -268,6 +268,7 @@ def test_a_best_adapter_of_no_step_is_not_praised(history: History) -> None:
 
 def test_a_run_that_ended_early_says_of_how_many_steps(history: History) -> None:
     assert "steps 4 of 100, stopped early" in Page(render_report(DONE, history)).text
+    assert "no longer fell" not in Page(render_report(DONE, history)).text
     assert "steps 4 of 100 " in Page(render_report(JOB, history)).text
 
 
