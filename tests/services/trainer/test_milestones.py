@@ -60,7 +60,7 @@ class Clock:
 
 
 class Run:
-    """A run whose held-out losses are given: what it makes of them is the claim. Without losses nothing is measured."""
+    """A run whose held-out losses are given: what it makes of them is the claim. Without losses none is measured."""
 
     def __init__(self, transformer: FluxTransformer2DModel, job: Job, jobs: JobStore, losses: Sequence[float]) -> None:
         self.jobs, self.job = jobs, job
@@ -90,7 +90,7 @@ class Run:
             History(),
             measure=measure if losses else None,
             snapshot=copy,
-            previews=self.previews,
+            previews=self.previews if job.config.preview_prompts else None,
         )
 
     def go(self, before_step: Callable[[], None] = lambda: None) -> int:
@@ -191,7 +191,7 @@ def test_run_that_has_come_to_its_end_has_not_been_stopped(make_run) -> None:  #
     ],
 )
 def test_pictures_are_made_at_the_start_now_and_then_and_at_the_end(make_run, losses, fields, shown) -> None:  # type: ignore[no-untyped-def]
-    run = make_run(losses, **fields)
+    run = make_run(losses, preview_prompts=("a cat",), **fields)
     run.go()
     assert run.previews.steps == shown
     assert set(run.previews.checks) == {run.reporter.check}
@@ -219,7 +219,7 @@ def test_only_its_own_time_counts_as_a_steps(make_run, monkeypatch: pytest.Monke
     ],
 )
 def test_pictures_are_given_up_after_two_in_a_row_but_for_the_last(make_run, away, asked) -> None:  # type: ignore[no-untyped-def]
-    run = make_run([], preview_interval_steps=2)
+    run = make_run([], preview_prompts=("a cat",), preview_interval_steps=2)
     run.previews.away = away
     run.go()
     assert run.previews.steps == asked
