@@ -109,7 +109,7 @@ class StepsCompleted(_Record):
 
 
 class ValidationCompleted(_Record):
-    """The loss on the held-out dataset was measured after `step`; 0 is the base."""
+    """The loss on the held-out dataset was measured after `step`; 0 is before the first step."""
 
     kind: Literal["validation_completed"] = "validation_completed"
     step: int
@@ -124,7 +124,7 @@ class ArtifactPublished(_Record):
 
 
 class PreviewRendered(_Record):
-    """A picture was made after `step` with what has been learnt so far; 0 is the base."""
+    """A picture was made after `step` with what has been learnt so far; 0 is before the first step."""
 
     kind: Literal["preview_rendered"] = "preview_rendered"
     step: int

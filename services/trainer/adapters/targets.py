@@ -20,8 +20,6 @@ from services.trainer.config.choices import TargetPreset
 from services.trainer.config.expressions import matched_in_full
 from services.trainer.config.fields import ConfigFields
 
-"""For all names of the model together; a sensible expression needs a few milliseconds."""
-
 _IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 _TEXT_ATTENTION = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
 _IMAGE_STREAM = (*_IMAGE_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_mlp", "proj_out")

@@ -98,9 +98,8 @@ class CachedDataset:
         """The run's steps in order, each with its `gradient_accumulation_steps` batches, read ahead by a thread.
 
         Samples of a batch share one bucket. A step may take its batches from two epochs; the last one has fewer where
-        `most_batches` end with it. With `in_order_first` the
-        first epoch takes the samples in their own order, so that it need not know them all. Close it when the run ends
-        before it does.
+        `most_batches` end with it. With `in_order_first` the first epoch takes the samples in their own order, so that
+        it need not know them all. Close it when the run ends before it does.
         """
         shown: Iterator[list[Exposure]] = chain.from_iterable(
             self._in_order(config.seed, config.batch_size)

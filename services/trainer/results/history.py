@@ -38,7 +38,6 @@ class Activity(StrEnum):
     READING = "reading the dataset"
     VALIDATING = "measuring the held-out loss"
     PREVIEWING = "making previews"
-    CHECKPOINTING = "writing checkpoints"
     PUBLISHING = "publishing files"
 
 

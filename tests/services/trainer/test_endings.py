@@ -4,48 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 
-import grpc
 import pytest
 from diffusers import FluxTransformer2DModel
 
 from services.common.errors import Unavailable
-from services.common.object_store import ObjectStore
 from services.trainer import run_job
 from services.trainer.adapters.adapter import attached
 from services.trainer.adapters.files import AdapterSnapshot, DtypeTooSmall, peft_file
 from services.trainer.config import TrainConfig
 from services.trainer.data.job_data import Data
-from services.trainer.job_store import JobStore
 from services.trainer.jobs import JobState, NewJob, StepsCompleted
 from services.trainer.train import Training
-from tests.services.trainer.conftest import MakeDataset, random_batch
+from tests.services.trainer import test_run_job
+from tests.services.trainer.conftest import random_batch
 from tests.services.trainer.test_job_store import take
 from tests.services.trainer.test_run_job import CONFIG, Bench
 
-
-@pytest.fixture(scope="module")
-def refusing_server() -> Iterator[str]:
-    """Address of a server that knows no call."""
-    server = grpc.server(ThreadPoolExecutor(1))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None)
-
-
-@pytest.fixture
-def bench(
-    job_store: JobStore,
-    store: ObjectStore,
-    transformer: FluxTransformer2DModel,
-    tenant: str,
-    make_dataset: MakeDataset,
-    refusing_server: str,
-) -> Bench:
-    return Bench(job_store, store, transformer, tenant, make_dataset, refusing_server)
+bench, refusing_server = test_run_job.bench, test_run_job.refusing_server
 
 
 def wait_for_step(bench: Bench, job_id: str, step: int) -> None:
