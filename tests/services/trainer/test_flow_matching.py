@@ -29,7 +29,7 @@ class Recorder(nn.Module):
 
     def __init__(self, dtype: torch.dtype = torch.float32, answer_BLP: Tensor | None = None) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.weight = nn.Parameter(torch.zeros(1, dtype=dtype))  # what its precision is read off
         self.given: dict[str, Tensor] = {}
         self._answer_BLP = answer_BLP
 
