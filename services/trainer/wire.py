@@ -10,7 +10,7 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.trainer.config import TrainConfig, parse_config
+from services.trainer.config import TrainConfig
 from services.trainer.jobs import (
     Artifact,
     ArtifactPublished,
@@ -26,11 +26,6 @@ from services.trainer.jobs import (
     TrainingResult,
     ValidationCompleted,
 )
-
-
-def config_from(message: pb.TrainConfig) -> TrainConfig:
-    """The configuration a caller sent, defaults filled in; raises `InvalidInput` with every violation."""
-    return parse_config(config_fields(message))
 
 
 def config_fields(message: pb.TrainConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from fluxsmith.v1 import trainer_pb2 as pb
 from google.protobuf.descriptor import EnumDescriptor
 
 from services.common.errors import InvalidInput
-from services.trainer.config import TrainConfig
+from services.trainer.config import TrainConfig, parse_config
 from services.trainer.config.choices import (
     AdapterType,
     FileDtype,
@@ -41,7 +41,7 @@ from services.trainer.jobs import (
     TrainingResult,
     ValidationCompleted,
 )
-from services.trainer.wire import config_from, config_message, event_message, job_message, timestamp
+from services.trainer.wire import config_fields, config_message, event_message, job_message, timestamp
 
 # Another value than the default for every field, with what else it needs.
 OTHER: dict[str, dict[str, Any]] = {
@@ -153,6 +153,11 @@ JOB = Job(
     ),
     last_sequence=9,
 )
+
+
+def config_from(message: pb.TrainConfig) -> TrainConfig:
+    """The configuration that a message asks for."""
+    return parse_config(config_fields(message))
 
 
 def test_no_field_of_the_configuration_is_forgotten() -> None:
