@@ -17,7 +17,7 @@ from services.common.object_store import ObjectStore
 from services.common.server import serve
 from services.common.settings import ServiceSettings, StoreSettings, read_settings
 from services.trainer.data.holds import HoldsThread
-from services.trainer.job_store import JobStore
+from services.trainer.database.job_store import JobStore
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import TrainerSettings
 from services.trainer.supervisor import Supervisor

@@ -17,7 +17,7 @@ from services.trainer.adapters.uploads import warm_start_key
 from services.trainer.config import TrainConfig, parse_config, valid_part
 from services.trainer.config.fields import ConfigFields
 from services.trainer.data.references import DatasetReferences
-from services.trainer.job_store import JobStore, new_job_id, request_id_reused
+from services.trainer.database.job_store import JobStore, new_job_id, request_id_reused
 from services.trainer.jobs import DatasetReference, Job, NewJob
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from services.common.errors import Unavailable
-from services.trainer.job_store import JobStore, LostJob
+from services.trainer.database.job_store import JobStore, LostJob
 from services.trainer.jobs import Event, Job, JobState, StepMetrics, StepsCompleted
 from services.trainer.settings import TrainerSettings
 from services.trainer.train import NonFiniteLoss, Step

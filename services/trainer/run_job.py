@@ -23,7 +23,7 @@ from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.data.job_data import Data, read_data
 from services.trainer.encoder_link import EncoderLink
 from services.trainer.failures import failure_of
-from services.trainer.job_store import LostJob
+from services.trainer.database.job_store import LostJob
 from services.trainer.jobs import Job, JobState, JobWarning, TrainingResult
 from services.trainer.memory import MemoryPeak
 from services.trainer.milestones import Milestones, StopEarly

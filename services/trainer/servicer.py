@@ -27,7 +27,7 @@ from services.common.settings import ServiceSettings
 from services.trainer.adapters.uploads import adapter_upload
 from services.trainer.admission import Admission, Asked
 from services.trainer.config import TrainConfig
-from services.trainer.job_store import JobStore
+from services.trainer.database.job_store import JobStore
 from services.trainer.jobs import Artifact, Job, JobState
 from services.trainer.results.job_files import LORA_FILE, job_prefix
 from services.trainer.settings import TrainerSettings

@@ -24,7 +24,7 @@ from services.common.settings import ServiceSettings, StoreSettings, read_settin
 from services.trainer.base import Base, load_base
 from services.trainer.encoder_link import EncoderLink
 from services.trainer.failures import failure_of
-from services.trainer.job_store import JobStore, LostJob
+from services.trainer.database.job_store import JobStore, LostJob
 from services.trainer.jobs import ArtifactPublished, Fault, Job, JobState
 from services.trainer.reporter import CancelJob, Reporter, StopWorker
 from services.trainer.run_job import run_job

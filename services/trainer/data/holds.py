@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from services.common.errors import NotFound, ServiceError
 from services.common.object_store import ObjectStore
-from services.trainer.job_store import JobStore
+from services.trainer.database.job_store import JobStore
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from services.common.errors import InvalidInput, NotFound
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
 from services.trainer.admission import Admission, Asked
-from services.trainer.job_store import JobStore
+from services.trainer.database.job_store import JobStore
 
 
 @pytest.fixture

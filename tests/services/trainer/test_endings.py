@@ -19,7 +19,7 @@ from services.trainer.jobs import JobState, NewJob, StepsCompleted
 from services.trainer.train import Training
 from tests.services.trainer import test_run_job
 from tests.services.trainer.conftest import random_batch
-from tests.services.trainer.test_job_store import take
+from tests.services.trainer.database.test_job_store import take
 from tests.services.trainer.test_run_job import CONFIG, Bench
 
 bench, refusing_server = test_run_job.bench, test_run_job.refusing_server

@@ -14,7 +14,7 @@ from services.trainer.adapters.adapter import attached
 from services.trainer.adapters.files import AdapterSnapshot, snapshot
 from services.trainer.config import TrainConfig
 from services.trainer.encoder_link import EncoderAway
-from services.trainer.job_store import JobStore
+from services.trainer.database.job_store import JobStore
 from services.trainer.jobs import DatasetReference, Job, JobWarning, NewJob, PreviewRendered, ValidationCompleted
 from services.trainer.milestones import Milestones, StopEarly
 from services.trainer.previews import Previews
@@ -22,7 +22,7 @@ from services.trainer.reporter import Reporter
 from services.trainer.results.history import History
 from services.trainer.settings import TrainerSettings
 from services.trainer.train import NonFiniteLoss, Step, Training
-from tests.services.trainer.test_job_store import take
+from tests.services.trainer.database.test_job_store import take
 
 CONFIG = TrainConfig(rank=1, alpha=1.0, steps=10, validation_interval_steps=1, gradient_checkpointing=False)
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from services.trainer.job_store import JobStore, LostJob
+from services.trainer.database.job_store import JobStore, LostJob
 from services.trainer.jobs import Job, StepsCompleted
 from services.trainer.reporter import CancelJob, NonFiniteLoss, Reporter, StopWorker, read_metrics
 from services.trainer.settings import TrainerSettings
 from services.trainer.train import Step
-from tests.services.trainer.test_job_store import EXPIRED_S, NEW, take
+from tests.services.trainer.database.test_job_store import EXPIRED_S, NEW, take
 
 SETTINGS = TrainerSettings(heartbeat_s=0.02, lease_s=5)
 

@@ -29,7 +29,7 @@ from services.trainer.base import Base
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import GuidanceMode
 from services.trainer.failures import failure_of
-from services.trainer.job_store import JobStore
+from services.trainer.database.job_store import JobStore
 from services.trainer.jobs import (
     DatasetReference,
     Event,
@@ -46,7 +46,7 @@ from services.trainer.train import NonFiniteLoss
 from services.trainer.worker import Worker
 from tests.services.damage import damage
 from tests.services.trainer.conftest import MakeDataset, publish
-from tests.services.trainer.test_job_store import take
+from tests.services.trainer.database.test_job_store import take
 
 CONFIG = TrainConfig(
     rank=2,

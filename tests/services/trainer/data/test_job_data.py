@@ -14,10 +14,10 @@ from services.trainer.config import TrainConfig
 from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.data.held_out import split
 from services.trainer.data.job_data import Data, read_data
-from services.trainer.job_store import JobStore
+from services.trainer.database.job_store import JobStore
 from services.trainer.jobs import DatasetReference, NewJob
 from tests.services.trainer.conftest import MakeDataset, publish
-from tests.services.trainer.test_job_store import take
+from tests.services.trainer.database.test_job_store import take
 
 Read = Callable[..., Data]
 SQUARE, WIDE, TALL = (64, 64), (48, 80), (80, 48)

@@ -15,7 +15,7 @@ from services.common.sweep import SweepMarker, marker_key
 from services.trainer.config import TrainConfig
 from services.trainer.data.holds import release_ended
 from services.trainer.data.references import DatasetReferences
-from services.trainer.job_store import JobStore
+from services.trainer.database.job_store import JobStore
 from services.trainer.jobs import DatasetReference, JobState, NewJob
 from tests.services.trainer.conftest import MakeDataset, publish
 

@@ -29,7 +29,7 @@ from services.trainer.jobs import (
     StoredEvent,
     TrainingResult,
 )
-from services.trainer.tables import events, jobs, now_s, open_engines, requests
+from services.trainer.database.tables import events, jobs, now_s, open_engines, requests
 
 _HELD = (JobState.RUNNING, JobState.CANCELLING)
 

@@ -8,9 +8,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, select, text
 
-from services.trainer.job_store import JobStore
-from services.trainer.tables import jobs, metadata, open_engines
-from tests.services.trainer.test_job_store import NEW
+from services.trainer.database.job_store import JobStore
+from services.trainer.database.tables import jobs, metadata, open_engines
+from tests.services.trainer.database.test_job_store import NEW
 
 
 def test_migrations_make_the_tables_that_the_code_uses(database_url: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.trainer.job_store import JobStore
+from services.trainer.database.job_store import JobStore
 from services.trainer.jobs import (
     ArtifactPublished,
     JobWarning,
@@ -15,7 +15,7 @@ from services.trainer.jobs import (
     StepMetrics,
     StepsCompleted,
 )
-from tests.services.trainer.test_job_store import ARTIFACT, NEW, take
+from tests.services.trainer.database.test_job_store import ARTIFACT, NEW, take
 
 
 @pytest.fixture

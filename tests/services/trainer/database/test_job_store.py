@@ -11,7 +11,7 @@ import pytest
 
 from services.common.errors import AlreadyExists, NotFound, NotReady, Unavailable
 from services.trainer.config import TrainConfig
-from services.trainer.job_store import JobStore, LostJob
+from services.trainer.database.job_store import JobStore, LostJob
 from services.trainer.jobs import (
     Artifact,
     ArtifactPublished,

@@ -1,0 +1,1 @@
+"""The job database: what servers and workers share besides the object store."""
