@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -123,6 +124,34 @@ class ArtifactPublished(_Record):
     artifact: Artifact
 
 
+class Checkpoint(_Record):
+    """A state that a job can go on from: the address of its manifest, that one's digest, and the LoRA as it was then.
+
+    `size_bytes` is that of all its files; `held_out_loss` is there where it was measured after that very step.
+    """
+
+    checkpoint_id: str
+    step: int
+    uri: str
+    manifest_digest: str
+    size_bytes: int
+    lora: Artifact
+    held_out_loss: float | None = None
+
+
+class StoredCheckpoint(Checkpoint):
+    """A checkpoint that the database knows, with the time of its writing (seconds since 1970)."""
+
+    create_time_s: float
+
+
+class CheckpointWritten(_Record):
+    """A checkpoint is durable."""
+
+    kind: Literal["checkpoint_written"] = "checkpoint_written"
+    checkpoint: Checkpoint
+
+
 class PreviewRendered(_Record):
     """A picture was made after `step` with what has been learnt so far; 0 is before the first step."""
 
@@ -142,7 +171,13 @@ class JobWarning(_Record):
 
 
 Event = Annotated[
-    StateChanged | StepsCompleted | ValidationCompleted | ArtifactPublished | PreviewRendered | JobWarning,
+    StateChanged
+    | StepsCompleted
+    | ValidationCompleted
+    | ArtifactPublished
+    | PreviewRendered
+    | CheckpointWritten
+    | JobWarning,
     Field(discriminator="kind"),
 ]
 
@@ -177,6 +212,7 @@ class NewJob(_Record):
     held_out: DatasetReference | None = None
     config: TrainConfig
     start_while_encoding: bool = False
+    priority: int = Field(default=0, ge=-100, le=100)
 
     def references(self) -> tuple[DatasetReference, ...]:
         """The datasets it reads."""
@@ -184,7 +220,11 @@ class NewJob(_Record):
 
 
 class Job(NewJob):
-    """A job as stored. Times are seconds since 1970; `epoch` counts how often it was claimed."""
+    """A job as stored. Times are seconds since 1970; `epoch` counts how often it was claimed.
+
+    `lost` counts the attempts that were lost or failed since it last wrote a checkpoint; `progress_time_s` is when its
+    worker last got on with it; `step_time_s` is what its steps take lately, other jobs' turns included.
+    """
 
     job_id: str
     tenant: str
@@ -198,4 +238,32 @@ class Job(NewJob):
     epoch: int
     failure: JobFailure | None
     result: TrainingResult | None
+    first_sequence: int = 1
     last_sequence: int
+    lost: int = 0
+    checkpoint_step: int = 0
+    progress_time_s: float | None = None
+    step_time_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a worker says of a job with every sign of life.
+
+    `served_s` is for how many seconds the job has had the base since the sign before; `idle_s` for how long it has not
+    got on; `step_time_s` what a step takes lately, other jobs' turns included, None before the first.
+    """
+
+    step: int
+    total_steps: int
+    served_s: float = 0.0
+    idle_s: float = 0.0
+    step_time_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What is wanted of a job by those who may: the state it should move on to, and whether a checkpoint is wanted."""
+
+    state: JobState
+    checkpoint: bool = False

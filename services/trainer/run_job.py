@@ -45,7 +45,9 @@ from services.trainer.validation import held_out_loss
 
 SHORT_RUN_STEPS = 100
 # Files travel further than jobs: what changes no weight, or tells of the store, stays out of their headers.
-NOT_IN_FILES = {name for name in TrainConfig.model_fields if name.startswith("preview_")} | {"warm_start_uri"}
+NOT_IN_FILES = {name for name in TrainConfig.model_fields if name.startswith(("preview_", "checkpoint"))} | {
+    "warm_start_uri"
+}
 NOT_THE_JOBS_END = (StopWorker, LostJob, Unavailable)
 
 

@@ -23,7 +23,24 @@ class TrainerSettings(BaseSettings):
     """A worker silent for this many seconds has lost its job to the next one that asks."""
     heartbeat_s: float = Field(default=0.5, gt=0)
     """Seconds between a worker's signs of life; also how soon it notices a cancellation."""
+    stall_s: float = Field(default=1800.0, ge=1)
+    """A worker whose job has not got on for this many seconds, in a step or between steps, ends itself to be replaced."""
     max_attempts: int = Field(default=3, ge=1)
-    """Tries of one job, by lost workers or with errors of the service's own, before it is given up."""
+    """Attempts at one job, by lost workers or with errors of the service's own, without a new checkpoint in between,
+    before it is given up."""
     retry_delay_s: float = Field(default=10.0, ge=0)
     """Seconds before a job is tried again after an error of the service's own; more with each attempt."""
+    active_jobs: int = Field(default=4, ge=1, le=64)
+    """Jobs that take turns on one worker's base. Those that wait their turn keep their state in main memory."""
+    slice_s: float = Field(default=10.0, gt=0)
+    """Seconds of a turn, when others wait: it ends with the step that is then under way."""
+    checkpoint_interval_s: float = Field(default=300.0, gt=0)
+    """Seconds of training between checkpoints of jobs that say nothing about it: the most work that can be lost."""
+    max_user_jobs: int = Field(default=0, ge=0)
+    """Unfinished jobs of one user, beyond which no more are taken; 0 means no limit."""
+    max_tenant_jobs: int = Field(default=0, ge=0)
+    """Unfinished jobs of one tenant, beyond which no more are taken; 0 means no limit."""
+    events_kept_days: float = Field(default=30.0, ge=0)
+    """Days after a job's end when its events are removed, but for the last; 0 means never."""
+    jobs_kept_days: float = Field(default=0.0, ge=0)
+    """Days after its end when a job is deleted with all its files; 0 means never."""

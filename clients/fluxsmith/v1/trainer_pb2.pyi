@@ -562,6 +562,9 @@ class TrainConfig(_message.Message):
     PREVIEW_GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
     PREVIEW_HEIGHT_PX_FIELD_NUMBER: _builtins.int
     PREVIEW_WIDTH_PX_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_INTERVAL_STEPS_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_KEPT_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_KEEP_INTERVAL_STEPS_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the LoRA matrices. 1 to 512; unset means 16."""
     alpha: _builtins.float
@@ -715,6 +718,14 @@ class TrainConfig(_message.Message):
     """Height of previews. A multiple of 16, 32 to 2048; unset means that of most samples."""
     preview_width_px: _builtins.int
     """Width of previews. A multiple of 16, 32 to 2048; unset means that of most samples."""
+    checkpoint_interval_steps: _builtins.int
+    """Steps between checkpoints. 1 to 100,000; unset means one every few minutes, as the service is set."""
+    checkpoints_kept: _builtins.int
+    """Newest checkpoints that are kept. 1 to 100; unset means 2, so that there is one before a damaged one."""
+    checkpoint_keep_interval_steps: _builtins.int
+    """Also write and keep, until the job is deleted, the checkpoint of every step that this divides. 0 means none. 0 to
+    100,000; unset means 0.
+    """
     @_builtins.property
     def rank_pattern(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Ranks of single modules: a regular expression that full names match, and the rank of those; the first that matches
@@ -795,10 +806,13 @@ class TrainConfig(_message.Message):
         preview_guidance_scale: _builtins.float | None = ...,
         preview_height_px: _builtins.int | None = ...,
         preview_width_px: _builtins.int | None = ...,
+        checkpoint_interval_steps: _builtins.int | None = ...,
+        checkpoints_kept: _builtins.int | None = ...,
+        checkpoint_keep_interval_steps: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_dropout", b"_adapter_dropout", "_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_caption_dropout", b"_caption_dropout", "_early_stopping_min_delta", b"_early_stopping_min_delta", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_final_learning_rate_ratio", b"_final_learning_rate_ratio", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_guidance_scale", b"_guidance_scale", "_guidance_scale_max", b"_guidance_scale_max", "_held_out_share", b"_held_out_share", "_huber_delta", b"_huber_delta", "_kohya_file", b"_kohya_file", "_learning_rate", b"_learning_rate", "_lokr_factor", b"_lokr_factor", "_lora_plus_ratio", b"_lora_plus_ratio", "_masked_loss", b"_masked_loss", "_max_gradient_norm", b"_max_gradient_norm", "_max_skipped_steps", b"_max_skipped_steps", "_preview_guidance_scale", b"_preview_guidance_scale", "_preview_height_px", b"_preview_height_px", "_preview_interval_steps", b"_preview_interval_steps", "_preview_sampling_steps", b"_preview_sampling_steps", "_preview_seed", b"_preview_seed", "_preview_width_px", b"_preview_width_px", "_rank", b"_rank", "_schedule_cycles", b"_schedule_cycles", "_schedule_power", b"_schedule_power", "_seed", b"_seed", "_sigma_beta_a", b"_sigma_beta_a", "_sigma_beta_b", b"_sigma_beta_b", "_sigma_max", b"_sigma_max", "_sigma_mean", b"_sigma_mean", "_sigma_min", b"_sigma_min", "_sigma_mode_scale", b"_sigma_mode_scale", "_sigma_shift", b"_sigma_shift", "_sigma_std", b"_sigma_std", "_sigma_stratified", b"_sigma_stratified", "_timesteps", b"_timesteps", "_unmasked_weight", b"_unmasked_weight", "_use_rslora", b"_use_rslora", "_validation_interval_steps", b"_validation_interval_steps", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adapter_dropout", b"adapter_dropout", "alpha", b"alpha", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "caption_dropout", b"caption_dropout", "early_stopping_min_delta", b"early_stopping_min_delta", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "epochs", b"epochs", "final_learning_rate_ratio", b"final_learning_rate_ratio", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "guidance_scale", b"guidance_scale", "guidance_scale_max", b"guidance_scale_max", "held_out_share", b"held_out_share", "huber_delta", b"huber_delta", "kohya_file", b"kohya_file", "learning_rate", b"learning_rate", "length", b"length", "lokr_factor", b"lokr_factor", "lora_plus_ratio", b"lora_plus_ratio", "masked_loss", b"masked_loss", "max_gradient_norm", b"max_gradient_norm", "max_skipped_steps", b"max_skipped_steps", "preview_guidance_scale", b"preview_guidance_scale", "preview_height_px", b"preview_height_px", "preview_interval_steps", b"preview_interval_steps", "preview_sampling_steps", b"preview_sampling_steps", "preview_seed", b"preview_seed", "preview_width_px", b"preview_width_px", "rank", b"rank", "schedule_cycles", b"schedule_cycles", "schedule_power", b"schedule_power", "seed", b"seed", "sigma_beta_a", b"sigma_beta_a", "sigma_beta_b", b"sigma_beta_b", "sigma_max", b"sigma_max", "sigma_mean", b"sigma_mean", "sigma_min", b"sigma_min", "sigma_mode_scale", b"sigma_mode_scale", "sigma_shift", b"sigma_shift", "sigma_std", b"sigma_std", "sigma_stratified", b"sigma_stratified", "steps", b"steps", "timesteps", b"timesteps", "unmasked_weight", b"unmasked_weight", "use_rslora", b"use_rslora", "validation_interval_steps", b"validation_interval_steps", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_dropout", b"_adapter_dropout", "_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_checkpoint_keep_interval_steps", b"_checkpoint_keep_interval_steps", "_checkpoints_kept", b"_checkpoints_kept", "_early_stopping_min_delta", b"_early_stopping_min_delta", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_final_learning_rate_ratio", b"_final_learning_rate_ratio", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_guidance_scale", b"_guidance_scale", "_guidance_scale_max", b"_guidance_scale_max", "_held_out_share", b"_held_out_share", "_huber_delta", b"_huber_delta", "_kohya_file", b"_kohya_file", "_learning_rate", b"_learning_rate", "_lokr_factor", b"_lokr_factor", "_lora_plus_ratio", b"_lora_plus_ratio", "_masked_loss", b"_masked_loss", "_max_gradient_norm", b"_max_gradient_norm", "_max_skipped_steps", b"_max_skipped_steps", "_preview_guidance_scale", b"_preview_guidance_scale", "_preview_height_px", b"_preview_height_px", "_preview_interval_steps", b"_preview_interval_steps", "_preview_sampling_steps", b"_preview_sampling_steps", "_preview_seed", b"_preview_seed", "_preview_width_px", b"_preview_width_px", "_rank", b"_rank", "_schedule_cycles", b"_schedule_cycles", "_schedule_power", b"_schedule_power", "_seed", b"_seed", "_sigma_beta_a", b"_sigma_beta_a", "_sigma_beta_b", b"_sigma_beta_b", "_sigma_max", b"_sigma_max", "_sigma_mean", b"_sigma_mean", "_sigma_min", b"_sigma_min", "_sigma_mode_scale", b"_sigma_mode_scale", "_sigma_shift", b"_sigma_shift", "_sigma_std", b"_sigma_std", "_sigma_stratified", b"_sigma_stratified", "_timesteps", b"_timesteps", "_unmasked_weight", b"_unmasked_weight", "_use_rslora", b"_use_rslora", "_validation_interval_steps", b"_validation_interval_steps", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adapter_dropout", b"adapter_dropout", "alpha", b"alpha", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "checkpoint_keep_interval_steps", b"checkpoint_keep_interval_steps", "checkpoints_kept", b"checkpoints_kept", "early_stopping_min_delta", b"early_stopping_min_delta", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "epochs", b"epochs", "final_learning_rate_ratio", b"final_learning_rate_ratio", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "guidance_scale", b"guidance_scale", "guidance_scale_max", b"guidance_scale_max", "held_out_share", b"held_out_share", "huber_delta", b"huber_delta", "kohya_file", b"kohya_file", "learning_rate", b"learning_rate", "length", b"length", "lokr_factor", b"lokr_factor", "lora_plus_ratio", b"lora_plus_ratio", "masked_loss", b"masked_loss", "max_gradient_norm", b"max_gradient_norm", "max_skipped_steps", b"max_skipped_steps", "preview_guidance_scale", b"preview_guidance_scale", "preview_height_px", b"preview_height_px", "preview_interval_steps", b"preview_interval_steps", "preview_sampling_steps", b"preview_sampling_steps", "preview_seed", b"preview_seed", "preview_width_px", b"preview_width_px", "rank", b"rank", "schedule_cycles", b"schedule_cycles", "schedule_power", b"schedule_power", "seed", b"seed", "sigma_beta_a", b"sigma_beta_a", "sigma_beta_b", b"sigma_beta_b", "sigma_max", b"sigma_max", "sigma_mean", b"sigma_mean", "sigma_min", b"sigma_min", "sigma_mode_scale", b"sigma_mode_scale", "sigma_shift", b"sigma_shift", "sigma_std", b"sigma_std", "sigma_stratified", b"sigma_stratified", "steps", b"steps", "timesteps", b"timesteps", "unmasked_weight", b"unmasked_weight", "use_rslora", b"use_rslora", "validation_interval_steps", b"validation_interval_steps", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_dropout", b"_adapter_dropout", "_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_caption_dropout", b"_caption_dropout", "_early_stopping_min_delta", b"_early_stopping_min_delta", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_final_learning_rate_ratio", b"_final_learning_rate_ratio", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_guidance_scale", b"_guidance_scale", "_guidance_scale_max", b"_guidance_scale_max", "_held_out_share", b"_held_out_share", "_huber_delta", b"_huber_delta", "_kohya_file", b"_kohya_file", "_learning_rate", b"_learning_rate", "_lokr_factor", b"_lokr_factor", "_lora_plus_ratio", b"_lora_plus_ratio", "_masked_loss", b"_masked_loss", "_max_gradient_norm", b"_max_gradient_norm", "_max_skipped_steps", b"_max_skipped_steps", "_preview_guidance_scale", b"_preview_guidance_scale", "_preview_height_px", b"_preview_height_px", "_preview_interval_steps", b"_preview_interval_steps", "_preview_sampling_steps", b"_preview_sampling_steps", "_preview_seed", b"_preview_seed", "_preview_width_px", b"_preview_width_px", "_rank", b"_rank", "_schedule_cycles", b"_schedule_cycles", "_schedule_power", b"_schedule_power", "_seed", b"_seed", "_sigma_beta_a", b"_sigma_beta_a", "_sigma_beta_b", b"_sigma_beta_b", "_sigma_max", b"_sigma_max", "_sigma_mean", b"_sigma_mean", "_sigma_min", b"_sigma_min", "_sigma_mode_scale", b"_sigma_mode_scale", "_sigma_shift", b"_sigma_shift", "_sigma_std", b"_sigma_std", "_sigma_stratified", b"_sigma_stratified", "_timesteps", b"_timesteps", "_unmasked_weight", b"_unmasked_weight", "_use_rslora", b"_use_rslora", "_validation_interval_steps", b"_validation_interval_steps", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adapter_dropout", b"adapter_dropout", "adapter_type", b"adapter_type", "alpha", b"alpha", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "caption_dropout", b"caption_dropout", "early_stopping_min_delta", b"early_stopping_min_delta", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "epochs", b"epochs", "file_dtype", b"file_dtype", "final_learning_rate_ratio", b"final_learning_rate_ratio", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "guidance", b"guidance", "guidance_scale", b"guidance_scale", "guidance_scale_max", b"guidance_scale_max", "held_out_share", b"held_out_share", "huber_delta", b"huber_delta", "huber_schedule", b"huber_schedule", "init_weights", b"init_weights", "kohya_file", b"kohya_file", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "length", b"length", "lokr_factor", b"lokr_factor", "lora_plus_ratio", b"lora_plus_ratio", "loss_function", b"loss_function", "loss_weighting", b"loss_weighting", "masked_loss", b"masked_loss", "max_gradient_norm", b"max_gradient_norm", "max_skipped_steps", b"max_skipped_steps", "optimizer", b"optimizer", "preview_guidance_scale", b"preview_guidance_scale", "preview_height_px", b"preview_height_px", "preview_interval_steps", b"preview_interval_steps", "preview_prompts", b"preview_prompts", "preview_sampling_steps", b"preview_sampling_steps", "preview_seed", b"preview_seed", "preview_width_px", b"preview_width_px", "rank", b"rank", "rank_pattern", b"rank_pattern", "schedule_cycles", b"schedule_cycles", "schedule_power", b"schedule_power", "seed", b"seed", "sigma_beta_a", b"sigma_beta_a", "sigma_beta_b", b"sigma_beta_b", "sigma_max", b"sigma_max", "sigma_mean", b"sigma_mean", "sigma_min", b"sigma_min", "sigma_mode_scale", b"sigma_mode_scale", "sigma_sampling", b"sigma_sampling", "sigma_shift", b"sigma_shift", "sigma_std", b"sigma_std", "sigma_stratified", b"sigma_stratified", "steps", b"steps", "target_regex", b"target_regex", "targets", b"targets", "timesteps", b"timesteps", "unmasked_weight", b"unmasked_weight", "use_rslora", b"use_rslora", "validation_interval_steps", b"validation_interval_steps", "warm_start_uri", b"warm_start_uri", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_dropout", b"_adapter_dropout", "_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_checkpoint_keep_interval_steps", b"_checkpoint_keep_interval_steps", "_checkpoints_kept", b"_checkpoints_kept", "_early_stopping_min_delta", b"_early_stopping_min_delta", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_final_learning_rate_ratio", b"_final_learning_rate_ratio", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_guidance_scale", b"_guidance_scale", "_guidance_scale_max", b"_guidance_scale_max", "_held_out_share", b"_held_out_share", "_huber_delta", b"_huber_delta", "_kohya_file", b"_kohya_file", "_learning_rate", b"_learning_rate", "_lokr_factor", b"_lokr_factor", "_lora_plus_ratio", b"_lora_plus_ratio", "_masked_loss", b"_masked_loss", "_max_gradient_norm", b"_max_gradient_norm", "_max_skipped_steps", b"_max_skipped_steps", "_preview_guidance_scale", b"_preview_guidance_scale", "_preview_height_px", b"_preview_height_px", "_preview_interval_steps", b"_preview_interval_steps", "_preview_sampling_steps", b"_preview_sampling_steps", "_preview_seed", b"_preview_seed", "_preview_width_px", b"_preview_width_px", "_rank", b"_rank", "_schedule_cycles", b"_schedule_cycles", "_schedule_power", b"_schedule_power", "_seed", b"_seed", "_sigma_beta_a", b"_sigma_beta_a", "_sigma_beta_b", b"_sigma_beta_b", "_sigma_max", b"_sigma_max", "_sigma_mean", b"_sigma_mean", "_sigma_min", b"_sigma_min", "_sigma_mode_scale", b"_sigma_mode_scale", "_sigma_shift", b"_sigma_shift", "_sigma_std", b"_sigma_std", "_sigma_stratified", b"_sigma_stratified", "_timesteps", b"_timesteps", "_unmasked_weight", b"_unmasked_weight", "_use_rslora", b"_use_rslora", "_validation_interval_steps", b"_validation_interval_steps", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adapter_dropout", b"adapter_dropout", "adapter_type", b"adapter_type", "alpha", b"alpha", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "checkpoint_keep_interval_steps", b"checkpoint_keep_interval_steps", "checkpoints_kept", b"checkpoints_kept", "early_stopping_min_delta", b"early_stopping_min_delta", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "epochs", b"epochs", "file_dtype", b"file_dtype", "final_learning_rate_ratio", b"final_learning_rate_ratio", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "guidance", b"guidance", "guidance_scale", b"guidance_scale", "guidance_scale_max", b"guidance_scale_max", "held_out_share", b"held_out_share", "huber_delta", b"huber_delta", "huber_schedule", b"huber_schedule", "init_weights", b"init_weights", "kohya_file", b"kohya_file", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "length", b"length", "lokr_factor", b"lokr_factor", "lora_plus_ratio", b"lora_plus_ratio", "loss_function", b"loss_function", "loss_weighting", b"loss_weighting", "masked_loss", b"masked_loss", "max_gradient_norm", b"max_gradient_norm", "max_skipped_steps", b"max_skipped_steps", "optimizer", b"optimizer", "preview_guidance_scale", b"preview_guidance_scale", "preview_height_px", b"preview_height_px", "preview_interval_steps", b"preview_interval_steps", "preview_prompts", b"preview_prompts", "preview_sampling_steps", b"preview_sampling_steps", "preview_seed", b"preview_seed", "preview_width_px", b"preview_width_px", "rank", b"rank", "rank_pattern", b"rank_pattern", "schedule_cycles", b"schedule_cycles", "schedule_power", b"schedule_power", "seed", b"seed", "sigma_beta_a", b"sigma_beta_a", "sigma_beta_b", b"sigma_beta_b", "sigma_max", b"sigma_max", "sigma_mean", b"sigma_mean", "sigma_min", b"sigma_min", "sigma_mode_scale", b"sigma_mode_scale", "sigma_sampling", b"sigma_sampling", "sigma_shift", b"sigma_shift", "sigma_std", b"sigma_std", "sigma_stratified", b"sigma_stratified", "steps", b"steps", "target_regex", b"target_regex", "targets", b"targets", "timesteps", b"timesteps", "unmasked_weight", b"unmasked_weight", "use_rslora", b"use_rslora", "validation_interval_steps", b"validation_interval_steps", "warm_start_uri", b"warm_start_uri", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adapter_dropout: _TypeAlias = _typing.Literal["adapter_dropout"]  # noqa: Y015
     _WhichOneofArgType__adapter_dropout: _TypeAlias = _typing.Literal["_adapter_dropout", b"_adapter_dropout"]  # noqa: Y015
@@ -812,6 +826,12 @@ class TrainConfig(_message.Message):
     _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
     _WhichOneofReturnType__caption_dropout: _TypeAlias = _typing.Literal["caption_dropout"]  # noqa: Y015
     _WhichOneofArgType__caption_dropout: _TypeAlias = _typing.Literal["_caption_dropout", b"_caption_dropout"]  # noqa: Y015
+    _WhichOneofReturnType__checkpoint_interval_steps: _TypeAlias = _typing.Literal["checkpoint_interval_steps"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint_interval_steps: _TypeAlias = _typing.Literal["_checkpoint_interval_steps", b"_checkpoint_interval_steps"]  # noqa: Y015
+    _WhichOneofReturnType__checkpoint_keep_interval_steps: _TypeAlias = _typing.Literal["checkpoint_keep_interval_steps"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint_keep_interval_steps: _TypeAlias = _typing.Literal["_checkpoint_keep_interval_steps", b"_checkpoint_keep_interval_steps"]  # noqa: Y015
+    _WhichOneofReturnType__checkpoints_kept: _TypeAlias = _typing.Literal["checkpoints_kept"]  # noqa: Y015
+    _WhichOneofArgType__checkpoints_kept: _TypeAlias = _typing.Literal["_checkpoints_kept", b"_checkpoints_kept"]  # noqa: Y015
     _WhichOneofReturnType__early_stopping_min_delta: _TypeAlias = _typing.Literal["early_stopping_min_delta"]  # noqa: Y015
     _WhichOneofArgType__early_stopping_min_delta: _TypeAlias = _typing.Literal["_early_stopping_min_delta", b"_early_stopping_min_delta"]  # noqa: Y015
     _WhichOneofReturnType__early_stopping_patience: _TypeAlias = _typing.Literal["early_stopping_patience"]  # noqa: Y015
@@ -910,6 +930,12 @@ class TrainConfig(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__caption_dropout) -> _WhichOneofReturnType__caption_dropout | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_interval_steps) -> _WhichOneofReturnType__checkpoint_interval_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_keep_interval_steps) -> _WhichOneofReturnType__checkpoint_keep_interval_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoints_kept) -> _WhichOneofReturnType__checkpoints_kept | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__early_stopping_min_delta) -> _WhichOneofReturnType__early_stopping_min_delta | None: ...
     @_typing.overload
@@ -1023,6 +1049,11 @@ class TrainingJob(_message.Message):
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     START_WHILE_ENCODING_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    TIME_LEFT_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    PROGRESS_TIME_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Identifier given by the trainer."""
     user_id: _builtins.str
@@ -1047,6 +1078,12 @@ class TrainingJob(_message.Message):
     """Jobs ahead of it; set only while QUEUED, and not by ListTrainingJobs."""
     start_while_encoding: _builtins.bool
     """Whether it may begin before its dataset is encoded."""
+    priority: _builtins.int
+    """As given when it was created."""
+    checkpoint_step: _builtins.int
+    """Step of its newest checkpoint; 0 before the first."""
+    first_sequence: _builtins.int
+    """Sequence of its oldest event. Over 1 once its events were removed, all but the last, some time after its end."""
     @_builtins.property
     def config(self) -> Global___TrainConfig:
         """What it computes, with every default filled in."""
@@ -1071,6 +1108,18 @@ class TrainingJob(_message.Message):
     def result(self) -> Global___TrainingResult:
         """What it made; set only when SUCCEEDED."""
 
+    @_builtins.property
+    def time_left(self) -> _duration_pb2.Duration:
+        """Estimate of how long it still runs, by its latest steps; set only while RUNNING, once steps were done. Jobs that share
+        its worker are part of it.
+        """
+
+    @_builtins.property
+    def progress_time(self) -> _timestamp_pb2.Timestamp:
+        """When its worker last got on with it, in a step or in what lies between; set only while a worker has it. An old one
+        tells that it hangs.
+        """
+
     def __init__(
         self,
         *,
@@ -1092,10 +1141,15 @@ class TrainingJob(_message.Message):
         last_sequence: _builtins.int = ...,
         queue_position: _builtins.int = ...,
         start_while_encoding: _builtins.bool = ...,
+        priority: _builtins.int = ...,
+        time_left: _duration_pb2.Duration | None = ...,
+        checkpoint_step: _builtins.int = ...,
+        progress_time: _timestamp_pb2.Timestamp | None = ...,
+        first_sequence: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "result", b"result", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "progress_time", b"progress_time", "result", b"result", "start_time", b"start_time", "time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "config", b"config", "create_time", b"create_time", "dataset_id", b"dataset_id", "display_name", b"display_name", "end_time", b"end_time", "failure", b"failure", "held_out_dataset_id", b"held_out_dataset_id", "job_id", b"job_id", "last_sequence", b"last_sequence", "queue_position", b"queue_position", "result", b"result", "start_time", b"start_time", "start_while_encoding", b"start_while_encoding", "state", b"state", "step", b"step", "total_steps", b"total_steps", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint_step", b"checkpoint_step", "config", b"config", "create_time", b"create_time", "dataset_id", b"dataset_id", "display_name", b"display_name", "end_time", b"end_time", "failure", b"failure", "first_sequence", b"first_sequence", "held_out_dataset_id", b"held_out_dataset_id", "job_id", b"job_id", "last_sequence", b"last_sequence", "priority", b"priority", "progress_time", b"progress_time", "queue_position", b"queue_position", "result", b"result", "start_time", b"start_time", "start_while_encoding", b"start_while_encoding", "state", b"state", "step", b"step", "time_left", b"time_left", "total_steps", b"total_steps", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1240,6 +1294,7 @@ class TrainingEvent(_message.Message):
     ARTIFACT_PUBLISHED_FIELD_NUMBER: _builtins.int
     WARNING_FIELD_NUMBER: _builtins.int
     PREVIEW_RENDERED_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_WRITTEN_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Counts from 1 without a gap within a job."""
     @_builtins.property
@@ -1270,6 +1325,10 @@ class TrainingEvent(_message.Message):
     def preview_rendered(self) -> Global___PreviewRendered:
         """A picture was made with what has been learnt so far."""
 
+    @_builtins.property
+    def checkpoint_written(self) -> Global___CheckpointWritten:
+        """A checkpoint is durable."""
+
     def __init__(
         self,
         *,
@@ -1281,12 +1340,13 @@ class TrainingEvent(_message.Message):
         artifact_published: Global___ArtifactPublished | None = ...,
         warning: Global___JobWarning | None = ...,
         preview_rendered: Global___PreviewRendered | None = ...,
+        checkpoint_written: Global___CheckpointWritten | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact_published", b"artifact_published", "event", b"event", "preview_rendered", b"preview_rendered", "state_changed", b"state_changed", "steps_completed", b"steps_completed", "time", b"time", "validation_completed", b"validation_completed", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact_published", b"artifact_published", "checkpoint_written", b"checkpoint_written", "event", b"event", "preview_rendered", b"preview_rendered", "state_changed", b"state_changed", "steps_completed", b"steps_completed", "time", b"time", "validation_completed", b"validation_completed", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_published", b"artifact_published", "event", b"event", "preview_rendered", b"preview_rendered", "sequence", b"sequence", "state_changed", b"state_changed", "steps_completed", b"steps_completed", "time", b"time", "validation_completed", b"validation_completed", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_published", b"artifact_published", "checkpoint_written", b"checkpoint_written", "event", b"event", "preview_rendered", b"preview_rendered", "sequence", b"sequence", "state_changed", b"state_changed", "steps_completed", b"steps_completed", "time", b"time", "validation_completed", b"validation_completed", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_changed", "steps_completed", "validation_completed", "artifact_published", "warning", "preview_rendered"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_changed", "steps_completed", "validation_completed", "artifact_published", "warning", "preview_rendered", "checkpoint_written"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -1487,6 +1547,30 @@ class PreviewRendered(_message.Message):
 Global___PreviewRendered: _TypeAlias = PreviewRendered  # noqa: Y015
 
 @_typing.final
+class CheckpointWritten(_message.Message):
+    """A checkpoint is durable: whatever happens, the job goes on from this one or a later one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """The checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Global___Checkpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointWritten: _TypeAlias = CheckpointWritten  # noqa: Y015
+
+@_typing.final
 class JobWarning(_message.Message):
     """Something worth knowing that stops nothing."""
 
@@ -1527,6 +1611,7 @@ class CreateTrainingJobRequest(_message.Message):
     START_WHILE_ENCODING_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     HELD_OUT_TO_COME_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, up to 64 characters, so that a repeated call makes one job; unset means no such care."""
     user_id: _builtins.str
@@ -1548,6 +1633,10 @@ class CreateTrainingJobRequest(_message.Message):
     """
     held_out_to_come: _builtins.bool
     """With `validate_only`: there will be a held-out dataset, which cannot be named yet. Unset means no."""
+    priority: _builtins.int
+    """Which of the tenant's waiting jobs go first: the highest. -100 to 100; 0 unless set. Tenants share evenly whatever
+    their priorities, and among jobs of one priority a tenant's users do.
+    """
     @_builtins.property
     def config(self) -> Global___TrainConfig:
         """What to compute; unset fields mean their defaults."""
@@ -1564,10 +1653,11 @@ class CreateTrainingJobRequest(_message.Message):
         start_while_encoding: _builtins.bool = ...,
         validate_only: _builtins.bool = ...,
         held_out_to_come: _builtins.bool = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "dataset_id", b"dataset_id", "display_name", b"display_name", "held_out_dataset_id", b"held_out_dataset_id", "held_out_to_come", b"held_out_to_come", "request_id", b"request_id", "start_while_encoding", b"start_while_encoding", "user_id", b"user_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "dataset_id", b"dataset_id", "display_name", b"display_name", "held_out_dataset_id", b"held_out_dataset_id", "held_out_to_come", b"held_out_to_come", "priority", b"priority", "request_id", b"request_id", "start_while_encoding", b"start_while_encoding", "user_id", b"user_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1758,16 +1848,24 @@ class CancelTrainingJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DISCARD_CHECKPOINTS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
+    request_id: _builtins.str
+    """Chosen by the client, up to 64 characters, so that a repeated call acts once; unset means no such care."""
+    discard_checkpoints: _builtins.bool
+    """Remove its checkpoints too. Unset means that they stay until the job is deleted."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        discard_checkpoints: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discard_checkpoints", b"discard_checkpoints", "job_id", b"job_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1804,16 +1902,20 @@ class PauseTrainingJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
+    request_id: _builtins.str
+    """Chosen by the client, up to 64 characters, so that a repeated call acts once; unset means no such care."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1850,16 +1952,20 @@ class ResumeTrainingJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
+    request_id: _builtins.str
+    """Chosen by the client, up to 64 characters, so that a repeated call acts once; unset means no such care."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1874,7 +1980,7 @@ class ResumeTrainingJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___TrainingJob:
-        """The job, QUEUED."""
+        """The job, QUEUED; RUNNING when it was running."""
 
     def __init__(
         self,
@@ -1896,16 +2002,20 @@ class DeleteTrainingJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
+    request_id: _builtins.str
+    """Chosen by the client, up to 64 characters, so that a repeated call acts once; unset means no such care."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1939,6 +2049,8 @@ class Checkpoint(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    LORA_FIELD_NUMBER: _builtins.int
+    HELD_OUT_LOSS_FIELD_NUMBER: _builtins.int
     checkpoint_id: _builtins.str
     """Identifier within the job."""
     step: _builtins.int
@@ -1947,9 +2059,15 @@ class Checkpoint(_message.Message):
     """Address of its manifest, `s3://bucket/key`."""
     size_bytes: _builtins.int
     """Size in bytes of all its files."""
+    held_out_loss: _builtins.float
+    """Loss on the held-out data, where it was measured after that very step."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was written."""
+
+    @_builtins.property
+    def lora(self) -> Global___ArtifactPublished:
+        """The LoRA as it was after that step, for CreateDownloadUrl and `warm_start_uri`; loads like the finished one."""
 
     def __init__(
         self,
@@ -1959,14 +2077,68 @@ class Checkpoint(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         uri: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        lora: Global___ArtifactPublished | None = ...,
+        held_out_loss: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_out_loss", b"_held_out_loss", "create_time", b"create_time", "held_out_loss", b"held_out_loss", "lora", b"lora"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "create_time", b"create_time", "size_bytes", b"size_bytes", "step", b"step", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_out_loss", b"_held_out_loss", "checkpoint_id", b"checkpoint_id", "create_time", b"create_time", "held_out_loss", b"held_out_loss", "lora", b"lora", "size_bytes", b"size_bytes", "step", b"step", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__held_out_loss: _TypeAlias = _typing.Literal["held_out_loss"]  # noqa: Y015
+    _WhichOneofArgType__held_out_loss: _TypeAlias = _typing.Literal["_held_out_loss", b"_held_out_loss"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_loss) -> _WhichOneofReturnType__held_out_loss | None: ...
+
+Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
+
+@_typing.final
+class CreateCheckpointRequest(_message.Message):
+    """Request of CreateCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    request_id: _builtins.str
+    """Chosen by the client, up to 64 characters, so that a repeated call acts once; unset means no such care."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
+Global___CreateCheckpointRequest: _TypeAlias = CreateCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class CreateCheckpointResponse(_message.Message):
+    """Response of CreateCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___TrainingJob:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___TrainingJob | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateCheckpointResponse: _TypeAlias = CreateCheckpointResponse  # noqa: Y015
 
 @_typing.final
 class ListCheckpointsRequest(_message.Message):

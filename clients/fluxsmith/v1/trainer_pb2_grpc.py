@@ -75,6 +75,11 @@ class TrainerServiceStub:
                 request_serializer=fluxsmith_dot_v1_dot_trainer__pb2.DeleteTrainingJobRequest.SerializeToString,
                 response_deserializer=fluxsmith_dot_v1_dot_trainer__pb2.DeleteTrainingJobResponse.FromString,
                 _registered_method=True)
+        self.CreateCheckpoint = channel.unary_unary(
+                '/fluxsmith.v1.TrainerService/CreateCheckpoint',
+                request_serializer=fluxsmith_dot_v1_dot_trainer__pb2.CreateCheckpointRequest.SerializeToString,
+                response_deserializer=fluxsmith_dot_v1_dot_trainer__pb2.CreateCheckpointResponse.FromString,
+                _registered_method=True)
         self.ListCheckpoints = channel.unary_unary(
                 '/fluxsmith.v1.TrainerService/ListCheckpoints',
                 request_serializer=fluxsmith_dot_v1_dot_trainer__pb2.ListCheckpointsRequest.SerializeToString,
@@ -109,8 +114,9 @@ class TrainerServiceServicer:
     def CreateTrainingJob(self, request, context):
         """Queue a job and return at once. Fails with FAILED_PRECONDITION while a dataset it names is not READY (but see
         `start_while_encoding`), with
-        INVALID_ARGUMENT and every violation at once for a bad configuration, and with ALREADY_EXISTS when `request_id` was
-        used with another payload.
+        INVALID_ARGUMENT and every violation at once for a bad configuration, with ALREADY_EXISTS when `request_id` was
+        used with another payload, and with RESOURCE_EXHAUSTED when the user or the tenant has as many unfinished jobs as
+        this service allows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +145,8 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelTrainingJob(self, request, context):
-        """Stop a job for good. Takes effect within one step; asking again changes nothing.
+        """Stop a job for good. Takes effect within one step; asking again changes nothing. Its checkpoints stay unless
+        `discard_checkpoints`.
         Fails with FAILED_PRECONDITION once the job has ended otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -147,28 +154,40 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseTrainingJob(self, request, context):
-        """Checkpoint a job and free the GPU. Not implemented yet: UNIMPLEMENTED.
+        """Checkpoint a job and free the GPU. Takes effect within one step; asking again changes nothing. A job that no worker
+        has yet is PAUSED at once.
+        Fails with FAILED_PRECONDITION once the job has ended, or is being cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeTrainingJob(self, request, context):
-        """Queue a paused job again, to go on from its checkpoint. Not implemented yet: UNIMPLEMENTED.
+        """Queue a paused job again, to go on from its checkpoint as if nothing had been; asking again changes nothing.
+        Fails with FAILED_PRECONDITION once the job has ended, or is being cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTrainingJob(self, request, context):
-        """Remove an ended job, its events and its files. Fails with FAILED_PRECONDITION while the job has not ended.
+        """Remove an ended job, its events, checkpoints and files; asking again changes nothing. Fails with
+        FAILED_PRECONDITION while the job has not ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateCheckpoint(self, request, context):
+        """Write a checkpoint of a running job after the step that it is in; `CheckpointWritten` says when it is there. Asking
+        again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCheckpoints(self, request, context):
-        """Checkpoints of a job, newest first. Not implemented yet: UNIMPLEMENTED.
+        """Checkpoints of a job, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -245,6 +264,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.DeleteTrainingJob,
                     request_deserializer=fluxsmith_dot_v1_dot_trainer__pb2.DeleteTrainingJobRequest.FromString,
                     response_serializer=fluxsmith_dot_v1_dot_trainer__pb2.DeleteTrainingJobResponse.SerializeToString,
+            ),
+            'CreateCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateCheckpoint,
+                    request_deserializer=fluxsmith_dot_v1_dot_trainer__pb2.CreateCheckpointRequest.FromString,
+                    response_serializer=fluxsmith_dot_v1_dot_trainer__pb2.CreateCheckpointResponse.SerializeToString,
             ),
             'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCheckpoints,
@@ -489,6 +513,33 @@ class TrainerService:
             '/fluxsmith.v1.TrainerService/DeleteTrainingJob',
             fluxsmith_dot_v1_dot_trainer__pb2.DeleteTrainingJobRequest.SerializeToString,
             fluxsmith_dot_v1_dot_trainer__pb2.DeleteTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluxsmith.v1.TrainerService/CreateCheckpoint',
+            fluxsmith_dot_v1_dot_trainer__pb2.CreateCheckpointRequest.SerializeToString,
+            fluxsmith_dot_v1_dot_trainer__pb2.CreateCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

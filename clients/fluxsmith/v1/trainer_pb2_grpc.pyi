@@ -38,8 +38,9 @@ class TrainerServiceStub:
     CreateTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateTrainingJobRequest, _trainer_pb2.CreateTrainingJobResponse]
     """Queue a job and return at once. Fails with FAILED_PRECONDITION while a dataset it names is not READY (but see
     `start_while_encoding`), with
-    INVALID_ARGUMENT and every violation at once for a bad configuration, and with ALREADY_EXISTS when `request_id` was
-    used with another payload.
+    INVALID_ARGUMENT and every violation at once for a bad configuration, with ALREADY_EXISTS when `request_id` was
+    used with another payload, and with RESOURCE_EXHAUSTED when the user or the tenant has as many unfinished jobs as
+    this service allows.
     """
     GetTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetTrainingJobRequest, _trainer_pb2.GetTrainingJobResponse]
     """Fails with NOT_FOUND for an unknown job, as all calls that name one."""
@@ -50,17 +51,29 @@ class TrainerServiceStub:
     that remembers the last sequence it saw misses and repeats nothing, however often the stream breaks.
     """
     CancelTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CancelTrainingJobRequest, _trainer_pb2.CancelTrainingJobResponse]
-    """Stop a job for good. Takes effect within one step; asking again changes nothing.
+    """Stop a job for good. Takes effect within one step; asking again changes nothing. Its checkpoints stay unless
+    `discard_checkpoints`.
     Fails with FAILED_PRECONDITION once the job has ended otherwise.
     """
     PauseTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PauseTrainingJobRequest, _trainer_pb2.PauseTrainingJobResponse]
-    """Checkpoint a job and free the GPU. Not implemented yet: UNIMPLEMENTED."""
+    """Checkpoint a job and free the GPU. Takes effect within one step; asking again changes nothing. A job that no worker
+    has yet is PAUSED at once.
+    Fails with FAILED_PRECONDITION once the job has ended, or is being cancelled.
+    """
     ResumeTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ResumeTrainingJobRequest, _trainer_pb2.ResumeTrainingJobResponse]
-    """Queue a paused job again, to go on from its checkpoint. Not implemented yet: UNIMPLEMENTED."""
+    """Queue a paused job again, to go on from its checkpoint as if nothing had been; asking again changes nothing.
+    Fails with FAILED_PRECONDITION once the job has ended, or is being cancelled.
+    """
     DeleteTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.DeleteTrainingJobRequest, _trainer_pb2.DeleteTrainingJobResponse]
-    """Remove an ended job, its events and its files. Fails with FAILED_PRECONDITION while the job has not ended."""
+    """Remove an ended job, its events, checkpoints and files; asking again changes nothing. Fails with
+    FAILED_PRECONDITION while the job has not ended.
+    """
+    CreateCheckpoint: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateCheckpointRequest, _trainer_pb2.CreateCheckpointResponse]
+    """Write a checkpoint of a running job after the step that it is in; `CheckpointWritten` says when it is there. Asking
+    again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
+    """
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]
-    """Checkpoints of a job, newest first. Not implemented yet: UNIMPLEMENTED."""
+    """Checkpoints of a job, newest first."""
     CreateDownloadUrl: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateDownloadUrlRequest, _trainer_pb2.CreateDownloadUrlResponse]
     """An address from which a file of a job can be fetched with plain HTTP for a while.
     Fails with FAILED_PRECONDITION while the file does not exist.
@@ -80,8 +93,9 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     CreateTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateTrainingJobRequest, _trainer_pb2.CreateTrainingJobResponse]  # type: ignore[assignment]
     """Queue a job and return at once. Fails with FAILED_PRECONDITION while a dataset it names is not READY (but see
     `start_while_encoding`), with
-    INVALID_ARGUMENT and every violation at once for a bad configuration, and with ALREADY_EXISTS when `request_id` was
-    used with another payload.
+    INVALID_ARGUMENT and every violation at once for a bad configuration, with ALREADY_EXISTS when `request_id` was
+    used with another payload, and with RESOURCE_EXHAUSTED when the user or the tenant has as many unfinished jobs as
+    this service allows.
     """
     GetTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetTrainingJobRequest, _trainer_pb2.GetTrainingJobResponse]  # type: ignore[assignment]
     """Fails with NOT_FOUND for an unknown job, as all calls that name one."""
@@ -92,17 +106,29 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     that remembers the last sequence it saw misses and repeats nothing, however often the stream breaks.
     """
     CancelTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CancelTrainingJobRequest, _trainer_pb2.CancelTrainingJobResponse]  # type: ignore[assignment]
-    """Stop a job for good. Takes effect within one step; asking again changes nothing.
+    """Stop a job for good. Takes effect within one step; asking again changes nothing. Its checkpoints stay unless
+    `discard_checkpoints`.
     Fails with FAILED_PRECONDITION once the job has ended otherwise.
     """
     PauseTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PauseTrainingJobRequest, _trainer_pb2.PauseTrainingJobResponse]  # type: ignore[assignment]
-    """Checkpoint a job and free the GPU. Not implemented yet: UNIMPLEMENTED."""
+    """Checkpoint a job and free the GPU. Takes effect within one step; asking again changes nothing. A job that no worker
+    has yet is PAUSED at once.
+    Fails with FAILED_PRECONDITION once the job has ended, or is being cancelled.
+    """
     ResumeTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ResumeTrainingJobRequest, _trainer_pb2.ResumeTrainingJobResponse]  # type: ignore[assignment]
-    """Queue a paused job again, to go on from its checkpoint. Not implemented yet: UNIMPLEMENTED."""
+    """Queue a paused job again, to go on from its checkpoint as if nothing had been; asking again changes nothing.
+    Fails with FAILED_PRECONDITION once the job has ended, or is being cancelled.
+    """
     DeleteTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.DeleteTrainingJobRequest, _trainer_pb2.DeleteTrainingJobResponse]  # type: ignore[assignment]
-    """Remove an ended job, its events and its files. Fails with FAILED_PRECONDITION while the job has not ended."""
+    """Remove an ended job, its events, checkpoints and files; asking again changes nothing. Fails with
+    FAILED_PRECONDITION while the job has not ended.
+    """
+    CreateCheckpoint: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateCheckpointRequest, _trainer_pb2.CreateCheckpointResponse]  # type: ignore[assignment]
+    """Write a checkpoint of a running job after the step that it is in; `CheckpointWritten` says when it is there. Asking
+    again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
+    """
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
-    """Checkpoints of a job, newest first. Not implemented yet: UNIMPLEMENTED."""
+    """Checkpoints of a job, newest first."""
     CreateDownloadUrl: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateDownloadUrlRequest, _trainer_pb2.CreateDownloadUrlResponse]  # type: ignore[assignment]
     """An address from which a file of a job can be fetched with plain HTTP for a while.
     Fails with FAILED_PRECONDITION while the file does not exist.
@@ -125,8 +151,9 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trainer_pb2.CreateTrainingJobResponse, _abc.Awaitable[_trainer_pb2.CreateTrainingJobResponse]]:
         """Queue a job and return at once. Fails with FAILED_PRECONDITION while a dataset it names is not READY (but see
         `start_while_encoding`), with
-        INVALID_ARGUMENT and every violation at once for a bad configuration, and with ALREADY_EXISTS when `request_id` was
-        used with another payload.
+        INVALID_ARGUMENT and every violation at once for a bad configuration, with ALREADY_EXISTS when `request_id` was
+        used with another payload, and with RESOURCE_EXHAUSTED when the user or the tenant has as many unfinished jobs as
+        this service allows.
         """
 
     @_abc_1.abstractmethod
@@ -161,7 +188,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.CancelTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.CancelTrainingJobResponse, _abc.Awaitable[_trainer_pb2.CancelTrainingJobResponse]]:
-        """Stop a job for good. Takes effect within one step; asking again changes nothing.
+        """Stop a job for good. Takes effect within one step; asking again changes nothing. Its checkpoints stay unless
+        `discard_checkpoints`.
         Fails with FAILED_PRECONDITION once the job has ended otherwise.
         """
 
@@ -171,7 +199,10 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.PauseTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.PauseTrainingJobResponse, _abc.Awaitable[_trainer_pb2.PauseTrainingJobResponse]]:
-        """Checkpoint a job and free the GPU. Not implemented yet: UNIMPLEMENTED."""
+        """Checkpoint a job and free the GPU. Takes effect within one step; asking again changes nothing. A job that no worker
+        has yet is PAUSED at once.
+        Fails with FAILED_PRECONDITION once the job has ended, or is being cancelled.
+        """
 
     @_abc_1.abstractmethod
     def ResumeTrainingJob(
@@ -179,7 +210,9 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.ResumeTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.ResumeTrainingJobResponse, _abc.Awaitable[_trainer_pb2.ResumeTrainingJobResponse]]:
-        """Queue a paused job again, to go on from its checkpoint. Not implemented yet: UNIMPLEMENTED."""
+        """Queue a paused job again, to go on from its checkpoint as if nothing had been; asking again changes nothing.
+        Fails with FAILED_PRECONDITION once the job has ended, or is being cancelled.
+        """
 
     @_abc_1.abstractmethod
     def DeleteTrainingJob(
@@ -187,7 +220,19 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.DeleteTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.DeleteTrainingJobResponse, _abc.Awaitable[_trainer_pb2.DeleteTrainingJobResponse]]:
-        """Remove an ended job, its events and its files. Fails with FAILED_PRECONDITION while the job has not ended."""
+        """Remove an ended job, its events, checkpoints and files; asking again changes nothing. Fails with
+        FAILED_PRECONDITION while the job has not ended.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateCheckpoint(
+        self,
+        request: _trainer_pb2.CreateCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.CreateCheckpointResponse, _abc.Awaitable[_trainer_pb2.CreateCheckpointResponse]]:
+        """Write a checkpoint of a running job after the step that it is in; `CheckpointWritten` says when it is there. Asking
+        again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
+        """
 
     @_abc_1.abstractmethod
     def ListCheckpoints(
@@ -195,7 +240,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.ListCheckpointsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.ListCheckpointsResponse, _abc.Awaitable[_trainer_pb2.ListCheckpointsResponse]]:
-        """Checkpoints of a job, newest first. Not implemented yet: UNIMPLEMENTED."""
+        """Checkpoints of a job, newest first."""
 
     @_abc_1.abstractmethod
     def CreateDownloadUrl(

@@ -175,6 +175,12 @@ class ConfigFields(BaseModel):
     """Height of previews. None means that of most samples."""
     preview_width_px: int | None = Field(default=None, ge=32, le=2048, multiple_of=16)
     """Width of previews. None means that of most samples."""
+    checkpoint_interval_steps: int | None = Field(default=None, ge=1, le=100_000)
+    """Steps between checkpoints. None means one every few minutes, as the service is set."""
+    checkpoints_kept: int = Field(default=2, ge=1, le=100)
+    """Newest checkpoints that are kept; with two there is one before a damaged one."""
+    checkpoint_keep_interval_steps: int = Field(default=0, ge=0, le=100_000)
+    """Also write and keep, until the job is deleted, the checkpoint of every step that this divides. 0 means none."""
 
     @model_validator(mode="before")
     @classmethod
