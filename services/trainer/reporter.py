@@ -1,4 +1,4 @@
-"""What a running job tells the world: steps in batches, signs of life, and whether it should stop."""
+"""What a running job tells the world: steps in batches, signs of life; and what the world wants of it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 
 from services.common.errors import Unavailable
-from services.trainer.database.job_store import JobStore, LostJob
-from services.trainer.jobs import Event, Job, JobState, StepMetrics, StepsCompleted
+from services.trainer.database.claims import Claims, LostJob
+from services.trainer.jobs import Event, Job, JobState, Orders, Progress, StepMetrics, StepsCompleted
 from services.trainer.settings import TrainerSettings
 from services.trainer.train import NonFiniteLoss, Step
 
-__all__ = ["CancelJob", "NonFiniteLoss", "Reporter", "StopWorker", "read_metrics"]
+__all__ = ["CancelJob", "NonFiniteLoss", "PauseJob", "Reporter", "StopWorker", "read_metrics"]
 
 log = logging.getLogger(__name__)
 
 FLUSH_S = 0.3
 RETRY_S = 1.0
+LATEST_STEPS = 20  # over which the time of a step is taken, for the time left
 T = TypeVar("T")
 
 
@@ -30,27 +32,51 @@ class CancelJob(Exception):
     """The user asked for the end of the job."""
 
 
+class PauseJob(Exception):
+    """The user asked for a checkpoint, and for the job to wait then."""
+
+
 class StopWorker(Exception):
     """The worker is asked to end; the job goes back into the queue."""
 
 
 class Reporter:
-    """Context manager around the run of one job: a thread keeps the lease while the caller trains."""
+    """Context manager around the run of one job: a thread keeps the lease while the caller trains.
 
-    def __init__(self, store: JobStore, job: Job, settings: TrainerSettings, stop: threading.Event) -> None:
-        self._store = store
+    `served_s` says for how many seconds the job has had the base so far. `on_stall` is called by that thread when the
+    job has not got on for `settings.stall_s`: a step that hangs cannot be interrupted, only its process ended.
+    """
+
+    def __init__(
+        self,
+        claims: Claims,
+        job: Job,
+        settings: TrainerSettings,
+        stop: threading.Event,
+        *,
+        served_s: Callable[[], float] = lambda: 0.0,
+        on_stall: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._claims = claims
         self._job = job
         self._settings = settings
         self._stop = stop
-        self._cancelled = job.state is JobState.CANCELLING
+        self._served_s = served_s
+        self._told_served_s = 0.0
+        self._on_stall = on_stall
+        self._orders = Orders(state=job.state)
         self._lost = False
+        self._last_sign_s = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
         self._waiting: list[tuple[Step, float]] = []
         self._last_flush_s = self._last_step_s = time.monotonic()
+        self._step_ends_s: deque[float] = deque(maxlen=LATEST_STEPS)
         self._step = 0
         self._skipped_steps = 0
         self.total_steps = 0
+        self.finishing = False
+        """Set when all steps are done: what is left takes seconds, and is neither paused nor worth a checkpoint."""
         self.durations_s: list[float] = []
         self.listeners: list[Callable[[Event], None]] = []
         """Each is called with every event once that is written."""
@@ -64,13 +90,37 @@ class Reporter:
         self._thread.join()
 
     def check(self) -> None:
-        """Raise if the job should not go on: `LostJob`, `CancelJob` or `StopWorker`."""
+        """Raise if the job should not go on: `LostJob`, `CancelJob`, `PauseJob` or `StopWorker`. A sign that it does."""
+        self._last_sign_s = time.monotonic()
         if self._lost:
             raise LostJob(self._job.job_id)
-        if self._cancelled:
+        if self._orders.state is JobState.CANCELLING:
             raise CancelJob
+        if self._orders.state is JobState.PAUSING and not self.finishing:
+            raise PauseJob
         if self._stop.is_set():
             raise StopWorker
+
+    def wanted_elsewhere(self) -> bool:
+        """Whether `check` would raise, for who waits and must not be interrupted; a sign that the job gets on."""
+        try:
+            self.check()
+        except (LostJob, CancelJob, PauseJob, StopWorker):
+            return True
+        return False
+
+    @property
+    def checkpoint_wanted(self) -> bool:
+        """Whether somebody asked for a checkpoint that is not there yet."""
+        return self._orders.checkpoint
+
+    def checkpoint_written(self) -> None:
+        """Whoever asked for a checkpoint has it."""
+        self._orders = Orders(state=self._orders.state)
+
+    def resume(self, step: int, skipped_steps: int, durations_s: Sequence[float]) -> None:
+        """Go on counting after `step`."""
+        self._step, self._skipped_steps, self.durations_s = step, skipped_steps, list(durations_s)
 
     def restart_clock(self) -> None:
         """Do not count what happened since the last step towards the next one's duration."""
@@ -79,6 +129,7 @@ class Reporter:
     def on_step(self, step: Step) -> None:
         """Note a step. Losses stay on the device until a handful of steps is written at once."""
         self._waiting.append((step, self._measure_duration()))
+        self._step_ends_s.append(time.monotonic())
         self._step = step.number
         self._skipped_steps += step.skipped
         if time.monotonic() - self._last_flush_s > FLUSH_S or step.number in {1, self.total_steps}:
@@ -95,7 +146,7 @@ class Reporter:
 
     def write(self, events: Sequence[Event]) -> None:
         """Write events now, or as soon as the database is back; raises `LostJob` when that was too late."""
-        self.patiently(lambda: self._store.append(self._job, events))
+        self.patiently(lambda: self._claims.append(self._job, events))
         for listener in self.listeners:
             for event in events:
                 listener(event)
@@ -116,9 +167,16 @@ class Reporter:
         return self._step
 
     @property
-    def progress(self) -> dict[str, int]:
-        """The last step done, and the steps in all."""
-        return {"step": self._step, "total_steps": self.total_steps}
+    def progress(self) -> Progress:
+        """How far the job is. `served_s` counts from the last sign of life."""
+        ends_s = list(self._step_ends_s)
+        return Progress(
+            step=self._step,
+            total_steps=self.total_steps,
+            served_s=max(0.0, self._served_s() - self._told_served_s),
+            idle_s=time.monotonic() - self._last_sign_s,
+            step_time_s=(ends_s[-1] - ends_s[0]) / (len(ends_s) - 1) if len(ends_s) > 1 else None,
+        )
 
     @property
     def skipped_steps(self) -> int:
@@ -133,14 +191,19 @@ class Reporter:
 
     def _keep_lease(self) -> None:
         while not self._ended.wait(self._settings.heartbeat_s):
+            progress = self.progress
+            if progress.idle_s > self._settings.stall_s:
+                self._on_stall()
             try:
-                state = self._store.heartbeat(self._job, **self.progress, lease_s=self._settings.lease_s)
-                self._cancelled = self._cancelled or state is JobState.CANCELLING
+                self._orders = self._claims.heartbeat(self._job, progress, lease_s=self._settings.lease_s)
+                self._told_served_s += progress.served_s
             except LostJob:
                 self._lost = True
                 return
             except Unavailable as error:
                 log.warning("heartbeat of %s failed, trying again: %s", self._job.job_id, error.message)
+            except Exception:  # the lease must not end over what a single sign of life met
+                log.exception("heartbeat of %s failed, trying again", self._job.job_id)
 
 
 def read_metrics(waiting: Sequence[tuple[Step, float]]) -> tuple[StepMetrics, ...]:

@@ -53,23 +53,48 @@ class AdapterSnapshot:
     scales: Mapping[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdapterForm:
+    """What of an attached adapter stays as it is while it trains, so that a copy can be made of its tensors alone.
+
+    `ranks` and `scales` by module; `pissa_factors` what PiSSA began with, else empty.
+    """
+
+    adapter_type: AdapterType
+    ranks: Mapping[str, int]
+    scales: Mapping[str, float]
+    pissa_factors: Mapping[str, Tensor]
+
+    def snapshot(self, tensors: Mapping[str, Tensor]) -> AdapterSnapshot:
+        """The adapter with these tensors, on the CPU; PiSSA's as a plain LoRA for the untouched base.
+
+        Raises `NonFiniteAdapter`.
+        """
+        refuse_non_finite(tensors)
+        ranks = self.ranks
+        if self.pissa_factors:
+            tensors = _difference(tensors, self.pissa_factors)
+            ranks = {name: 2 * rank for name, rank in ranks.items()}
+        return AdapterSnapshot(adapter_type=self.adapter_type, tensors=tensors, ranks=ranks, scales=self.scales)
+
+
+def adapter_form(transformer: nn.Module, config: TrainConfig) -> AdapterForm:
+    """The form of the attached adapter."""
+    layers = adapter_layers(transformer)
+    return AdapterForm(
+        adapter_type=config.adapter_type,
+        ranks={name: int(layer.r[ADAPTER]) for name, layer in layers.items()},
+        scales={name: float(layer.scaling[ADAPTER]) for name, layer in layers.items()},
+        pissa_factors=pissa_factors(transformer),
+    )
+
+
 def snapshot(transformer: nn.Module, config: TrainConfig) -> AdapterSnapshot:
     """Copy the attached adapter; that of PiSSA as a plain LoRA for the untouched base. Raises `NonFiniteAdapter`."""
     tensors = {
         name: parameter.detach().to("cpu", copy=True) for name, parameter in adapter_parameters(transformer).items()
     }
-    refuse_non_finite(tensors)
-    layers = adapter_layers(transformer)
-    ranks = {name: int(layer.r[ADAPTER]) for name, layer in layers.items()}
-    if start := pissa_factors(transformer):
-        tensors = _difference(tensors, start)
-        ranks = {name: 2 * rank for name, rank in ranks.items()}
-    return AdapterSnapshot(
-        adapter_type=config.adapter_type,
-        tensors=tensors,
-        ranks=ranks,
-        scales={name: float(layer.scaling[ADAPTER]) for name, layer in layers.items()},
-    )
+    return adapter_form(transformer, config).snapshot(tensors)
 
 
 def _difference(tensors: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
