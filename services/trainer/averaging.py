@@ -63,6 +63,14 @@ class Average:
         """What `load_state_dict` goes on from, sharing memory with the average."""
         return {"updates": self._updates, "weights": self._weights}
 
+    def misfit(self, state: AverageState) -> str:
+        """Why `load_state_dict` would refuse a state; empty for one that fits."""
+        theirs = state["weights"]
+        if names := sorted(theirs.keys() ^ self._weights.keys()):
+            return f"other weights, {names[0]} among them"
+        wrong = [name for name, weights in self._weights.items() if weights.shape != theirs[name].shape]
+        return f"another shape of {wrong[0]}" if wrong else ""
+
     def load_state_dict(self, state: AverageState) -> None:
         """Go on from a state; raises `KeyError` when it is of other parameters."""
         self._updates = state["updates"]

@@ -6,14 +6,14 @@ Also decides when a run ends before its length, because the held-out loss no lon
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from services.common.object_store import ObjectDamaged, ObjectMissing
 from services.trainer.adapters.files import AdapterSnapshot
 from services.trainer.config import TrainConfig
 from services.trainer.encoder_link import EncoderAway
-from services.trainer.jobs import JobWarning, ValidationCompleted
+from services.trainer.jobs import Event, JobWarning, ValidationCompleted
 from services.trainer.previews import Previews
 from services.trainer.reporter import Reporter
 from services.trainer.results.history import Activity, History
@@ -35,10 +35,26 @@ class Best:
     snapshot: AdapterSnapshot
 
 
+@dataclass(frozen=True, kw_only=True)
+class MilestonesState:
+    """What was measured and shown so far: losses by step, and the steps whose pictures were made or given up.
+
+    `to_beat` is the last loss that was better by enough, `not_better` counts the measurements since.
+    """
+
+    losses: Mapping[int, float]
+    best: Best | None
+    to_beat: float
+    not_better: int
+    previewed: frozenset[int]
+    missed_in_a_row: int
+
+
 class Milestones:
     """Follows one run. `measure` gives the held-out loss of the weights as they are, `snapshot` a copy of the adapter.
 
-    `measure` is None without held-out data, `previews` without prompts. What they and the reporter raise comes out.
+    `measure` is None without held-out data, `previews` without prompts. What they and the reporter raise comes out, and
+    leaves a state from which `catch_up` does again what was interrupted.
     """
 
     def __init__(
@@ -66,30 +82,53 @@ class Milestones:
         self.losses: dict[int, float] = {}
         self.best: Best | None = None
 
-    def begin(self) -> None:
-        """Look at the adapter before its first step: unless it was started warm, that is the base."""
-        self._look(0, measure=True, preview=True)
-        self._reporter.restart_clock()  # what went before is no part of the first step
+    def state(self) -> MilestonesState:
+        """What it goes on from. Whatever was interrupted has not happened."""
+        return MilestonesState(
+            losses=dict(self.losses),
+            best=self.best,
+            to_beat=self._to_beat,
+            not_better=self._not_better,
+            previewed=frozenset(self._previewed),
+            missed_in_a_row=self._missed_in_a_row,
+        )
+
+    def load_state(self, state: MilestonesState) -> None:
+        """Go on from a state."""
+        self.losses, self.best = dict(state.losses), state.best
+        self._to_beat, self._not_better = state.to_beat, state.not_better
+        self._previewed, self._missed_in_a_row = set(state.previewed), state.missed_in_a_row
+
+    def catch_up(self) -> None:
+        """Do what is due after the steps done and has not been done; raises `StopEarly`.
+
+        Before the first step that is a look at the adapter: unless it was started warm, that is the base.
+        """
+        self._do_what_is_due(self._training.steps_done)
+        self._reporter.restart_clock()  # what went before is no part of the next step
 
     def on_step(self, step: Step) -> None:
         """Note a step, and do what is due after it; raises `StopEarly`."""
         self._reporter.on_step(step)
+        self._do_what_is_due(step.number)
+
+    def _do_what_is_due(self, step: int) -> None:
         total = self._reporter.total_steps
-        last = step.number == total
-        measure = last or step.number % self._config.validation_interval(total) == 0
+        at_an_end = step in {0, total}
+        measure = at_an_end or step % self._config.validation_interval(total) == 0
         given_up = self._missed_in_a_row >= MOST_MISSED  # each costs seconds of waiting for who is not there
-        preview = last or (step.number % self._config.preview_interval(total) == 0 and not given_up)
-        self._look(step.number, measure=measure, preview=preview)
+        preview = at_an_end or (step % self._config.preview_interval(total) == 0 and not given_up)
+        self._look(step, measure=measure, preview=preview)
         if (
             self._config.early_stopping_patience
-            and not last
+            and step < total
             and self._not_better >= self._config.early_stopping_patience
         ):
-            self._look(step.number, measure=False, preview=True)  # the end is shown, wherever it is
+            self._look(step, measure=False, preview=True)  # the end is shown, wherever it is
             raise StopEarly
 
     def _look(self, step: int, *, measure: bool, preview: bool) -> None:
-        measure = measure and self._measure is not None
+        measure = measure and self._measure is not None and step not in self.losses
         preview = preview and self._previews is not None and step not in self._previewed
         if not (measure or preview):
             return
@@ -102,31 +141,35 @@ class Milestones:
         self._reporter.restart_clock()
 
     def _validate(self, step: int) -> None:
+        """Measure and tell, then note: interrupted before its end, it is done again."""
         assert self._measure  # noqa: S101 - for the type checker: `_look` has seen to it
         with self._history.timed(Activity.VALIDATING):
             loss = self._measure()
             if not math.isfinite(loss):
                 raise NonFiniteLoss(f"held-out loss {loss} after step {step}")
-            self.losses[step] = loss
-            if loss < self._to_beat - self._config.early_stopping_min_delta:
-                self._to_beat, self._not_better = loss, 0
-            else:
-                self._not_better += 1
-            if self.best is None or loss < self.best.loss:
-                self.best = Best(step=step, loss=loss, snapshot=self._snapshot())
+            best = self.best
+            if best is None or loss < best.loss:
+                best = Best(step=step, loss=loss, snapshot=self._snapshot())
         self._reporter.write([ValidationCompleted(step=step, loss=loss)])
+        self.losses[step], self.best = loss, best
+        if loss < self._to_beat - self._config.early_stopping_min_delta:
+            self._to_beat, self._not_better = loss, 0
+        else:
+            self._not_better += 1
 
     def _preview(self, step: int) -> None:
+        """Make and tell, then note, as above."""
         assert self._previews  # noqa: S101 - as above
-        self._previewed.add(step)
+        missed = 0
         try:
             with self._history.timed(Activity.PREVIEWING):
-                pictures = self._previews.render(step, self._reporter.check)
-            self._reporter.write(pictures)
-            self._missed_in_a_row = 0
+                events: list[Event] = [*self._previews.render(step, self._reporter.check)]
         except (EncoderAway, ObjectMissing, ObjectDamaged) as error:  # a store that is away ends this attempt instead
             message = f"no preview after step {step}: {error.line}"
-            self._missed_in_a_row += 1
-            if self._missed_in_a_row == MOST_MISSED:
+            missed = self._missed_in_a_row + 1
+            if missed == MOST_MISSED:
                 message += " The next ones are left out, but for the last."
-            self._reporter.write([JobWarning(reason="PREVIEW_SKIPPED", message=message)])
+            events = [JobWarning(reason="PREVIEW_SKIPPED", message=message)]
+        self._reporter.write(events)
+        self._previewed.add(step)
+        self._missed_in_a_row = missed

@@ -7,20 +7,21 @@ optimizer. The learning rate of a step is the group's `initial_lr` times the sch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from bitsandbytes.optim import AdamW8bit
 from lion_pytorch import Lion
 from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree
-from torch import nn
+from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import Optimizer
 
 B_MATRIX = ".lora_B.weight"
+T = TypeVar("T")
 
 
 def build_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
@@ -61,6 +62,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
         group["lr"] = group["initial_lr"] * factor
     first = optimizer.param_groups[0]
     return float(first["lr"] * first.get("d", 1.0))
+
+
+def state_apart(state: T) -> T:
+    """A copy of a state, however nested, that shares no memory with it, all tensors on the CPU."""
+    copied: Any = state
+    if isinstance(state, Tensor):
+        copied = state.detach().to("cpu", copy=True)
+    elif isinstance(state, dict):
+        copied = {key: state_apart(value) for key, value in state.items()}
+    elif isinstance(state, (list, tuple)):
+        copied = type(state)(state_apart(value) for value in state)
+    return copied  # type: ignore[no-any-return]
 
 
 def _groups(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:

@@ -6,9 +6,10 @@ average that is measured and published in their place (`averaging.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -16,10 +17,10 @@ from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 
 from services.trainer.adapters.adapter import adapter_parameters
-from services.trainer.averaging import Average, schedule_free_average
+from services.trainer.averaging import Average, AverageState, schedule_free_average
 from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import Batch, loss_per_sample
-from services.trainer.optimizers import build_optimizer, set_learning_rate
+from services.trainer.optimizers import build_optimizer, set_learning_rate, state_apart
 from services.trainer.schedules import learning_rate_factor
 from services.trainer.seeds import seeded
 
@@ -52,11 +53,29 @@ class NonFiniteLoss(Exception):
     """A loss or gradient is not a finite number."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """All that a run goes on from, on the CPU and apart from what trains on.
+
+    `parameters` by name in the optimizer's order; `optimizer` is its `state_dict`. Random numbers have no state: every
+    draw is a function of the job's seed and of `steps_done`.
+    """
+
+    parameters: Mapping[str, Tensor]
+    optimizer: dict[str, Any]
+    average: AverageState | None
+    steps_done: int
+    skipped_in_a_row: int
+
+
+class StateOfOtherRun(Exception):
+    """A state does not fit the run that should go on from it."""
+
+
 class Training:
     """One run: optimizer, schedule, average and step; everything that changes from step to step.
 
-    A run goes on exactly where another stopped once its parameters, `optimizer`, `average`, `steps_done` and
-    `skipped_in_a_row` are those of the other: every draw is a function of the seed and the step's number.
+    A run goes on exactly where another stopped once it has loaded that one's `state`.
     """
 
     def __init__(
@@ -111,6 +130,31 @@ class Training:
         self._refuse_too_many_skipped(step)
         return step
 
+    def state(self) -> TrainingState:
+        """A copy of everything that changes, between steps and outside `evaluating`."""
+        return TrainingState(
+            parameters={name: each.detach().to("cpu", copy=True) for name, each in self.parameters.items()},
+            optimizer=state_apart(self.optimizer.state_dict()),
+            average=state_apart(self.average.state_dict()) if self.average else None,
+            steps_done=self.steps_done,
+            skipped_in_a_row=self.skipped_in_a_row,
+        )
+
+    def load_state(self, state: TrainingState) -> None:
+        """Go on from a state of the same configuration; raises `StateOfOtherRun`, and then nothing has changed."""
+        self._refuse_other_run(state)
+        try:
+            # A copy: most optimizers go on in the very tensors that they are given.
+            self.optimizer.load_state_dict(state_apart(state.optimizer))
+        except ValueError as error:
+            raise StateOfOtherRun(f"the optimizer's state does not fit: {error}") from error
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state.parameters[name])
+        if self.average and state.average:
+            self.average.load_state_dict(state.average)
+        self.steps_done, self.skipped_in_a_row = state.steps_done, state.skipped_in_a_row
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Without the adapter's dropout, and with the weights that are published: the average, where there is one.
@@ -143,6 +187,20 @@ class Training:
         if isinstance(self.optimizer, AdamWScheduleFree):
             return schedule_free_average(self.optimizer, self.parameters.values())
         return nullcontext()
+
+    def _refuse_other_run(self, state: TrainingState) -> None:
+        mine = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        theirs = {name: tuple(tensor.shape) for name, tensor in state.parameters.items()}
+        if list(mine) != list(theirs):  # the optimizer knows its parameters by their order
+            names = sorted(mine.keys() ^ theirs.keys())
+            raise StateOfOtherRun(f"the state has other parameters: {names[:3] or 'in another order'}")
+        for name, shape in mine.items():
+            if theirs[name] != shape:
+                raise StateOfOtherRun(f"{name} has shape {shape} here and {theirs[name]} in the state")
+        if (self.average is None) != (state.average is None):
+            raise StateOfOtherRun("one of run and state keeps an average of the weights, the other does not")
+        if self.average and state.average and (other := self.average.misfit(state.average)):
+            raise StateOfOtherRun(f"the average of the state does not fit: {other}")
 
     def _refuse_too_many_skipped(self, step: Step) -> None:
         if self.skipped_in_a_row > self._config.max_skipped_steps:

@@ -94,23 +94,22 @@ class CachedDataset:
         *,
         in_order_first: bool = False,
         most_batches: int | None = None,
+        first_step: int = 0,
     ) -> Generator[tuple[Batch, ...], None, None]:
         """The run's steps in order, each with its `gradient_accumulation_steps` batches, read ahead by a thread.
 
         Samples of a batch share one bucket. A step may take its batches from two epochs; the last one has fewer where
         `most_batches` end with it. With `in_order_first` the first epoch takes the samples in their own order, so that
-        it need not know them all. Close it when the run ends before it does.
+        it need not know them all. A run that goes on begins at `first_step`, counted from 0, with the batches that it
+        would have had; nothing is read for the steps before. Close it when the run ends before it does.
         """
-        shown: Iterator[list[Exposure]] = chain.from_iterable(
-            self._in_order(config.seed, config.batch_size)
-            if in_order_first and epoch == 0
-            else self._epoch(config.seed, epoch, config.batch_size)
-            for epoch in count()
-        )
-        shown = islice(shown, most_batches)
+        skipped = first_step * config.gradient_accumulation_steps
+        shown = self._shown(config, in_order_first=in_order_first, skipped=skipped)
+        if most_batches is not None:
+            shown = islice(shown, max(0, most_batches - skipped))
         steps = (
             self._step(config, step, list(islice(shown, config.gradient_accumulation_steps)))
-            for step in range(total_steps)
+            for step in range(first_step, total_steps)
         )
         return ahead(steps, STEPS_AHEAD)
 
@@ -121,6 +120,19 @@ class CachedDataset:
                 items = [self._held_out_item(config, sample, view, (index, number), sigma) for sigma in HELD_OUT_SIGMAS]
                 for start in range(0, len(items), config.batch_size):
                     yield stacked(items[start : start + config.batch_size])
+
+    def _shown(self, config: TrainConfig, *, in_order_first: bool, skipped: int) -> Iterator[list[Exposure]]:
+        """What the batches from number `skipped` on show. All epochs have equally many, so whole ones are left out."""
+        seed, size = config.seed, config.batch_size
+        if in_order_first:  # while it lasts, nobody knows how many batches an epoch has
+            for batch in self._in_order(seed, size):
+                if skipped:
+                    skipped -= 1
+                else:
+                    yield batch
+        epochs, batches = divmod(skipped, self.batches_per_epoch(size)) if skipped else (0, 0)
+        later = (self._epoch(seed, epoch, size) for epoch in count(epochs + in_order_first))
+        yield from islice(chain.from_iterable(later), batches, None)
 
     def _epoch(self, seed: int, epoch: int, batch_size: int) -> list[list[Exposure]]:
         """One epoch's batches: exposures shuffled within each bucket, then the batches among each other."""

@@ -95,7 +95,7 @@ class Run:
 
     def go(self, before_step: Callable[[], None] = lambda: None) -> int:
         """Take the steps; return how many were taken."""
-        self.milestones.begin()
+        self.milestones.catch_up()
         for number in range(1, 11):
             before_step()
             step = Step(number=number, loss=torch.tensor(1.0), gradient_norm=torch.tensor(1.0), learning_rate=1.0)
@@ -151,7 +151,7 @@ def test_slow_improvement_counts_from_the_last_one_that_was_enough(make_run) -> 
 def test_losses_are_told_in_order_and_measured_without_dropout(make_run) -> None:  # type: ignore[no-untyped-def]
     run = make_run([3.0, 2.0, 1.0], steps=2, validation_interval_steps=5)
     run.reporter.total_steps = 2
-    run.milestones.begin()
+    run.milestones.catch_up()
     run.milestones.on_step(Step(number=2, loss=torch.tensor(1.0), gradient_norm=torch.tensor(1.0), learning_rate=1.0))
     stored = [one.event for one in run.jobs.events_after(run.job.job_id, 0)]
     told = [(event.step, event.loss) for event in stored if isinstance(event, ValidationCompleted)]
