@@ -15,6 +15,7 @@ from importlib.metadata import version
 from fluxsmith import errors
 from fluxsmith._folder import read_folder
 from fluxsmith.artifacts import Artifact
+from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.choices import (
     AdapterType,
     FileDtype,
@@ -44,6 +45,7 @@ from fluxsmith.encoding import AlphaPolicy, ContactSheet, EncodingOptions, Encod
 from fluxsmith.errors import FluxsmithError
 from fluxsmith.events import (
     ArtifactPublished,
+    CheckpointWritten,
     Event,
     JobWarning,
     PreviewRendered,
@@ -71,6 +73,8 @@ __all__ = [
     "Artifact",
     "ArtifactPublished",
     "CaptionedImage",
+    "Checkpoint",
+    "CheckpointWritten",
     "Client",
     "ContactSheet",
     "Dataset",

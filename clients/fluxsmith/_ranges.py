@@ -96,6 +96,9 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "preview_guidance_scale": Range(low=0, high=100),
         "preview_height_px": _SIDE_PX,
         "preview_width_px": _SIDE_PX,
+        "checkpoint_interval_steps": Range(low=1, high=100_000),
+        "checkpoints_kept": Range(low=1, high=100),
+        "checkpoint_keep_interval_steps": Range(low=0, high=100_000),
     }
 )
 

@@ -19,6 +19,7 @@ from fluxsmith.errors import (
     LimitExceeded,
     NotFound,
     PermissionDenied,
+    QuotaExceeded,
     Unavailable,
     Unimplemented,
 )
@@ -44,6 +45,13 @@ _ERROR_OF_CODE: Mapping[grpc.StatusCode, type[FluxsmithError]] = MappingProxyTyp
     }
 )
 
+_KINDS_OF_DETAILS = (
+    error_details_pb2.ErrorInfo,
+    error_details_pb2.BadRequest,
+    error_details_pb2.RetryInfo,
+    error_details_pb2.QuotaFailure,
+)
+
 # What gRPC says with INTERNAL or UNKNOWN when the connection, not the service, failed.
 _TRANSPORT_PHRASES = ("RST_STREAM", "Stream removed", "Socket closed", "GOAWAY", "Connection reset")
 
@@ -59,6 +67,9 @@ def to_error(failure: grpc.RpcError, *, service: str, address: str) -> Fluxsmith
     reason, remedy = info.reason, info.metadata.get("remedy", "")
     if kind is LimitExceeded and "RetryInfo" in details:  # a limit that passes, such as a full queue
         kind = Unavailable
+    if kind is LimitExceeded and (quota := details.get("QuotaFailure")):
+        subject = quota.violations[0].subject if quota.violations else ""
+        return QuotaExceeded(text, reason=reason, remedy=remedy, subject=subject)
     if issubclass(kind, InvalidRequest):
         return kind(text, reason=reason, remedy=remedy, violations=_violations(details.get("BadRequest")))
     if issubclass(kind, Unavailable):
@@ -93,7 +104,7 @@ def _read_details(failure: grpc.RpcError) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {}
     for packed in status.details if status else ():
-        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
+        for kind in _KINDS_OF_DETAILS:
             if packed.Is(kind.DESCRIPTOR):
                 found[kind.DESCRIPTOR.name] = kind()
                 packed.Unpack(found[kind.DESCRIPTOR.name])

@@ -3,8 +3,10 @@
 from fluxsmith._wire import read_enum, read_seconds, read_time
 from fluxsmith._wire_config import read_config
 from fluxsmith.artifacts import Artifact
+from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.events import (
     ArtifactPublished,
+    CheckpointWritten,
     Event,
     JobWarning,
     PreviewRendered,
@@ -44,6 +46,11 @@ def read_job(message: trainer_pb2.TrainingJob) -> TrainingJob:
         last_sequence=message.last_sequence,
         queue_position=message.queue_position,
         start_while_encoding=message.start_while_encoding,
+        priority=message.priority,
+        time_left_s=read_seconds(message.time_left) if message.HasField("time_left") else None,
+        checkpoint_step=message.checkpoint_step,
+        progress_time=read_time(message, "progress_time"),
+        first_sequence=message.first_sequence,
     )
 
 
@@ -88,7 +95,7 @@ def read_event(message: trainer_pb2.TrainingEvent) -> Event | None:
         case "validation_completed":
             measured = message.validation_completed
             return ValidationCompleted(sequence=sequence, time=time, step=measured.step, loss=measured.loss)
-        case "artifact_published" | "preview_rendered":
+        case "artifact_published" | "preview_rendered" | "checkpoint_written":
             return _read_file_event(message)
         case "warning":
             warning = message.warning
@@ -96,10 +103,15 @@ def read_event(message: trainer_pb2.TrainingEvent) -> Event | None:
     return None
 
 
-def _read_file_event(message: trainer_pb2.TrainingEvent) -> ArtifactPublished | PreviewRendered:
+def _read_file_event(
+    message: trainer_pb2.TrainingEvent,
+) -> ArtifactPublished | PreviewRendered | CheckpointWritten:
     sequence, time = message.sequence, read_time(message, "time")
     if message.HasField("artifact_published"):
         return ArtifactPublished(sequence=sequence, time=time, **vars(read_artifact(message.artifact_published)))
+    if message.HasField("checkpoint_written"):
+        checkpoint = read_checkpoint(message.checkpoint_written.checkpoint)
+        return CheckpointWritten(sequence=sequence, time=time, checkpoint=checkpoint)
     preview = message.preview_rendered
     image = read_artifact(preview.image)
     return PreviewRendered(
@@ -125,6 +137,19 @@ def read_artifact(message: trainer_pb2.ArtifactPublished) -> Artifact:
         uri=message.uri,
         size_bytes=message.size_bytes,
         content_digest=message.content_digest,
+    )
+
+
+def read_checkpoint(message: trainer_pb2.Checkpoint) -> Checkpoint:
+    """Translate what is told of a checkpoint."""
+    return Checkpoint(
+        id=message.checkpoint_id,
+        step=message.step,
+        create_time=read_time(message, "create_time"),
+        uri=message.uri,
+        size_bytes=message.size_bytes,
+        lora=read_artifact(message.lora),
+        held_out_loss=message.held_out_loss if message.HasField("held_out_loss") else None,
     )
 
 

@@ -15,6 +15,7 @@ from fluxsmith._wire_config import write_config
 from fluxsmith._wire_jobs import read_job
 from fluxsmith.data import Dataset
 from fluxsmith.datasets import Datasets
+from fluxsmith.errors import FieldViolation, InvalidRequest
 from fluxsmith.jobs import JobHandle
 from fluxsmith.keywords import TrainKeywords
 from fluxsmith.training import TrainConfig
@@ -61,6 +62,7 @@ class Client:
         user_id: str = "",
         name: str = "",
         start_while_encoding: bool = False,
+        priority: int = 0,
         **config: Unpack[TrainKeywords],
     ) -> JobHandle:
         """Queue a training job on a READY dataset and return at once.
@@ -69,10 +71,12 @@ class Client:
         `start_while_encoding` begins on the samples that are done while others are still being encoded. The first
         epoch then follows the order of encoding instead of a shuffled one, so the result depends on the data and the
         seed alone, not on how fast the encoder is. Length must be given in `steps`; should the encoding fail, so does
-        the job. All other keywords are the fields of `TrainConfig` and described there.
+        the job. `priority`, -100 to 100, says which of the tenant's waiting jobs go first: the highest. All other
+        keywords are the fields of `TrainConfig` and described there.
 
-        Raises `InvalidRequest` with every violation at once, and `FailedPrecondition` while a dataset is not READY; the
-        one to train on may be ENCODING with `start_while_encoding`. A keyword that does not exist is a `TypeError`.
+        Raises `InvalidRequest` with every violation at once, `FailedPrecondition` while a dataset is not READY (the one
+        to train on may be ENCODING with `start_while_encoding`), and `QuotaExceeded` when the user or the tenant has as
+        many unfinished jobs as the trainer allows. A keyword that does not exist is a `TypeError`.
         """
         known = set(TrainKeywords.__annotations__)
         if unknown := sorted(set(config) - known):
@@ -85,6 +89,7 @@ class Client:
             user_id=user_id,
             name=name,
             start_while_encoding=start_while_encoding,
+            priority=priority,
         )
 
     def submit(
@@ -96,6 +101,7 @@ class Client:
         user_id: str = "",
         name: str = "",
         start_while_encoding: bool = False,
+        priority: int = 0,
     ) -> JobHandle:
         """Queue a training job as `train` does, from a configuration kept as one value."""
         request = trainer_pb2.CreateTrainingJobRequest(
@@ -106,10 +112,13 @@ class Client:
             held_out_dataset_id=_id_of(held_out) if held_out is not None else "",
             config=write_config(config),
             start_while_encoding=start_while_encoding,
+            priority=_sendable(priority),
         )
         return self._handle(self._trainer.call(self._trainer_stub.CreateTrainingJob, request).job)
 
-    def validate(self, config: TrainConfig, *, held_out: bool = False, start_while_encoding: bool = False) -> None:
+    def validate(
+        self, config: TrainConfig, *, held_out: bool = False, start_while_encoding: bool = False, priority: int = 0
+    ) -> None:
         """Ask the trainer what is wrong with a configuration, before any data is uploaded; nothing is queued.
 
         `held_out` says that there will be a dataset to measure on. Raises `InvalidRequest` with every violation at
@@ -119,6 +128,7 @@ class Client:
             request_id=str(uuid4()),
             config=write_config(config),
             start_while_encoding=start_while_encoding,
+            priority=_sendable(priority),
             validate_only=True,
             held_out_to_come=held_out,
         )
@@ -177,3 +187,11 @@ class Client:
 
 def _id_of(dataset: Dataset | str) -> str:
     return dataset if isinstance(dataset, str) else dataset.id
+
+
+def _sendable(priority: int) -> int:
+    """Return the priority if it can travel at all; whether it is in range is the trainer's to say."""
+    if type(priority) is int and abs(priority) < 2**31:
+        return priority
+    fault = FieldViolation(field="priority", description=f"is {priority!r}, no whole number from -100 to 100")
+    raise InvalidRequest(f"the priority {fault.description}.", reason="FIELD_INVALID", violations=(fault,))

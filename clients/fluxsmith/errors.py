@@ -68,6 +68,17 @@ class LimitExceeded(FluxsmithError):
     """More than the service takes or the caller may have."""
 
 
+class QuotaExceeded(LimitExceeded):
+    """A user or a tenant has as many unfinished jobs as it may: `reason` is USER_QUOTA or TENANT_QUOTA.
+
+    `subject` says whose quota it is, as `user:ada` or `tenant:acme`.
+    """
+
+    def __init__(self, message: str, *, reason: str = "", remedy: str = "", subject: str = "") -> None:
+        super().__init__(message, reason=reason, remedy=remedy)
+        self.subject = subject
+
+
 class PermissionDenied(FluxsmithError):
     """The caller is unknown or may not do this."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fluxsmith.artifacts import Artifact
+from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.training import JobState
 
 _PROMPT_WIDTH = 60
@@ -110,6 +111,16 @@ class PreviewRendered(Event):
         # A prompt may be long and have several lines.
         prompt = textwrap.shorten(self.prompt, _PROMPT_WIDTH, placeholder="...")
         return f"preview {_moment(self.step)}: {self.image.artifact_name} ({prompt or 'empty prompt'})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointWritten(Event):
+    """A checkpoint is durable: whatever happens, the job goes on from this one or a later one."""
+
+    checkpoint: Checkpoint
+
+    def __str__(self) -> str:
+        return f"checkpoint {_moment(self.checkpoint.step)}"
 
 
 @dataclass(frozen=True, kw_only=True)

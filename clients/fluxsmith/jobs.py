@@ -1,4 +1,4 @@
-"""A hold on one training job: watch it, wait for it, cancel it, fetch what it made."""
+"""A hold on one training job: watch it, wait for it, pause, resume or cancel it, fetch what it made."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -6,12 +6,14 @@ from contextlib import closing
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
+from uuid import uuid4
 
 from fluxsmith._connection import Connection
 from fluxsmith._download import download, holds, target_in
 from fluxsmith._resume import Outage, resuming
-from fluxsmith._wire_jobs import read_artifact, read_event, read_job
+from fluxsmith._wire_jobs import read_artifact, read_checkpoint, read_event, read_job
 from fluxsmith.artifacts import Artifact
+from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.errors import DeadlineExceeded, FailedPrecondition, InvalidRequest, JobCancelled, JobFailed
 from fluxsmith.events import ArtifactPublished, Event, PreviewRendered
 from fluxsmith.training import JobState, TrainingJob
@@ -42,19 +44,21 @@ class JobHandle:
     def refresh(self) -> TrainingJob:
         """Ask for the job's state, remember it as `snapshot` and return it."""
         request = trainer_pb2.GetTrainingJobRequest(job_id=self.id)
-        self.snapshot = read_job(self._connection.call(self._stub.GetTrainingJob, request).job)
-        return self.snapshot
+        return self._heard(self._connection.call(self._stub.GetTrainingJob, request).job)
 
     def watch(self, *, after_sequence: int = 0) -> Iterator[Event]:
         """Yield the job's events after the given one, then new ones as they happen, until the job has ended.
 
-        Goes on by itself after the trainer was away, and neither loses nor repeats an event.
+        Goes on by itself after the trainer was away, and neither loses nor repeats an event. Events of a job that ended
+        long ago may have been removed: `FailedPrecondition` with EVENTS_REMOVED unless it is asked for those from
+        `snapshot.first_sequence` on.
         """
         return self._watch(after_sequence=after_sequence, until=None)
 
     def wait(self, *, timeout_s: float | None = None) -> TrainingJob:
         """Return the job once it has succeeded.
 
+        A job that is paused has not ended: this goes on waiting, until somebody resumes it and it comes to its end.
         Raises `JobFailed`, `JobCancelled`, or `DeadlineExceeded` if it has not ended within `timeout_s` seconds; the
         job goes on then.
         """
@@ -68,15 +72,53 @@ class JobHandle:
             raise DeadlineExceeded(message, reason="WAIT_TIMEOUT", remedy=remedy) from error
         return self._succeeded(self.refresh())
 
-    def cancel(self) -> TrainingJob:
-        """Stop the job for good; takes effect within a step. Raises `FailedPrecondition` if it has ended otherwise."""
-        request = trainer_pb2.CancelTrainingJobRequest(job_id=self.id)
-        self.snapshot = read_job(self._connection.call(self._stub.CancelTrainingJob, request).job)
-        return self.snapshot
+    def pause(self) -> TrainingJob:
+        """Checkpoint the job and free its GPU, within a step; one that no worker has yet is PAUSED at once.
+
+        Pausing again changes nothing. Raises `FailedPrecondition` if it has ended or is being cancelled.
+        """
+        request = trainer_pb2.PauseTrainingJobRequest(job_id=self.id, request_id=str(uuid4()))
+        return self._heard(self._connection.call(self._stub.PauseTrainingJob, request).job)
+
+    def resume(self) -> TrainingJob:
+        """Queue the paused job again, to go on from its checkpoint as if nothing had been.
+
+        Resuming again changes nothing. Raises `FailedPrecondition` if it has ended or is being cancelled.
+        """
+        request = trainer_pb2.ResumeTrainingJobRequest(job_id=self.id, request_id=str(uuid4()))
+        return self._heard(self._connection.call(self._stub.ResumeTrainingJob, request).job)
+
+    def cancel(self, *, discard_checkpoints: bool = False) -> TrainingJob:
+        """Stop the job for good; takes effect within a step. Raises `FailedPrecondition` if it has ended otherwise.
+
+        Its checkpoints stay until it is deleted, unless `discard_checkpoints`.
+        """
+        request = trainer_pb2.CancelTrainingJobRequest(
+            job_id=self.id, request_id=str(uuid4()), discard_checkpoints=discard_checkpoints
+        )
+        return self._heard(self._connection.call(self._stub.CancelTrainingJob, request).job)
 
     def delete(self) -> None:
-        """Remove the ended job, its events and its files. Raises `FailedPrecondition` while it has not ended."""
-        self._connection.call(self._stub.DeleteTrainingJob, trainer_pb2.DeleteTrainingJobRequest(job_id=self.id))
+        """Remove the ended job, its events, checkpoints and files; again changes nothing.
+
+        Raises `FailedPrecondition` while it has not ended.
+        """
+        request = trainer_pb2.DeleteTrainingJobRequest(job_id=self.id, request_id=str(uuid4()))
+        self._connection.call(self._stub.DeleteTrainingJob, request)
+
+    def checkpoint(self) -> TrainingJob:
+        """Ask for a checkpoint after the step that the job is in; `CheckpointWritten` of `watch` says when it is there.
+
+        Raises `FailedPrecondition` when the job is not running.
+        """
+        request = trainer_pb2.CreateCheckpointRequest(job_id=self.id, request_id=str(uuid4()))
+        return self._heard(self._connection.call(self._stub.CreateCheckpoint, request).job)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return the job's checkpoints, newest first."""
+        request = trainer_pb2.ListCheckpointsRequest(job_id=self.id)
+        found = self._connection.call(self._stub.ListCheckpoints, request).checkpoints
+        return [read_checkpoint(checkpoint) for checkpoint in found]
 
     def artifacts(self) -> list[Artifact]:
         """Return the files that the job has published so far, the newest of each name, in the order of their names.
@@ -91,7 +133,8 @@ class JobHandle:
     def download(self, path: str | PathLike[str], *, artifact_name: str = "") -> Path:
         """Fetch a file of the job, by default its LoRA, check its digest and write it to `path`, replacing that.
 
-        `artifacts` tells the names there are. Raises `JobFailed` or `JobCancelled` if the job ended without a result.
+        `artifacts` tells the names there are, and each of `checkpoints` that of its LoRA. Raises `JobFailed` or
+        `JobCancelled` if the job ended without a result.
         """
         request = trainer_pb2.CreateDownloadUrlRequest(job_id=self.id, artifact_name=artifact_name)
         try:
@@ -165,6 +208,10 @@ class JobHandle:
             return job.state.ended and job.last_sequence <= seen
 
         return resuming(open_stream, ended=ended, outage=Outage(limit_s=self._outage_s))
+
+    def _heard(self, message: trainer_pb2.TrainingJob) -> TrainingJob:
+        self.snapshot = read_job(message)
+        return self.snapshot
 
     def _succeeded(self, job: TrainingJob) -> TrainingJob:
         if job.state is JobState.FAILED:

@@ -86,3 +86,6 @@ class TrainKeywords(TypedDict, total=False):
     preview_guidance_scale: float | None
     preview_height_px: int | None
     preview_width_px: int | None
+    checkpoint_interval_steps: int | None
+    checkpoints_kept: int | None
+    checkpoint_keep_interval_steps: int | None

@@ -170,6 +170,13 @@ class TrainConfig:
     """Height of previews. A multiple of 16, 32 to 2048; default that of most samples."""
     preview_width_px: int | None = None
     """Width of previews. A multiple of 16, 32 to 2048; default that of most samples."""
+    checkpoint_interval_steps: int | None = None
+    """Steps between checkpoints. 1 to 100,000; default one every few minutes, as the trainer is set."""
+    checkpoints_kept: int | None = None
+    """Newest checkpoints that are kept. 1 to 100; default 2, so that there is one before a damaged one."""
+    checkpoint_keep_interval_steps: int | None = None
+    """Also write and keep, until the job is deleted, the checkpoint of every step that this divides. 0 means none. 0 to
+    100,000; default 0."""
 
 
 class JobState(StrEnum):
@@ -280,6 +287,16 @@ class TrainingJob:
     last_sequence: int = 0
     """Sequence of its newest event."""
     queue_position: int = 0
-    """Jobs ahead of it; meaningful only while QUEUED."""
+    """Jobs ahead of it; meaningful only while QUEUED, and not told by `client.jobs`."""
     start_while_encoding: bool = False
     """Whether it may begin before its dataset is encoded."""
+    priority: int = 0
+    """As given: of the tenant's waiting jobs, the highest goes first."""
+    time_left_s: float | None = None
+    """How long it still runs by its latest steps, turns of jobs beside it included; None unless it is RUNNING."""
+    checkpoint_step: int = 0
+    """Step of its newest checkpoint; 0 before the first."""
+    progress_time: datetime | None = None
+    """When its worker last got on with it; None while no worker has it."""
+    first_sequence: int = 0
+    """Sequence of its oldest event; over 1 once its events were removed, all but the last, some time after its end."""

@@ -40,6 +40,7 @@ class Recorder:
         self.encoding = encoder.Dataset(dataset_id="d", state=encoder.DATASET_STATE_ENCODING)
         self.job = trainer.TrainingJob(job_id="j", state=trainer.TRAINING_JOB_STATE_SUCCEEDED)
         self.events: list[trainer.TrainingEvent] = []
+        self.checkpoints: list[trainer.Checkpoint] = []
         self.refusal = ""  # of the configuration, when asked to validate it
 
     def asked(self, kind: type[_Kind]) -> list[_Kind]:
@@ -64,6 +65,7 @@ class Recorder:
         self.requests.append(request)
         yield from self._of_encoder(request)
         yield from self._of_trainer(request)
+        yield from self._of_job(request)
 
     def _of_encoder(self, request: Message) -> Iterable[Message]:
         match request:
@@ -96,6 +98,21 @@ class Recorder:
             case trainer.CreateDownloadUrlRequest():
                 file = trainer.ArtifactPublished(size_bytes=len(CONTENT), content_digest=DIGEST)
                 yield trainer.CreateDownloadUrlResponse(artifact=file, url=self.store_url)
+
+    def _of_job(self, request: Message) -> Iterable[Message]:
+        match request:
+            case trainer.ListTrainingJobsRequest():
+                yield trainer.ListTrainingJobsResponse(jobs=[self.job])
+            case trainer.PauseTrainingJobRequest():
+                yield trainer.PauseTrainingJobResponse(job=self.job)
+            case trainer.ResumeTrainingJobRequest():
+                yield trainer.ResumeTrainingJobResponse(job=self.job)
+            case trainer.CancelTrainingJobRequest():
+                yield trainer.CancelTrainingJobResponse(job=self.job)
+            case trainer.CreateCheckpointRequest():
+                yield trainer.CreateCheckpointResponse(job=self.job)
+            case trainer.ListCheckpointsRequest():
+                yield trainer.ListCheckpointsResponse(checkpoints=self.checkpoints)
 
     def happened(self, event: trainer.TrainingEvent) -> None:
         """Let the event be the job's newest."""

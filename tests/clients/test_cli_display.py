@@ -6,6 +6,8 @@ from io import StringIO
 import pytest
 from fluxsmith import (
     Artifact,
+    Checkpoint,
+    CheckpointWritten,
     DatasetPhase,
     DatasetProgress,
     EncodingProgress,
@@ -109,6 +111,32 @@ def test_held_out_loss_warnings_and_states_are_always_told() -> None:
         "held-out loss 1.2500 after step 10",
         "warning: only [10] steps",
     ]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_checkpoints_are_told_shortly(terminal: bool) -> None:
+    out = StringIO()
+    file = Artifact(artifact_name="checkpoints/5-1/lora.safetensors", uri="s3://b/k", size_bytes=1, content_digest="0")
+    checkpoint = Checkpoint(id="5-1", step=5, uri="s3://b/m", size_bytes=1, lora=file)
+    with display_for(Console(file=out, force_terminal=terminal, width=120, highlight=False)) as display:
+        display.event(CheckpointWritten(sequence=1, checkpoint=checkpoint))
+    assert "checkpoint after step 5\n" in out.getvalue().replace(" \n", "\n")
+
+
+def test_place_in_the_queue_is_a_line_only_when_it_changes() -> None:
+    out = StringIO()
+    display = LineDisplay(Console(file=out), clock=lambda: 0.0)
+    for ahead in (2, 2, 1, 0):
+        display.queued(ahead)
+    assert out.getvalue().splitlines() == ["queued: 2 jobs ahead", "queued: 1 job ahead", "queued: next in line"]
+
+
+def test_bar_of_a_job_that_stands_still_says_so_in_place_of_figures() -> None:
+    out = StringIO()
+    with BarDisplay(Console(file=out, force_terminal=True, width=120)) as display:
+        display.event(steps(1, 2))
+        display.event(StateChanged(sequence=3, state=JobState.PAUSED))
+    assert "paused" in out.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -8,7 +8,7 @@ from fluxsmith import errors
 from fluxsmith._status import to_error
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, QuotaFailure, RetryInfo
 from google.rpc.status_pb2 import Status
 
 
@@ -77,6 +77,13 @@ def test_all_field_violations_are_told_once() -> None:
     assert isinstance(error, errors.InvalidRequest)
     assert [violation.field for violation in error.violations] == ["config.rank", "config.alpha"]
     assert str(error) == "config.rank is 0. config.alpha: is -1."
+
+
+def test_quota_is_told_with_whose_it_is() -> None:
+    quota = QuotaFailure(violations=[QuotaFailure.Violation(subject="user:ada", description="3 of 3")])
+    error = translate(FailedCall(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many jobs", info(), quota))
+    assert isinstance(error, errors.QuotaExceeded)
+    assert (error.reason, error.subject, error.remedy) == ("SOME_REASON", "user:ada", "Do this.")
 
 
 def test_wait_that_the_service_asks_for_is_kept() -> None:

@@ -9,6 +9,8 @@ from fluxsmith import (
     AlphaPolicy,
     Artifact,
     ArtifactPublished,
+    Checkpoint,
+    CheckpointWritten,
     Dataset,
     DatasetState,
     EncodingOptions,
@@ -60,7 +62,8 @@ RENAMED = {
     EncodingProgress: {"samples_per_s": "samples_per_second", "elapsed_s": "elapsed", "remaining_s": "remaining"},
     Dataset: {"id": "dataset_id", "name": "display_name"},
     Sample: {"name": "sample_name"},
-    TrainingJob: {"id": "job_id", "name": "display_name"},
+    TrainingJob: {"id": "job_id", "name": "display_name", "time_left_s": "time_left"},
+    Checkpoint: {"id": "checkpoint_id"},
     TrainingResult: {"step_time_s": "step_time"},
     StepMetrics: {"duration_s": "duration"},
 }
@@ -78,6 +81,7 @@ RENAMED = {
         (TrainingResult, trainer_pb2.TrainingResult),
         (Artifact, trainer_pb2.ArtifactPublished),
         (StepMetrics, trainer_pb2.StepMetrics),
+        (Checkpoint, trainer_pb2.Checkpoint),
     ],
 )
 def test_types_have_the_fields_of_the_contract(ours: type, wire: type) -> None:
@@ -233,6 +237,36 @@ def test_preview_prints_as_one_line(step: int, prompt: str, line: str) -> None:
     assert isinstance(event, PreviewRendered)
     assert (event.step, event.prompt, event.seed, event.image) == (step, prompt, 7, LORA)
     assert str(event) == line
+
+
+def test_checkpoint_loses_nothing_on_the_way() -> None:
+    file = trainer_pb2.ArtifactPublished(**vars(LORA))
+    message = trainer_pb2.Checkpoint(checkpoint_id="50-1", step=50, uri="s3://b/m", size_bytes=9, lora=file)
+    message.create_time.FromJsonString("2026-01-02T03:04:05Z")
+    message.held_out_loss = 0.25
+    written = trainer_pb2.CheckpointWritten(checkpoint=message)
+    event = read_event(trainer_pb2.TrainingEvent(sequence=4, checkpoint_written=written))
+    checkpoint = Checkpoint(
+        id="50-1",
+        step=50,
+        create_time=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        uri="s3://b/m",
+        size_bytes=9,
+        lora=LORA,
+        held_out_loss=0.25,
+    )
+    assert event == CheckpointWritten(sequence=4, checkpoint=checkpoint)
+    assert str(event) == "checkpoint after step 50"
+
+
+def test_job_loses_nothing_of_its_progress() -> None:
+    message = trainer_pb2.TrainingJob(job_id="j", priority=-5, checkpoint_step=50, first_sequence=7)
+    message.time_left.FromMilliseconds(1500)
+    message.progress_time.FromJsonString("2026-01-02T03:04:05Z")
+    job = read_job(message)
+    assert (job.priority, job.checkpoint_step, job.first_sequence, job.time_left_s) == (-5, 50, 7, 1.5)
+    assert job.progress_time == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert read_job(trainer_pb2.TrainingJob(job_id="j")).time_left_s is None
 
 
 def test_published_file_is_told_with_its_moment() -> None:

@@ -9,8 +9,8 @@ import typer
 
 import fluxsmith
 from fluxsmith.cli.contact_sheet import contact_sheet
-from fluxsmith.cli.jobs import cancel, download, watch
-from fluxsmith.cli.listing import datasets, files, jobs
+from fluxsmith.cli.jobs import cancel, checkpoint, download, pause, resume, watch
+from fluxsmith.cli.listing import checkpoints, datasets, files, jobs
 from fluxsmith.cli.session import ConsoleHandler, Session
 from fluxsmith.cli.text import error_line
 from fluxsmith.cli.train import train
@@ -45,7 +45,11 @@ app.command()(contact_sheet)
 app.command()(watch)
 app.command()(jobs)
 app.command()(datasets)
+app.command()(pause)
+app.command()(resume)
 app.command()(cancel)
+app.command()(checkpoint)
+app.command()(checkpoints)
 app.command()(files)
 app.command()(download)
 

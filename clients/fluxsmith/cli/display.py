@@ -11,11 +11,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column
 
 from fluxsmith.cli.meter import TrainingMeter
-from fluxsmith.cli.text import progress_text
+from fluxsmith.cli.text import progress_text, queue_text
 from fluxsmith.data import DatasetProgress, OnProgress
-from fluxsmith.events import Event, JobWarning, PreviewRendered, StateChanged, StepsCompleted, ValidationCompleted
+from fluxsmith.events import (
+    CheckpointWritten,
+    Event,
+    JobWarning,
+    PreviewRendered,
+    StateChanged,
+    StepsCompleted,
+    ValidationCompleted,
+)
+from fluxsmith.training import JobState
 
 _LINE_INTERVAL_S = 5.0
+_STANDING = {JobState.QUEUED, JobState.PAUSING, JobState.PAUSED, JobState.CANCELLING}
 
 
 class Display(Protocol):
@@ -36,6 +46,9 @@ class Display(Protocol):
 
     def event(self, event: Event) -> None:
         """Show an event of the job."""
+
+    def queued(self, ahead: int) -> None:
+        """Show how many jobs go before the one that waits."""
 
 
 def display_for(console: Console) -> Display:
@@ -93,13 +106,16 @@ class BarDisplay:
                 self._meter.take(event)
                 self._show("train", self._meter.step, self._meter.total_steps, str(self._meter))
             case StateChanged(state=state, message=message):
-                self._show(
-                    "train", self._meter.step, self._meter.total_steps or None, str(self._meter) or state.lower()
-                )
+                facts = "" if state in _STANDING else str(self._meter)
+                self._show("train", self._meter.step, self._meter.total_steps or None, facts or state.lower())
                 if message:
                     self.note(str(event))
-            case ValidationCompleted() | PreviewRendered() | JobWarning():
+            case ValidationCompleted() | PreviewRendered() | CheckpointWritten() | JobWarning():
                 self.note(str(event))
+
+    def queued(self, ahead: int) -> None:
+        """Show how many jobs go before the one that waits."""
+        self._show("train", self._meter.step, self._meter.total_steps or None, queue_text(ahead))
 
     def _show(self, description: str, done: int, total: int | None, facts: str) -> None:
         if description not in self._tasks:
@@ -115,6 +131,7 @@ class LineDisplay:
         self._clock = clock
         self._meter = TrainingMeter()
         self._last_line_s = float("-inf")
+        self._ahead: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -151,8 +168,14 @@ class LineDisplay:
                 done = self._meter.step == self._meter.total_steps
                 text = f"step {self._meter.step} of {self._meter.total_steps}  {self._meter}"
                 self._now_and_then(text, important=done)
-            case StateChanged() | ValidationCompleted() | PreviewRendered() | JobWarning():
+            case StateChanged() | ValidationCompleted() | PreviewRendered() | CheckpointWritten() | JobWarning():
                 self.note(str(event))
+
+    def queued(self, ahead: int) -> None:
+        """Show how many jobs go before the one that waits."""
+        if ahead != self._ahead:
+            self._ahead = ahead
+            self.note(queue_text(ahead))
 
     def _now_and_then(self, text: str, *, important: bool) -> None:
         now_s = self._clock()

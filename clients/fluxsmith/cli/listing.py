@@ -1,5 +1,6 @@
-"""The commands that list: `jobs`, `files` and `datasets`."""
+"""The commands that list: `jobs`, `checkpoints`, `files` and `datasets`."""
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -7,11 +8,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from fluxsmith.artifacts import Artifact
+from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.cli.jobs import Job
 from fluxsmith.cli.session import Session
-from fluxsmith.cli.text import size_text, time_text, to_json
+from fluxsmith.cli.text import duration_text, size_text, time_text, to_json
 from fluxsmith.data import Dataset
-from fluxsmith.training import TrainingJob
+from fluxsmith.errors import NotFound
+from fluxsmith.training import JobState, TrainingJob
+
+_MOST_PLACES = 50
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
 
@@ -24,7 +29,12 @@ def jobs(
     """List jobs, newest first."""
     session: Session = context.obj
     with session.client() as client:
-        found = [job.snapshot for job in client.jobs(user_id=user)]
+        listed = list(client.jobs(user_id=user))
+        queued = [job for job in listed if job.snapshot.state is JobState.QUEUED]
+        for job in queued[-_MOST_PLACES:]:  # the oldest of them; a listing does not tell places
+            with suppress(NotFound):  # deleted since
+                job.refresh()
+        found = [job.snapshot for job in listed]
     if as_json:
         typer.echo(to_json(found))
     elif found:
@@ -44,6 +54,19 @@ def datasets(context: typer.Context, as_json: AsJson = False) -> None:
         session.out.print(_datasets_table(found))
     else:
         session.say("No datasets yet.")
+
+
+def checkpoints(context: typer.Context, job_id: Job, as_json: AsJson = False) -> None:
+    """List the checkpoints of a job, newest first; `fluxsmith download --artifact` fetches the LoRA of each."""
+    session: Session = context.obj
+    with session.client() as client:
+        found = client.job(job_id).checkpoints()
+    if as_json:
+        typer.echo(to_json(found))
+    elif found:
+        session.out.print(_checkpoints_table(found))
+    else:
+        session.say("No checkpoints yet.")
 
 
 def files(context: typer.Context, job_id: Job, as_json: AsJson = False) -> None:
@@ -66,19 +89,39 @@ def _files_table(found: list[Artifact]) -> Table:
     return table
 
 
+def _checkpoints_table(found: list[Checkpoint]) -> Table:
+    table = _table("LoRA", "step", "held-out loss", "size", "written")
+    for checkpoint in found:
+        table.add_row(
+            escape(checkpoint.lora.artifact_name),
+            str(checkpoint.step),
+            "" if checkpoint.held_out_loss is None else f"{checkpoint.held_out_loss:.4f}",
+            size_text(checkpoint.size_bytes),
+            time_text(checkpoint.create_time),
+        )
+    return table
+
+
 def _jobs_table(found: list[TrainingJob]) -> Table:
-    table = _table("job", "state", "step", "held-out loss", "created", "user", "name")
+    table = _table("job", "state", "step", "left", "held-out loss", "created", "user", "name")
     for job in found:
         table.add_row(
             job.id,
-            job.state.lower(),
+            _state_cell(job),
             f"{job.step} of {job.total_steps}" if job.total_steps else "",
+            "" if job.time_left_s is None else duration_text(job.time_left_s),
             _held_out_cell(job),
             time_text(job.create_time),
             escape(job.user_id),
             escape(job.name),
         )
     return table
+
+
+def _state_cell(job: TrainingJob) -> str:
+    if job.state is JobState.QUEUED and job.queue_position:
+        return f"queued, {job.queue_position} ahead"
+    return job.state.lower()
 
 
 def _held_out_cell(job: TrainingJob) -> str:

@@ -34,6 +34,12 @@ StartEarly = Annotated[
 
 Name = Annotated[str, typer.Option(metavar="NAME", help="Name of the job for people. (default the folder's)")]
 User = Annotated[str, typer.Option(metavar="USER", help="User of your product that the job is for.")]
+Priority = Annotated[
+    int,
+    typer.Option(
+        min=-100, max=100, metavar="N", help="The highest of your waiting jobs goes first, -100 to 100. (default 0)"
+    ),
+]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="The LoRA file. (default FOLDER.safetensors, here)"),

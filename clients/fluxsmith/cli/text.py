@@ -44,6 +44,13 @@ def speed_text(step_s: float) -> str:
     return f"{step_s:.{places}f} s/step"
 
 
+def queue_text(ahead: int) -> str:
+    """Return where a job stands that waits for a worker."""
+    if not ahead:
+        return "queued: next in line"
+    return f"queued: {ahead} {'job' if ahead == 1 else 'jobs'} ahead"
+
+
 def rate_text(per_s: float) -> str:
     """Return how many a second, with more places the fewer they are."""
     places = 0 if per_s >= 10 else 1 if per_s >= 1 else 2

@@ -36,6 +36,7 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
     start_early: options.StartEarly = False,
     name: options.Name = "",
     user: options.User = "",
+    priority: options.Priority = 0,
     output: options.Output = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -53,7 +54,7 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
         with display_for(session.console) as display:
             if warm_start:
                 config = dataclasses.replace(config, warm_start_uri=_stored(client, warm_start, display))
-            client.validate(config, held_out=held_out is not None, start_while_encoding=start_early)
+            client.validate(config, held_out=held_out is not None, start_while_encoding=start_early, priority=priority)
             # First, since it must be READY for any job, even for one that starts early.
             measured = _encode(client, held_out, _as_measured(data), display) if held_out else None
             dataset = _encode(client, folder, data, display, wait=not start_early)
@@ -64,6 +65,7 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
                 user_id=user,
                 name=name or folder_name(folder),
                 start_while_encoding=start_early,
+                priority=priority,
             )
             display.note(f"job {job.id}")
             finished = follow(job, display, session)

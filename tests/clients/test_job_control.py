@@ -1,0 +1,169 @@
+"""Pausing, resuming, checkpoints, priorities: what the library and the command ask for, and what they show of it."""
+
+import json
+import time
+from threading import Timer
+
+import fluxsmith
+import pytest
+from fluxsmith import JobState
+from fluxsmith.cli.app import run
+from fluxsmith.errors import InvalidRequest
+from fluxsmith.v1 import trainer_pb2 as pb
+
+from tests.clients.recording import CONTENT, DIGEST, Recorder
+
+MUTATING = {
+    pb.PauseTrainingJobRequest,
+    pb.ResumeTrainingJobRequest,
+    pb.CancelTrainingJobRequest,
+    pb.CreateCheckpointRequest,
+    pb.DeleteTrainingJobRequest,
+}
+
+
+def add_checkpoint(recorder: Recorder, step: int) -> None:
+    name = f"checkpoints/{step}-1/lora.safetensors"
+    lora = pb.ArtifactPublished(
+        artifact_name=name, uri=f"s3://b/{name}", size_bytes=len(CONTENT), content_digest=DIGEST
+    )
+    recorder.checkpoints.append(
+        pb.Checkpoint(checkpoint_id=f"{step}-1", step=step, uri="s3://b/m", size_bytes=2_000_000, lora=lora)
+    )
+
+
+def test_every_call_that_changes_a_job_has_a_request_id_of_its_own(
+    client: fluxsmith.Client, recorder: Recorder
+) -> None:
+    job = client.job("j")
+    for change in (job.pause, job.resume, job.cancel, job.checkpoint, job.delete) * 2:
+        change()
+    asked = [request for request in recorder.requests if type(request) in MUTATING]
+    assert {type(request) for request in asked} == MUTATING
+    assert len({request.request_id for request in asked} - {""}) == 10  # type: ignore[attr-defined]
+
+
+def test_snapshot_is_what_the_last_answer_said(client: fluxsmith.Client, recorder: Recorder) -> None:
+    job = client.job("j")
+    for change in (job.pause, job.resume, job.cancel, job.checkpoint):
+        recorder.job.step += 1
+        assert change().step == recorder.job.step == job.snapshot.step
+
+
+def test_checkpoints_go_only_when_asked(client: fluxsmith.Client, recorder: Recorder) -> None:
+    client.job("j").cancel()
+    client.job("j").cancel(discard_checkpoints=True)
+    asked = recorder.asked(pb.CancelTrainingJobRequest)
+    assert [request.discard_checkpoints for request in asked] == [False, True]
+
+
+def test_checkpoints_are_listed_as_they_come(client: fluxsmith.Client, recorder: Recorder) -> None:
+    for step in (100, 50):
+        add_checkpoint(recorder, step)
+    found = client.job("j").checkpoints()
+    assert [(checkpoint.id, checkpoint.step) for checkpoint in found] == [("100-1", 100), ("50-1", 50)]
+    assert found[0].lora.artifact_name == "checkpoints/100-1/lora.safetensors"
+
+
+def test_priority_travels_with_the_job_and_with_its_check(client: fluxsmith.Client, recorder: Recorder) -> None:
+    client.train("d", priority=7)
+    client.validate(fluxsmith.TrainConfig(), priority=-7)
+    assert [request.priority for request in recorder.asked(pb.CreateTrainingJobRequest)] == [7, -7]
+
+
+@pytest.mark.parametrize("priority", [2**31, "high", 1.5])
+def test_priority_that_cannot_travel_is_named(client: fluxsmith.Client, recorder: Recorder, priority: object) -> None:
+    with pytest.raises(InvalidRequest, match="priority") as caught:
+        client.train("d", priority=priority)  # type: ignore[arg-type]
+    assert [violation.field for violation in caught.value.violations] == ["priority"]
+    assert not recorder.requests
+
+
+def test_waiting_outlasts_a_pause(client: fluxsmith.Client, recorder: Recorder) -> None:
+    recorder.job.state = pb.TRAINING_JOB_STATE_PAUSED
+    job = client.job("j")
+
+    def end() -> None:
+        recorder.job.state = pb.TRAINING_JOB_STATE_SUCCEEDED
+
+    Timer(0.3, end).start()
+    assert job.wait().state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("command", "request_type"),
+    [
+        ("pause", pb.PauseTrainingJobRequest),
+        ("resume", pb.ResumeTrainingJobRequest),
+        ("cancel", pb.CancelTrainingJobRequest),
+    ],
+)
+def test_command_asks_for_the_change_and_says_the_state(
+    services: Recorder, capsys: pytest.CaptureFixture[str], command: str, request_type: type[pb.PauseTrainingJobRequest]
+) -> None:
+    services.job.state = pb.TRAINING_JOB_STATE_PAUSING
+    assert run([command, "j"]) == 0
+    assert [request.job_id for request in services.asked(request_type)] == ["j"]
+    assert capsys.readouterr().out == "job j is pausing\n"
+
+
+def test_command_discards_checkpoints_only_when_told(services: Recorder) -> None:
+    assert (run(["cancel", "j"]), run(["cancel", "j", "--discard-checkpoints"])) == (0, 0)
+    asked = services.asked(pb.CancelTrainingJobRequest)
+    assert [request.discard_checkpoints for request in asked] == [False, True]
+
+
+def test_command_lists_checkpoints_with_the_names_to_fetch_them_by(
+    services: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_checkpoint(services, 50)
+    services.checkpoints[0].held_out_loss = 0.25
+    assert run(["checkpoints", "j"]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.split() == ["checkpoints/50-1/lora.safetensors", "50", "0.2500", "2.0", "MB"]
+    assert run(["checkpoints", "j", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["lora"]["artifact_name"] == line.split()[0]
+
+
+def test_command_asks_for_a_checkpoint_and_says_where_to_look(
+    services: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["checkpoint", "j"]) == 0
+    assert len(services.asked(pb.CreateCheckpointRequest)) == 1
+    assert "fluxsmith checkpoints j" in capsys.readouterr().out
+
+
+def test_jobs_show_their_place_and_the_time_left(services: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    services.job.state, services.job.queue_position = pb.TRAINING_JOB_STATE_QUEUED, 3
+    assert run(["jobs"]) == 0
+    assert "queued, 3 ahead" in capsys.readouterr().out
+    services.job.state, services.job.time_left.seconds = pb.TRAINING_JOB_STATE_RUNNING, 187
+    assert run(["jobs"]) == 0
+    assert "3:07 min" in capsys.readouterr().out
+
+
+def test_watch_shows_how_a_waiting_job_moves_up(
+    services: Recorder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pass_by(_: float) -> None:
+        services.job.queue_position -= 1
+        if not services.job.queue_position:
+            services.job.state = pb.TRAINING_JOB_STATE_SUCCEEDED
+
+    monkeypatch.setattr(time, "sleep", pass_by)
+    services.job.state, services.job.queue_position = pb.TRAINING_JOB_STATE_QUEUED, 2
+    services.happened(pb.TrainingEvent(state_changed=pb.StateChanged(state=pb.TRAINING_JOB_STATE_QUEUED)))
+    assert run(["watch", "j"]) == 0
+    assert capsys.readouterr().err.splitlines() == ["queued", "queued: 2 jobs ahead", "queued: 1 job ahead"]
+
+
+def test_watch_of_an_old_job_begins_with_the_events_that_are_left(services: Recorder) -> None:
+    services.job.first_sequence = 9
+    assert run(["watch", "j"]) == 0
+    assert services.asked(pb.WatchTrainingJobRequest)[0].after_sequence == 8
+
+
+def test_train_sends_its_priority(services: Recorder, folder: object) -> None:
+    assert run(["train", "ink", "--priority", "5"]) == 0
+    assert [request.priority for request in services.asked(pb.CreateTrainingJobRequest)] == [5, 5]
+    assert run(["train", "ink", "--priority", "101"]) == 2
