@@ -30,17 +30,20 @@ PISSA = "pissa_niter_4"
 @contextmanager
 def attached(
     transformer: nn.Module, config: TrainConfig, pissa_start: Mapping[str, Tensor] | None = None
-) -> Iterator[None]:
+) -> Iterator[AttachedAdapter]:
     """Attach a fresh float32 adapter, initialised from the job's seed; afterwards the base is what it was, to the bit.
 
     The model's output is at first that of the base; with PiSSA in bf16 but for rounding: what the base keeps is rounded
     and the file, made for the base as it is, differs from what was trained by that. A PiSSA job that goes on from a
     checkpoint hands back what `pissa_factors` said when it began: the base gives up exactly that again. Raises
     `InvalidInput` for targets that match nothing and for PiSSA with a rank above what a layer has.
+
+    When the block ends while the adapter is taken off, nothing of the base is touched: it may be another job's turn.
     """
     ranks = target_ranks(linear_names(transformer), config)
     if config.init_weights is InitWeights.PISSA:
         _refuse_rank_above_layer(transformer, ranks)
+    adapter = AttachedAdapter(transformer)
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(config.seed)
@@ -55,9 +58,54 @@ def attached(
             for layer in adapter_layers(transformer).values():
                 # Autocast casts back what peft would cast to float32: the same bits for memory that the backward needs.
                 layer.cast_input_dtype_enabled = False
-        yield
+        yield adapter
     finally:
-        detach(transformer)
+        adapter.end()
+
+
+class AttachedAdapter:
+    """The adapter of one job: on the base, or taken off it for a while and kept here, to be put back to the bit."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        self._transformer = transformer
+        self._on = True
+        self._layers: dict[str, Any] = {}  # while it is off
+        self._peft_config: Any = None
+
+    def take_off(self) -> None:
+        """Leave the base to others; nothing happens if that was done already."""
+        if not self._on:
+            return
+        self._layers = adapter_layers(self._transformer)
+        self._peft_config = getattr(self._transformer, "peft_config", None)
+        self._on = False
+        detach(self._transformer)
+
+    def put_on(self) -> None:
+        """Undo `take_off` on a base that nobody else's adapter is on; when that fails the adapter is off as before."""
+        self._on = True
+        try:
+            for name, layer in self._layers.items():
+                _put(self._transformer, name, layer)
+                if hasattr(layer, "pissa_start"):
+                    _give_up_start(layer)
+            self._transformer.peft_config = self._peft_config
+        except BaseException:
+            self._on = False
+            detach(self._transformer)
+            raise
+        self._layers = {}
+
+    def own_tensors(self) -> list[Tensor]:
+        """Parameters and buffers of the adapter, trained or not, wherever it is; none of the base."""
+        layers = adapter_layers(self._transformer) if self._on else self._layers
+        own = [part for layer in layers.values() for name, part in layer.named_children() if name != "base_layer"]
+        return [tensor for part in own for tensor in (*part.parameters(), *part.buffers())]
+
+    def end(self) -> None:
+        """Take it off for good."""
+        self.take_off()
+        self._layers, self._peft_config = {}, None
 
 
 def peft_config(config: TrainConfig, ranks: Mapping[str, int]) -> LoraConfig | LoKrConfig | LoHaConfig:
@@ -91,11 +139,22 @@ def detach(transformer: nn.Module) -> None:
     for name, layer in adapter_layers(transformer).items():
         base = layer.get_base_layer()
         if start := getattr(layer, "pissa_start", None):
-            base.weight.data = start.weight_OI.to(base.weight.device)
-        parent, _, own_name = name.rpartition(".")
-        setattr(transformer.get_submodule(parent), own_name, base)
+            _restore(base.weight, start.weight_OI)
+        _put(transformer, name, base)
     if hasattr(transformer, "peft_config"):
         del transformer.peft_config
+
+
+def _restore(weight: nn.Parameter, saved: Tensor) -> None:
+    if weight.device == saved.device:
+        weight.data = saved
+    else:
+        weight.data.copy_(saved)  # in place, so that it cannot run out of memory
+
+
+def _put(transformer: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, own_name = name.rpartition(".")
+    setattr(transformer.get_submodule(parent), own_name, module)
 
 
 def adapter_layers(transformer: nn.Module) -> dict[str, Any]:
@@ -136,19 +195,28 @@ def _start_from_base(transformer: nn.Module, given: Mapping[str, Tensor]) -> Non
     """PiSSA (arXiv 2404.02948): the adapter takes over the main singular part of each weight."""
     for name, layer in adapter_layers(transformer).items():
         base, a, b = layer.get_base_layer(), layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        device = base.weight.device
+        weight = base.weight.data
         # On the CPU, where it costs no memory of the GPU; before anything changes, so that `detach` can always undo.
-        weight_OI = base.weight.data.cpu()
+        weight_OI = weight.cpu()
         layer.pissa_start = PissaStart(weight_OI=weight_OI, a_RI=a.data, b_OR=b.data)
         if given:
-            a.data = given[f"{name}.lora_A.weight"].to(device)
-            b.data = given[f"{name}.lora_B.weight"].to(device)
-            main_OI = layer.scaling[ADAPTER] * b.data @ a.data
-            base.weight.data = (base.weight.data.float() - main_OI).to(base.weight.dtype)
+            a.data = given[f"{name}.lora_A.weight"].to(weight.device, copy=True)
+            b.data = given[f"{name}.lora_B.weight"].to(weight.device, copy=True)
         else:
             layer.pissa_init(ADAPTER, PISSA)
+            base.weight.data = weight  # peft takes the part off as well, in an order of its own
         a_RI, b_OR = (factor.data.to("cpu", copy=True) for factor in (a, b))
         layer.pissa_start = PissaStart(weight_OI=weight_OI, a_RI=a_RI, b_OR=b_OR)
+        _give_up_start(layer)
+
+
+def _give_up_start(layer: Any) -> None:
+    """Take what PiSSA began with from the base's whole weight: the same bits whenever it is done."""
+    base, start = layer.get_base_layer(), layer.pissa_start
+    weight_OI = base.weight.data
+    a_RI, b_OR = start.a_RI.to(weight_OI.device), start.b_OR.to(weight_OI.device)
+    main_OI = layer.scaling[ADAPTER] * b_OR @ a_RI
+    base.weight.data = (weight_OI.float() - main_OI).to(weight_OI.dtype)
 
 
 def _refuse_rank_above_layer(transformer: nn.Module, ranks: Mapping[str, int]) -> None:
