@@ -224,6 +224,7 @@ class Job(NewJob):
 
     `lost` counts the attempts that were lost or failed since it last wrote a checkpoint; `progress_time_s` is when its
     worker last got on with it; `step_time_s` is what its steps take lately, other jobs' turns included.
+    `discard_checkpoints` was asked for when it was cancelled.
     """
 
     job_id: str
@@ -242,6 +243,7 @@ class Job(NewJob):
     last_sequence: int
     lost: int = 0
     checkpoint_step: int = 0
+    discard_checkpoints: bool = False
     progress_time_s: float | None = None
     step_time_s: float | None = None
 

@@ -1,98 +1,111 @@
-"""Durable jobs: created by servers, claimed and moved on by workers, with every event in one gapless sequence a job.
+"""Durable jobs as servers see them: created, listed, watched, moved on request and deleted, each of one tenant.
 
-A claim gives a job to one worker for a while (the lease) under a new epoch. Whatever the worker writes afterwards names
-that epoch; when no row has it any more, the worker has lost the job and must stop (`LostJob`).
+Workers' side is `claims.py`, what time removes `retention.py`. A call with a `request_id` acts once, however often it
+comes: again with the same payload it returns the job as it is now, with another it raises `AlreadyExists`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import Connection, and_, delete, insert, or_, select
 
-from services.common.errors import AlreadyExists, NotReady, Unavailable
+from services.common.errors import NotReady
 from services.common.fields import require_id, unknown
-from services.trainer.jobs import (
-    Artifact,
-    Event,
-    Fault,
-    Job,
-    JobFailure,
-    JobState,
-    NewJob,
-    StateChanged,
-    StoredEvent,
-    TrainingResult,
+from services.trainer.database import changes, line
+from services.trainer.database.claims import Claims, LostJob
+from services.trainer.database.database import Database, insert_if_new
+from services.trainer.database.quotas import refuse_over_quota
+from services.trainer.database.requests import (
+    Call,
+    call_digest,
+    creation_digest,
+    find,
+    refuse_another,
+    refuse_deleted,
+    repeated,
+    request_id_reused,
+    was_deleted,
 )
-from services.trainer.database.tables import events, jobs, now_s, open_engines, requests
+from services.trainer.database.retention import Retention
+from services.trainer.database.rows import append_events, job_of, published_files, read_checkpoints, read_job
+from services.trainer.database.shares import enter
+from services.trainer.database.tables import checkpoints, deletions, events, jobs, now_s
+from services.trainer.jobs import Artifact, Job, JobState, NewJob, StateChanged, StoredCheckpoint, StoredEvent
 
-_HELD = (JobState.RUNNING, JobState.CANCELLING)
-
-
-class LostJob(Exception):
-    """The job belongs to another worker now, or is gone: stop at once, write nothing more."""
+__all__ = ["JobStore", "LostJob", "new_job_id", "request_id_reused"]
 
 
 class JobStore:
-    """Jobs and events of all tenants in one database. Safe to use from several threads and processes."""
+    """Jobs of all tenants in one database. Safe to use from several threads and processes; raises `Unavailable`.
+
+    `claims` is the workers' side, `retention` what time removes.
+    """
 
     def __init__(self, database_url: str) -> None:
-        with _translated():
-            self._writer, self._reader = open_engines(database_url)
+        self._database = Database(database_url)
+        self.claims = Claims(self._database)
+        self.retention = Retention(self._database)
 
-    def create(self, tenant: str, new: NewJob, *, request_id: str = "", job_id: str = "") -> Job:
-        """Queue a job, once for a `request_id`; raises `AlreadyExists` when it came before with another payload.
+    def close(self) -> None:
+        """Close the connections to the database."""
+        self._database.close()
 
-        `job_id` is the identifier for a job that is new, from `new_job_id`; made here unless given.
+    def create(
+        self,
+        tenant: str,
+        new: NewJob,
+        *,
+        request_id: str = "",
+        job_id: str = "",
+        max_user_jobs: int = 0,
+        max_tenant_jobs: int = 0,
+    ) -> Job:
+        """Queue a job, once for a `request_id`; raises what `created_by` does, also for another payload.
+
+        `job_id` is the identifier for a job that is new, from `new_job_id`; made here unless given. Raises
+        `LimitExceeded` (`USER_QUOTA`, `TENANT_QUOTA`) when user or tenant have as many unfinished jobs as given; 0 is
+        no limit. What was created before is found at the limit too.
         """
-        # Not the manifests: the same request is the same job, also when a dataset was encoded again in between.
-        pinned = {"manifest_digest", "encoding_id"}
-        asked = new.model_dump_json(exclude={"dataset": pinned, "held_out": pinned})
-        digest = hashlib.sha256(asked.encode()).hexdigest()
+        digest = creation_digest(new)
+        if request_id and (known := self._created(tenant, request_id, digest)):
+            return known  # without waiting for those who write
         job_id = job_id or new_job_id()
-        try:
-            return self._create(tenant, new, job_id, request_id=request_id, digest=digest)
-        except IntegrityError:  # somebody else created a job with this request_id in between: find theirs
-            return self._create(tenant, new, job_id, request_id=request_id, digest=digest)
-
-    def created_by(self, tenant: str, request_id: str) -> Job | None:
-        """The job that this `request_id` made before, or None."""
-        with self._reading() as connection:
-            known = _known_request(connection, tenant, request_id) if request_id else None
-            return _read(connection, known["job_id"], tenant) if known else None
-
-    def _create(self, tenant: str, new: NewJob, job_id: str, *, request_id: str, digest: str) -> Job:
-        with self._writing() as connection:
-            if request_id and (known := _known_request(connection, tenant, request_id)):
-                if known["payload_digest"] != digest:
-                    raise request_id_reused(request_id)
-                return _read(connection, known["job_id"], tenant)
+        with self._database.writing() as connection:
+            if before := repeated(connection, tenant, request_id, Call.CREATE, digest, job_id):
+                refuse_deleted(connection, tenant, before, request_id)
+                return read_job(connection, tenant, before)
+            enter(connection, tenant, new.user_id)
+            refuse_over_quota(
+                connection, tenant, new.user_id, max_user_jobs=max_user_jobs, max_tenant_jobs=max_tenant_jobs
+            )
             connection.execute(
                 insert(jobs).values(
                     job_id=job_id,
                     tenant=tenant,
                     user_id=new.user_id,
                     state=JobState.QUEUED,
+                    priority=new.priority,
                     request=new.model_dump(mode="json"),
                     create_time_s=now_s(),
                 )
             )
-            if request_id:
-                connection.execute(
-                    insert(requests).values(tenant=tenant, request_id=request_id, payload_digest=digest, job_id=job_id)
-                )
-            _append(connection, job_id, [StateChanged(state=JobState.QUEUED)])
-            return _read(connection, job_id, tenant)
+            append_events(connection, job_id, [StateChanged(state=JobState.QUEUED)])
+            return read_job(connection, tenant, job_id)
+
+    def created_by(self, tenant: str, request_id: str) -> Job | None:
+        """The job that this `request_id` made before, or None.
+
+        Raises `AlreadyExists` (`REQUEST_ID_REUSED`) when it was used for another kind of call, and `NotReady`
+        (`JOB_DELETED`) when the job has been deleted.
+        """
+        return self._created(tenant, request_id, None) if request_id else None
 
     def get(self, tenant: str, job_id: str) -> Job:
         """The job; raises `NotFound`."""
-        with self._reading() as connection:
-            return _read(connection, job_id, tenant)
+        with self._database.reading() as connection:
+            return read_job(connection, tenant, job_id)
 
     def list(self, tenant: str, *, user_id: str = "", before: tuple[float, str] | None, limit: int) -> list[Job]:
         """Up to `limit` jobs, newest first, created before the (time, identifier) given."""
@@ -103,282 +116,149 @@ class JobStore:
             same_time = and_(jobs.c.create_time_s == before[0], jobs.c.job_id < before[1])
             query = query.where(or_(jobs.c.create_time_s < before[0], same_time))
         query = query.order_by(jobs.c.create_time_s.desc(), jobs.c.job_id.desc()).limit(limit)
-        with self._reading() as connection:
-            return [_job(row) for row in connection.execute(query).mappings()]
+        with self._database.reading() as connection:
+            return [job_of(row) for row in connection.execute(query).mappings()]
 
     def queue_position(self, job: Job) -> int:
-        """Queued jobs created before this one."""
-        ahead = and_(jobs.c.state == JobState.QUEUED, jobs.c.create_time_s < job.create_time_s)
-        with self._reading() as connection:
-            return connection.execute(select(func.count()).select_from(jobs).where(ahead)).scalar_one()
+        """Jobs of all tenants that are claimed before this one, as things are now; 0 for one that does not wait."""
+        with self._database.reading() as connection:
+            return line.position(connection, job.job_id)
 
     def events_after(self, job_id: str, sequence: int, *, limit: int = 200) -> Sequence[StoredEvent]:
-        """The next events of a job after `sequence`, in order."""
+        """The next events of a job after `sequence`, in order; raises `NotReady` (`EVENTS_REMOVED`) for a gap."""
         query = (
             select(events.c.sequence, events.c.time_s, events.c.event)
             .where(events.c.job_id == job_id, events.c.sequence > sequence)
             .order_by(events.c.sequence)
             .limit(limit)
         )
-        with self._reading() as connection:
-            return [StoredEvent.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+        with self._database.reading() as connection:
+            found = [StoredEvent.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+        if found and found[0].sequence > sequence + 1:
+            raise _events_removed(job_id, found[0].sequence)
+        return found
 
     def artifacts(self, job_id: str) -> dict[str, Artifact]:
-        """The files that a job has published so far, by name, the newest of each."""
-        query = (
-            select(events.c.event)
-            .where(
-                events.c.job_id == job_id,
-                events.c.event["kind"].as_string().in_(("artifact_published", "preview_rendered")),
-            )
-            .order_by(events.c.sequence)
-        )
-        with self._reading() as connection:
-            found = [_artifact(row) for row in connection.execute(query).scalars()]
-        return {artifact.artifact_name: artifact for artifact in found}
-
-    def cancel(self, tenant: str, job_id: str) -> Job:
-        """Ask for the end of a job. A queued one ends here, a running one when its worker sees it."""
-        with self._writing() as connection:
-            job = _read(connection, job_id, tenant, for_update=True)
-            if job.state is JobState.QUEUED:
-                _move(connection, job_id, JobState.CANCELLED, end_time_s=now_s())
-            elif job.state is JobState.RUNNING:
-                _move(connection, job_id, JobState.CANCELLING)
-            elif job.state not in {JobState.CANCELLING, JobState.CANCELLED}:
-                raise NotReady(
-                    f"job {job_id!r} is {job.state}",
-                    reason="JOB_ENDED",
-                    remedy="Only jobs that have not ended can be cancelled.",
-                )
-            return _read(connection, job_id, tenant)
-
-    def require_ended(self, tenant: str, job_id: str) -> None:
-        """Raise `NotReady` while more may happen to the job."""
-        job = self.get(tenant, job_id)
-        if not job.state.ended:
-            raise NotReady(
-                f"job {job_id!r} is {job.state}",
-                reason="JOB_NOT_ENDED",
-                remedy="Cancel it and wait for its end, then delete it.",
-            )
-
-    def delete(self, tenant: str, job_id: str) -> None:
-        """Remove an ended job and its events; an ended job stays ended, so nothing can come in between."""
-        self.require_ended(tenant, job_id)
-        with self._writing() as connection:
-            connection.execute(delete(requests).where(requests.c.job_id == job_id))
-            connection.execute(delete(events).where(events.c.job_id == job_id))
-            connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
-
-    def claim(self, owner: str, *, lease_s: float, max_attempts: int) -> Job | None:
-        """Take the oldest job that waits or whose worker has gone silent, in one statement; None when there is none."""
-        self._give_up_exhausted(max_attempts)
-        abandoned = and_(jobs.c.state.in_(_HELD), jobs.c.lease_until_s < now_s())
-        queued = and_(jobs.c.state == JobState.QUEUED, jobs.c.not_before_s <= now_s())
-        waiting = or_(queued, abandoned)
-        oldest = (
-            select(jobs.c.job_id)
-            .where(waiting)
-            .order_by(jobs.c.create_time_s)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        take = (
-            update(jobs)
-            .where(jobs.c.job_id == oldest.scalar_subquery())
-            .values(
-                state=case((jobs.c.state == JobState.CANCELLING, jobs.c.state), else_=str(JobState.RUNNING)),
-                epoch=jobs.c.epoch + 1,
-                attempt=jobs.c.attempt + 1,
-                owner=owner,
-                lease_until_s=now_s() + lease_s,
-                start_time_s=func.coalesce(jobs.c.start_time_s, now_s()),
-                step=0,
-            )
-            .returning(jobs)
-        )
-        with self._writing() as connection:
-            row = connection.execute(take).mappings().one_or_none()
-            if row is None:
-                return None
-            job = _job(row)
-            message = f"attempt {job.attempt}"
-            _append(connection, job.job_id, [StateChanged(state=job.state, message=message)])
-            return _read(connection, job.job_id, job.tenant)
-
-    def heartbeat(self, job: Job, *, step: int, total_steps: int, lease_s: float) -> JobState:
-        """Keep the job for another lease, note the step reached, and return the state that is wanted of it."""
-        with self._writing() as connection:
-            return _update_held(connection, job, step=step, total_steps=total_steps, lease_until_s=now_s() + lease_s)
-
-    def append(self, job: Job, new_events: Sequence[Event]) -> None:
-        """Write events of a job that this worker holds; raises `LostJob`."""
-        with self._writing() as connection:
-            _update_held(connection, job)
-            _append(connection, job.job_id, new_events)
-
-    def finish(
-        self,
-        job: Job,
-        state: JobState,
-        *,
-        last_events: Sequence[Event] = (),
-        failure: JobFailure | None = None,
-        result: TrainingResult | None = None,
-        progress: Mapping[str, int] | None = None,
-    ) -> None:
-        """End a job that this worker holds, with its last events, in one transaction; raises `LostJob`.
-
-        A job whose cancellation was acknowledged in the meantime ends CANCELLED, whatever it made. `progress` has the
-        final `step` and `total_steps`.
-        """
-        with self._writing() as connection:
-            if _update_held(connection, job, **(progress or {})) is JobState.CANCELLING:
-                state, last_events, failure, result = JobState.CANCELLED, (), None, None
-            _append(connection, job.job_id, last_events)
-            _move(
-                connection,
-                job.job_id,
-                state,
-                message=failure.message if failure else "",
-                end_time_s=now_s(),
-                owner=None,
-                lease_until_s=None,
-                failure=failure and failure.model_dump(mode="json"),
-                result=result and result.model_dump(mode="json"),
-            )
-
-    def release(self, job: Job, message: str, *, delay_s: float = 0.0, counted: bool = False) -> None:
-        """Put a job that this worker holds back into the queue, not to be claimed for `delay_s` seconds.
-
-        The attempt does not count unless `counted`.
-        """
-        free: dict[str, Any] = {"owner": None, "lease_until_s": None}
-        with self._writing() as connection:
-            if _update_held(connection, job) is JobState.CANCELLING:
-                _move(connection, job.job_id, JobState.CANCELLED, end_time_s=now_s(), **free)
+        """The files that a job has published so far, by name, the newest of each, those of its checkpoints included."""
+        with self._database.reading() as connection:
+            stored = connection.execute(select(jobs.c.artifacts).where(jobs.c.job_id == job_id)).scalar()
+            if stored is None:
+                published = published_files(connection, job_id)
             else:
-                attempt = jobs.c.attempt if counted else jobs.c.attempt - 1
-                again = {"step": 0, "attempt": attempt, "not_before_s": now_s() + delay_s, **free}
-                _move(connection, job.job_id, JobState.QUEUED, message=message, **again)
+                published = {name: Artifact.model_validate(one) for name, one in stored.items()}
+            of_checkpoints = {one.lora.artifact_name: one.lora for one in read_checkpoints(connection, job_id)}
+        return of_checkpoints | published
 
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with _translated(), self._writer.begin() as connection:
-            yield connection
+    def checkpoints(self, tenant: str, job_id: str) -> Sequence[StoredCheckpoint]:
+        """The checkpoints of a job, newest first; raises `NotFound`."""
+        with self._database.reading() as connection:
+            read_job(connection, tenant, job_id)
+            return read_checkpoints(connection, job_id)
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with _translated(), self._reader.connect() as connection:
-            yield connection
+    def cancel(self, tenant: str, job_id: str, *, discard_checkpoints: bool = False, request_id: str = "") -> Job:
+        """Ask for the end of a job: one that no worker has ends here, another when its worker sees it.
 
-    def _give_up_exhausted(self, max_attempts: int) -> None:
-        failure = JobFailure(
-            fault=Fault.SYSTEM,
-            reason="WORKER_LOST",
-            message=f"{max_attempts} workers were lost over this job",
-            remedy="Look into the workers' logs; submit the job again once the cause is known.",
-        )
-        exhausted = and_(
-            jobs.c.state == JobState.RUNNING, jobs.c.lease_until_s < now_s(), jobs.c.attempt >= max_attempts
-        )
-        with self._reading() as connection:
-            if not connection.execute(select(jobs.c.job_id).where(exhausted).limit(1)).first():
-                return
-        with self._writing() as connection:
-            locked = select(jobs.c.job_id).where(exhausted).with_for_update(skip_locked=True)
-            for job_id in connection.execute(locked).scalars().all():
-                _move(
-                    connection,
-                    job_id,
-                    JobState.FAILED,
-                    message=failure.message,
-                    end_time_s=now_s(),
-                    epoch=jobs.c.epoch + 1,
-                    failure=failure.model_dump(mode="json"),
-                )
+        With `discard_checkpoints` its checkpoints are to be removed (`Retention.checkpoints_to_discard`), also when it
+        was cancelled before. Raises `NotReady` (`JOB_ENDED`) for one that has ended otherwise.
+        """
 
+        def change(connection: Connection, job: Job) -> None:
+            changes.cancel(connection, job, discard_checkpoints=discard_checkpoints)
 
-def request_id_reused(request_id: str) -> AlreadyExists:
-    """The error for a `request_id` that came before with another payload."""
-    return AlreadyExists(
-        f"request_id {request_id!r} was used with another payload",
-        reason="REQUEST_ID_REUSED",
-        remedy="Use a new request_id for a new job.",
-    )
+        digest = call_digest(Call.CANCEL, job_id, *(["discard_checkpoints"] if discard_checkpoints else []))
+        return self._once(tenant, job_id, Call.CANCEL, digest, request_id, change)
 
+    def pause(self, tenant: str, job_id: str, *, request_id: str = "") -> Job:
+        """Ask for a rest: one that no worker has is PAUSED at once, another when its worker has written a checkpoint.
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except IntegrityError:
-        raise  # a conflict between two callers, not an outage
-    except SQLAlchemyError as error:
-        raise Unavailable(
-            f"the job database does not serve: {str(error).splitlines()[0]}",
-            reason="DATABASE_UNAVAILABLE",
-            remedy="Check FLUXSMITH_TRAINER_DATABASE_URL, that its server runs and that its disk has room.",
-        ) from error
+        Raises `NotReady` (`JOB_ENDED`, `JOB_CANCELLING`).
+        """
+        return self._once(tenant, job_id, Call.PAUSE, call_digest(Call.PAUSE, job_id), request_id, changes.pause)
 
+    def resume(self, tenant: str, job_id: str, *, request_id: str = "") -> Job:
+        """Let a paused job go on; raises `NotReady` (`JOB_ENDED`, `JOB_CANCELLING`)."""
+        return self._once(tenant, job_id, Call.RESUME, call_digest(Call.RESUME, job_id), request_id, changes.resume)
 
-def _read(connection: Connection, job_id: str, tenant: str, *, for_update: bool = False) -> Job:
-    require_id("job", job_id)
-    query = select(jobs).where(jobs.c.job_id == job_id, jobs.c.tenant == tenant)
-    row = connection.execute(query.with_for_update() if for_update else query).mappings().one_or_none()
-    if row is None:
-        raise unknown("job", job_id)
-    return _job(row)
+    def request_checkpoint(self, tenant: str, job_id: str, *, request_id: str = "") -> Job:
+        """Have the worker of a job write a checkpoint soon; raises `NotReady` (`JOB_NOT_RUNNING`)."""
+        digest = call_digest(Call.CHECKPOINT, job_id)
+        return self._once(tenant, job_id, Call.CHECKPOINT, digest, request_id, changes.want_checkpoint)
 
+    def require_ended(self, tenant: str, job_id: str, *, request_id: str = "") -> bool:
+        """Whether there is anything to delete: an ended job. False for one that was deleted before.
 
-def _job(row: RowMapping) -> Job:
-    fields = {name: value for name, value in row.items() if name in Job.model_fields}
-    return Job.model_validate({**row["request"], **fields})
+        To be called before the job's objects are removed: raises what `delete` would, so `NotFound`, `NotReady`
+        (`JOB_NOT_ENDED`) while more may happen to it, and `AlreadyExists` (`REQUEST_ID_REUSED`).
+        """
+        with self._database.reading() as connection:
+            if request_id and (known := find(connection, tenant, request_id)):
+                refuse_another(known, Call.DELETE, call_digest(Call.DELETE, job_id))
+            return _ended(connection, tenant, job_id)
 
+    def delete(self, tenant: str, job_id: str, *, request_id: str = "") -> None:
+        """Remove an ended job with its events and checkpoints; deleting it again changes nothing.
 
-def _artifact(event: Mapping[str, Any]) -> Artifact:
-    return Artifact.model_validate(event.get("artifact") or event["image"])
+        A tombstone stays for a month, and the identifiers of the requests that made and changed the job with it. An
+        ended job stays ended, so nothing can come between `require_ended`, the removal of its objects, and this.
+        """
+        with self._database.writing() as connection:
+            digest = call_digest(Call.DELETE, job_id)
+            repeated(connection, tenant, request_id, Call.DELETE, digest, job_id)
+            if _ended(connection, tenant, job_id):
+                connection.execute(delete(events).where(events.c.job_id == job_id))
+                connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job_id))
+                connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
+                insert_if_new(connection, deletions, job_id=job_id, tenant=tenant, time_s=now_s())
 
+    def _created(self, tenant: str, request_id: str, digest: str | None) -> Job | None:
+        with self._database.reading() as connection:
+            known = find(connection, tenant, request_id)
+            if known is None:
+                return None
+            refuse_another(known, Call.CREATE, digest)
+            refuse_deleted(connection, tenant, known["job_id"], request_id)
+            return read_job(connection, tenant, known["job_id"])
 
-def _known_request(connection: Connection, tenant: str, request_id: str) -> RowMapping | None:
-    same = and_(requests.c.tenant == tenant, requests.c.request_id == request_id)
-    return connection.execute(select(requests).where(same)).mappings().one_or_none()
-
-
-def _update_held(connection: Connection, job: Job, **values: Any) -> JobState:
-    """Write to a job under the epoch it was claimed with; raises `LostJob` when that has passed."""
-    held: ColumnElement[bool] = and_(jobs.c.job_id == job.job_id, jobs.c.epoch == job.epoch, jobs.c.state.in_(_HELD))
-    changed = update(jobs).where(held).values(epoch=jobs.c.epoch, **values).returning(jobs.c.state)
-    state = connection.execute(changed).scalar_one_or_none()
-    if state is None:
-        raise LostJob(f"job {job.job_id} is no longer held under epoch {job.epoch}")
-    return JobState(state)
-
-
-def _move(connection: Connection, job_id: str, state: JobState, *, message: str = "", **values: Any) -> None:
-    connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(state=state, **values))
-    _append(connection, job_id, [StateChanged(state=state, message=message)])
-
-
-def _append(connection: Connection, job_id: str, new_events: Sequence[Event]) -> None:
-    """Write events with the next sequence numbers; the row's lock makes them gapless."""
-    if not new_events:
-        return
-    advance = (
-        update(jobs)
-        .where(jobs.c.job_id == job_id)
-        .values(last_sequence=jobs.c.last_sequence + len(new_events))
-        .returning(jobs.c.last_sequence)
-    )
-    last = connection.execute(advance).scalar_one()
-    rows = [
-        {"job_id": job_id, "sequence": sequence, "event": event.model_dump(mode="json")}
-        for sequence, event in enumerate(new_events, start=last - len(new_events) + 1)
-    ]
-    connection.execute(insert(events).values(time_s=now_s()), rows)
+    def _once(
+        self,
+        tenant: str,
+        job_id: str,
+        call: Call,
+        digest: str,
+        request_id: str,
+        change: Callable[[Connection, Job], None],
+    ) -> Job:
+        """Change a job unless this request did so before; return it as it is then."""
+        with self._database.writing() as connection:
+            if not repeated(connection, tenant, request_id, call, digest, job_id):
+                change(connection, read_job(connection, tenant, job_id, for_update=True))
+            return read_job(connection, tenant, job_id)
 
 
 def new_job_id() -> str:
     """An identifier for a job."""
     return f"job-{secrets.token_hex(10)}"
+
+
+def _ended(connection: Connection, tenant: str, job_id: str) -> bool:
+    require_id("job", job_id)
+    state = connection.execute(select(jobs.c.state).where(jobs.c.job_id == job_id, jobs.c.tenant == tenant)).scalar()
+    if state is None:
+        if was_deleted(connection, tenant, job_id):
+            return False
+        raise unknown("job", job_id)
+    if not JobState(state).ended:
+        raise NotReady(
+            f"job {job_id!r} is {state}",
+            reason="JOB_NOT_ENDED",
+            remedy="Cancel it and wait for its end, then delete it.",
+        )
+    return True
+
+
+def _events_removed(job_id: str, first_sequence: int) -> NotReady:
+    return NotReady(
+        f"the events of job {job_id!r} before sequence {first_sequence} were removed some time after its end",
+        reason="EVENTS_REMOVED",
+        remedy=f"Read the job and its metrics.csv, and watch it after sequence {first_sequence - 1}.",
+    )

@@ -1,21 +1,17 @@
-"""The tables behind `job_store.py`, and engines for the two databases they live in: SQLite and PostgreSQL.
+"""The tables behind the job database, the same in SQLite and PostgreSQL, and the clock that all who use it share.
 
 A change here needs a migration (`migrations/versions/`): a test compares the two.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
-    Connection,
-    Engine,
     Float,
     ForeignKey,
     Index,
@@ -23,17 +19,9 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
-    create_engine,
-    event,
-    func,
-    select,
 )
-from sqlalchemy.engine import make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
-
-BUSY_TIMEOUT_MS = 10_000
-MIGRATION_LOCK = 0x666C7578  # any number that nobody else in the database locks by
 
 metadata = MetaData()
 
@@ -44,22 +32,33 @@ jobs = Table(
     Column("tenant", String(63), nullable=False),
     Column("user_id", String(64), nullable=False),
     Column("state", String(16), nullable=False),
+    Column("priority", Integer, nullable=False, default=0),
     Column("request", JSON, nullable=False),  # NewJob
     Column("create_time_s", Float, nullable=False),
     Column("start_time_s", Float),
     Column("end_time_s", Float),
     Column("step", Integer, nullable=False, default=0),
     Column("total_steps", Integer, nullable=False, default=0),
+    Column("step_time_s", Float),
+    Column("progress_time_s", Float),
     Column("attempt", Integer, nullable=False, default=0),
+    Column("lost", Integer, nullable=False, default=0),  # attempts that came to nothing since the last checkpoint
     Column("epoch", Integer, nullable=False, default=0),  # counts claims; fences off whoever claimed before
     Column("owner", String(120)),
+    Column("lease_s", Float),
     Column("lease_until_s", Float),
     Column("not_before_s", Float, nullable=False, default=0.0),  # a released job waits until then
-    Column("failure", JSON),
-    Column("result", JSON),
+    Column("checkpoint_step", Integer, nullable=False, default=0),  # of the newest checkpoint
+    Column("checkpoint_wanted", Boolean, nullable=False, default=False),
+    Column("discard_checkpoints", Boolean, nullable=False, default=False),
+    Column("failure", JSON(none_as_null=True)),
+    Column("result", JSON(none_as_null=True)),
+    Column("artifacts", JSON(none_as_null=True)),  # the newest of each name, written at the job's end
+    Column("first_sequence", BigInteger, nullable=False, default=1),
     Column("last_sequence", BigInteger, nullable=False, default=0),
     Index("jobs_by_state", "state", "create_time_s"),
     Index("jobs_by_tenant", "tenant", "create_time_s"),
+    Index("jobs_by_user", "tenant", "state", "user_id"),
 )
 
 events = Table(
@@ -71,13 +70,49 @@ events = Table(
     Column("event", JSON, nullable=False),
 )
 
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("job_id", ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True),
+    Column("checkpoint_id", String(64), primary_key=True),
+    Column("step", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("create_time_s", Float, nullable=False),
+    Column("record", JSON, nullable=False),  # Checkpoint
+)
+
 requests = Table(
     "requests",
     metadata,
     Column("tenant", String(63), primary_key=True),
     Column("request_id", String(64), primary_key=True),
+    Column("call", String(16), nullable=False),
     Column("payload_digest", String(64), nullable=False),
     Column("job_id", String(40), nullable=False),
+    Index("requests_by_job", "job_id"),
+)
+
+deletions = Table(  # what is left of a deleted job for a while, so that deleting it again is no error
+    "deletions",
+    metadata,
+    Column("job_id", String(40), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("time_s", Float, nullable=False),
+)
+
+tenant_shares = Table(
+    "tenant_shares",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("served_s", Float, nullable=False),
+)
+
+user_shares = Table(
+    "user_shares",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("user_id", String(64), primary_key=True),
+    Column("served_s", Float, nullable=False),
 )
 
 
@@ -96,40 +131,3 @@ def _now_sqlite(element: now_s, compiler: Any, **options: Any) -> str:  # noqa: 
 @compiles(now_s, "postgresql")
 def _now_postgresql(element: now_s, compiler: Any, **options: Any) -> str:  # noqa: ARG001
     return "extract(epoch from clock_timestamp())::float"
-
-
-def open_engines(database_url: str) -> tuple[Engine, Engine]:
-    """Engines for writing transactions and for single reading statements; brings the tables up to date."""
-    url = make_url(database_url)
-    if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    writer = create_engine(url, pool_pre_ping=True)
-    reader = create_engine(url, pool_pre_ping=True, isolation_level="AUTOCOMMIT")
-    if url.get_backend_name() == "sqlite":
-        event.listen(writer, "connect", _set_up_sqlite)
-        event.listen(reader, "connect", _set_up_sqlite)
-        event.listen(writer, "begin", _begin_immediate)
-    with writer.begin() as connection:
-        migrate(connection)
-    return writer, reader
-
-
-def migrate(connection: Connection) -> None:
-    """Apply the migrations that are missing, in the caller's transaction; processes that start together take turns."""
-    if connection.dialect.name == "postgresql":  # SQLite's transaction has the lock to begin with
-        connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
-
-
-def _set_up_sqlite(connection: Any, record: object) -> None:  # noqa: ARG001
-    connection.isolation_level = None  # the driver must not begin transactions by itself
-    for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
-        connection.execute(f"PRAGMA {setting}")
-
-
-def _begin_immediate(connection: Any) -> None:
-    # Take the write lock at once: a transaction that reads first and is then refused could not simply wait.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -44,9 +44,11 @@ def transformer_bf16(service_settings: ServiceSettings) -> FluxTransformer2DMode
 
 
 @pytest.fixture
-def job_store(tmp_path: Path) -> JobStore:
+def job_store(tmp_path: Path) -> Iterator[JobStore]:
     """An empty job store in SQLite."""
-    return JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    store = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    yield store
+    store.close()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,7 @@ def job_store(database_url: str) -> Iterator[JobStore]:
     """An empty job store on each kind of database in turn."""
     store = JobStore(database_url)
     yield store
-    store._writer.dispose()
-    store._reader.dispose()
+    store.close()
 
 
 def test_newest_file_of_each_name_is_found(job_store: JobStore) -> None:
@@ -32,9 +31,9 @@ def test_newest_file_of_each_name_is_found(job_store: JobStore) -> None:
     job = take(job_store)
     newer = ARTIFACT.model_copy(update={"uri": "s3://b/newer"})
     picture = ARTIFACT.model_copy(update={"artifact_name": "previews/000000-0.png"})
-    job_store.append(job, [ArtifactPublished(artifact=ARTIFACT), JobWarning(reason="R", message="m")])
-    job_store.append(job, [PreviewRendered(step=0, prompt="p", seed=1, image=picture)])
-    job_store.append(job, [ArtifactPublished(artifact=newer)])
+    job_store.claims.append(job, [ArtifactPublished(artifact=ARTIFACT), JobWarning(reason="R", message="m")])
+    job_store.claims.append(job, [PreviewRendered(step=0, prompt="p", seed=1, image=picture)])
+    job_store.claims.append(job, [ArtifactPublished(artifact=newer)])
     assert job_store.artifacts(job.job_id) == {"lora.safetensors": newer, "previews/000000-0.png": picture}
 
 
@@ -44,7 +43,7 @@ def test_numbers_of_a_skipped_step_survive_the_database(job_store: JobStore) -> 
     step = StepMetrics(
         step=1, loss=float("nan"), learning_rate=0.1, gradient_norm=float("inf"), duration_s=1.0, skipped=True
     )
-    job_store.append(job, [StepsCompleted(steps=(step,), total_steps=2)])
+    job_store.claims.append(job, [StepsCompleted(steps=(step,), total_steps=2)])
     stored = job_store.events_after(job.job_id, 0)[-1].event
     assert isinstance(stored, StepsCompleted)
     assert math.isnan(stored.steps[0].loss)

@@ -1,0 +1,257 @@
+"""What workers do with jobs: take the next in line, keep it, write what happens to it, and let it go.
+
+A claim gives a job to one worker for a while (the lease) under a new epoch. Whatever the worker writes afterwards names
+that epoch; when no row has it any more, the worker has lost the job and must stop (`LostJob`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, or_, select, update
+
+from services.trainer.database.database import Database, insert_if_new
+from services.trainer.database.line import LONGEST_DELAY_S, claimable, first
+from services.trainer.database.rows import (
+    HELD,
+    NOBODY,
+    append_events,
+    checkpoint_values,
+    end,
+    job_of,
+    lease_ran_out,
+    move,
+    read_checkpoints,
+    read_job,
+)
+from services.trainer.database.shares import serve
+from services.trainer.database.tables import checkpoints, jobs, now_s
+from services.trainer.jobs import (
+    Checkpoint,
+    CheckpointWritten,
+    Event,
+    Fault,
+    Job,
+    JobFailure,
+    JobState,
+    Orders,
+    Progress,
+    StateChanged,
+    StoredCheckpoint,
+    TrainingResult,
+)
+
+
+class LostJob(Exception):
+    """The job belongs to another worker now, or is gone: stop at once, write nothing more."""
+
+
+class Claims:
+    """The workers' side of a job database. Every method but `claim` raises `LostJob`; all raise `Unavailable`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def claim(
+        self, owner: str, *, lease_s: float, max_attempts: int, retry_delay_s: float = 0.0, alone: bool = True
+    ) -> Job | None:
+        """Take the next job that waits or whose worker has gone silent; None when there is none.
+
+        A job whose workers were lost `max_attempts` times without a checkpoint in between FAILS instead; between such
+        attempts it rests for `retry_delay_s` seconds, longer each time. Whoever is not `alone`, having other jobs, does
+        not get one that may be what kills workers. It stays next in line nevertheless: then nothing is taken, so that
+        it has its turn once a worker has nothing else to do.
+        """
+        self._settle_abandoned(max_attempts)
+        while found := self._next(retry_delay_s):
+            abandoned = found["state"] == JobState.RUNNING
+            suspect = found["lost"] > 0 or (abandoned and found["lost"] + 2 >= max_attempts)
+            if suspect and not alone:
+                return None
+            if job := self._take(found, owner, lease_s=lease_s, retry_delay_s=retry_delay_s):
+                return job  # otherwise another worker was faster
+        return None
+
+    def heartbeat(self, job: Job, progress: Progress, *, lease_s: float) -> Orders:
+        """Keep the job for another lease, note how far it is, and return what is wanted of it."""
+        with self._database.writing() as connection:
+            lease = {"lease_s": lease_s, "lease_until_s": now_s() + lease_s}
+            held = _update_held(connection, job, **_noted(progress), **lease)
+            serve(connection, job.tenant, job.user_id, progress.served_s)
+            return Orders(state=JobState(held["state"]), checkpoint=held["checkpoint_wanted"])
+
+    def append(self, job: Job, new_events: Sequence[Event]) -> None:
+        """Write events of a job."""
+        with self._database.writing() as connection:
+            _update_held(connection, job)
+            append_events(connection, job.job_id, new_events)
+
+    def checkpoints(self, job: Job) -> list[StoredCheckpoint]:
+        """The checkpoints of a job, newest first; never raises `LostJob`."""
+        with self._database.reading() as connection:
+            return read_checkpoints(connection, job.job_id)
+
+    def add_checkpoint(self, job: Job, checkpoint: Checkpoint, *, drop: Collection[str] = ()) -> None:
+        """Make a checkpoint known that lies in the object store, and forget those that it takes the place of.
+
+        It ends the wait for one that was asked for, and shows that the job gets on. Adding it again changes nothing.
+        """
+        with self._database.writing() as connection:
+            done = {"lost": 0, "checkpoint_wanted": False, "checkpoint_step": checkpoint.step}
+            _update_held(connection, job, **done)
+            if insert_if_new(connection, checkpoints, **checkpoint_values(job.job_id, job.epoch, checkpoint)):
+                append_events(connection, job.job_id, [CheckpointWritten(checkpoint=checkpoint)])
+            _drop_checkpoints(connection, job, drop)
+
+    def drop_checkpoints(self, job: Job, ids: Collection[str]) -> None:
+        """Forget checkpoints, such as damaged ones; their objects are the caller's to remove."""
+        with self._database.writing() as connection:
+            _update_held(connection, job)
+            _drop_checkpoints(connection, job, ids)
+            left = read_checkpoints(connection, job.job_id)
+            _update_held(connection, job, checkpoint_step=left[0].step if left else 0)
+
+    def finish(
+        self,
+        job: Job,
+        state: JobState,
+        *,
+        last_events: Sequence[Event] = (),
+        failure: JobFailure | None = None,
+        result: TrainingResult | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """End a job, with its last events, in one transaction.
+
+        A job whose cancellation was acknowledged in the meantime ends CANCELLED, whatever it made.
+        """
+        with self._database.writing() as connection:
+            held = _update_held(connection, job, **(_noted(progress) if progress else {}))
+            if held["state"] == JobState.CANCELLING:
+                state, last_events, failure, result = JobState.CANCELLED, (), None, None
+            append_events(connection, job.job_id, last_events)
+            end(connection, job.job_id, state, failure=failure, result=result)
+            serve(connection, job.tenant, job.user_id, progress.served_s if progress else 0.0)
+
+    def park(self, job: Job, progress: Progress) -> JobState:
+        """Let go of a job whose checkpoint is written, since a pause was asked for; return the state it is in now.
+
+        One that was resumed in the meantime is queued again; one that is being cancelled stays the caller's.
+        """
+        with self._database.writing() as connection:
+            state = JobState(_update_held(connection, job, **_noted(progress))["state"])
+            serve(connection, job.tenant, job.user_id, progress.served_s)
+            if state is JobState.CANCELLING:
+                return state
+            state = JobState.PAUSED if state is JobState.PAUSING else JobState.QUEUED
+            _let_go(connection, job, state, attempt=jobs.c.attempt - 1)
+            return state
+
+    def release(self, job: Job, message: str, *, delay_s: float = 0.0, counted: bool = False) -> None:
+        """Put a job back into the queue, not to be claimed for `delay_s` seconds (an hour at most).
+
+        The attempt does not count unless `counted`; then it is one that came to nothing (`Job.lost`). A job that is
+        being paused or cancelled is PAUSED or CANCELLED.
+        """
+        with self._database.writing() as connection:
+            state = JobState(_update_held(connection, job)["state"])
+            if state is JobState.CANCELLING:
+                end(connection, job.job_id, JobState.CANCELLED)
+                return
+            state = JobState.PAUSED if state is JobState.PAUSING else JobState.QUEUED
+            attempt = {"lost": jobs.c.lost + 1} if counted else {"attempt": jobs.c.attempt - 1}
+            not_before_s = now_s() + min(delay_s, LONGEST_DELAY_S)
+            _let_go(connection, job, state, message=message, not_before_s=not_before_s, **attempt)
+
+    def _next(self, retry_delay_s: float) -> RowMapping | None:
+        with self._database.reading() as connection:
+            return first(connection, retry_delay_s=retry_delay_s)
+
+    def _take(self, found: RowMapping, owner: str, *, lease_s: float, retry_delay_s: float) -> Job | None:
+        """Claim the job that was found in line, unless it is not as it was found."""
+        same = and_(jobs.c.job_id == found["job_id"], jobs.c.epoch == found["epoch"], jobs.c.state == found["state"])
+        take = (
+            update(jobs)
+            .where(same, claimable(retry_delay_s))
+            .values(
+                state=JobState.RUNNING,
+                epoch=jobs.c.epoch + 1,
+                attempt=jobs.c.attempt + 1,
+                lost=jobs.c.lost + case((jobs.c.state == JobState.RUNNING, 1), else_=0),
+                owner=owner,
+                lease_s=lease_s,
+                lease_until_s=now_s() + lease_s,
+                start_time_s=func.coalesce(jobs.c.start_time_s, now_s()),
+                progress_time_s=now_s(),
+                step=jobs.c.checkpoint_step,
+                step_time_s=None,
+            )
+            .returning(jobs)
+        )
+        with self._database.writing() as connection:
+            row = connection.execute(take).mappings().one_or_none()
+            if row is None:
+                return None
+            job = job_of(row)
+            append_events(connection, job.job_id, [StateChanged(state=job.state, message=f"attempt {job.attempt}")])
+            return read_job(connection, job.tenant, job.job_id)
+
+    def _settle_abandoned(self, max_attempts: int) -> None:
+        """Move on the abandoned jobs that need no worker: paused and cancelled ones, and those that cost too many."""
+        asked = jobs.c.state.in_((JobState.PAUSING, JobState.CANCELLING))
+        settled = and_(lease_ran_out(), or_(asked, jobs.c.lost + 1 >= max_attempts))
+        with self._database.reading() as connection:
+            if not connection.execute(select(jobs.c.job_id).where(settled).limit(1)).first():
+                return
+        with self._database.writing() as connection:
+            locked = select(jobs.c.job_id, jobs.c.state).where(settled).with_for_update(skip_locked=True)
+            for job_id, state in connection.execute(locked).all():
+                _settle(connection, job_id, JobState(state), max_attempts)
+
+
+def _settle(connection: Connection, job_id: str, state: JobState, max_attempts: int) -> None:
+    lost: dict[str, Any] = {"epoch": jobs.c.epoch + 1, "lost": jobs.c.lost + 1}
+    if state is JobState.CANCELLING:
+        end(connection, job_id, JobState.CANCELLED, **lost)
+    elif state is JobState.PAUSING:
+        message = "its worker was lost; it goes on from its last checkpoint"
+        move(connection, job_id, JobState.PAUSED, message=message, step=jobs.c.checkpoint_step, **lost, **NOBODY)
+    else:
+        failure = JobFailure(
+            fault=Fault.SYSTEM,
+            reason="WORKER_LOST",
+            message=f"{max_attempts} workers were lost over this job",
+            remedy="Look into the workers' logs; submit the job again once the cause is known.",
+        )
+        end(connection, job_id, JobState.FAILED, failure=failure, **lost)
+
+
+def _update_held(connection: Connection, job: Job, **values: Any) -> RowMapping:
+    """Write to a job under the epoch it was claimed with; return its `state` and `checkpoint_wanted`."""
+    held: ColumnElement[bool] = and_(jobs.c.job_id == job.job_id, jobs.c.epoch == job.epoch, jobs.c.state.in_(HELD))
+    change = update(jobs).where(held).values(epoch=jobs.c.epoch, **values)
+    row = connection.execute(change.returning(jobs.c.state, jobs.c.checkpoint_wanted)).mappings().one_or_none()
+    if row is None:
+        raise LostJob(f"job {job.job_id} is no longer held under epoch {job.epoch}")
+    return row
+
+
+def _noted(progress: Progress) -> dict[str, Any]:
+    return {
+        "step": progress.step,
+        "total_steps": progress.total_steps,
+        "progress_time_s": now_s() - progress.idle_s,
+        "step_time_s": progress.step_time_s,
+    }
+
+
+def _let_go(connection: Connection, job: Job, state: JobState, **values: Any) -> None:
+    again = {"step": jobs.c.checkpoint_step, **NOBODY}
+    move(connection, job.job_id, state, **{**again, **values})
+
+
+def _drop_checkpoints(connection: Connection, job: Job, ids: Collection[str]) -> None:
+    if ids:
+        named = and_(checkpoints.c.job_id == job.job_id, checkpoints.c.checkpoint_id.in_(ids))
+        connection.execute(delete(checkpoints).where(named))

@@ -1,0 +1,138 @@
+"""A job database that is open: reading and writing transactions, brought up to date, its errors in our words."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, func, literal, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from services.common.errors import Unavailable
+
+BUSY_TIMEOUT_S = 10.0
+JOURNAL_BYTES = 64 * 2**20  # what SQLite's journal shrinks to
+MIGRATION_LOCK = 0x666C7578  # any number that nobody else in the database locks by
+
+
+class Database:
+    """A job database in SQLite or PostgreSQL. Safe to use from several threads and processes."""
+
+    def __init__(self, url: str) -> None:
+        with translated():
+            self.writer, self.reader = open_engines(url)
+        # SQLite has one writer at a time, and who waits for it in the database only asks again now and then.
+        self._turn = threading.Lock() if self.writer.dialect.name == "sqlite" else None
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for single reading statements; raises `Unavailable`."""
+        with translated(), self.reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A connection in a transaction that is committed at the end; raises `Unavailable`, then nothing was done."""
+        if self._turn and not self._turn.acquire(timeout=BUSY_TIMEOUT_S):
+            raise unavailable("others have been writing to it for too long")
+        try:
+            with translated(), self.writer.begin() as connection:
+                yield connection
+        finally:
+            if self._turn:
+                self._turn.release()
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        self.writer.dispose()
+        self.reader.dispose()
+
+
+def insert_if_new(connection: Connection, table: Table, **values: Any) -> bool:
+    """Insert a row unless there is one with its key; return whether it was new.
+
+    While another transaction is inserting the same key, this waits for its end.
+    """
+    if connection.dialect.name == "postgresql":
+        query = postgresql.insert(table).values(**values).on_conflict_do_nothing().returning(literal(1))
+    else:
+        query = sqlite.insert(table).values(**values).on_conflict_do_nothing().returning(literal(1))
+    return connection.execute(query).first() is not None
+
+
+def unavailable(cause: str) -> Unavailable:
+    """The error for a database that does not do what it is asked for now."""
+    return Unavailable(
+        f"the job database does not serve: {cause}",
+        reason="DATABASE_UNAVAILABLE",
+        remedy="Check FLUXSMITH_TRAINER_DATABASE_URL, that its server runs and that its disk has room.",
+    )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise `Unavailable` for what the database could not do, such as with a full disk or while it is locked."""
+    try:
+        yield
+    except IntegrityError:
+        raise  # an error of ours, not an outage
+    except SQLAlchemyError as error:
+        raise unavailable(str(error).splitlines()[0]) from error
+
+
+def open_engines(database_url: str) -> tuple[Engine, Engine]:
+    """Engines for writing transactions and for single reading statements; brings the tables up to date."""
+    url = make_url(database_url)
+    if url.get_backend_name() == "sqlite" and url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    writer = create_engine(url, pool_pre_ping=True, connect_args=_patience(url))
+    reader = create_engine(url, pool_pre_ping=True, connect_args=_patience(url), isolation_level="AUTOCOMMIT")
+    if url.get_backend_name() == "sqlite":
+        event.listen(writer, "connect", _set_up_sqlite)
+        event.listen(reader, "connect", _set_up_sqlite)
+        event.listen(writer, "begin", _begin_immediate)
+    with writer.begin() as connection:
+        migrate(connection)
+    return writer, reader
+
+
+def migrate(connection: Connection, revision: str = "head") -> None:
+    """Apply the migrations that are missing, in the caller's transaction; processes that start together take turns."""
+    if connection.dialect.name == "postgresql":  # SQLite's transaction has the lock to begin with
+        connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def _patience(url: URL) -> dict[str, Any]:
+    """How long a connection waits for a server that does not answer, and for a lock that another holds."""
+    if url.get_backend_name() != "postgresql":
+        return {}
+    wait_s = int(BUSY_TIMEOUT_S)
+    return {"connect_timeout": wait_s, "tcp_user_timeout": wait_s * 1000, "options": f"-c lock_timeout={wait_s}s"}
+
+
+def _set_up_sqlite(connection: Any, record: object) -> None:  # noqa: ARG001
+    connection.isolation_level = None  # the driver must not begin transactions by itself
+    for setting in (
+        f"busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
+        "journal_mode=WAL",
+        f"journal_size_limit={JOURNAL_BYTES}",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+    ):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _begin_immediate(connection: Any) -> None:
+    # Take the write lock at once: a transaction that reads first and is then refused could not simply wait.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
