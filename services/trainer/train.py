@@ -140,6 +140,11 @@ class Training:
             skipped_in_a_row=self.skipped_in_a_row,
         )
 
+    def published(self) -> dict[str, Tensor]:
+        """A copy on the CPU of the weights that are published, by name. Needs nothing of the transformer itself."""
+        with self._published_weights():
+            return {name: each.detach().to("cpu", copy=True) for name, each in self.parameters.items()}
+
     def load_state(self, state: TrainingState) -> None:
         """Go on from a state of the same configuration; raises `StateOfOtherRun`, and then nothing has changed."""
         self._refuse_other_run(state)
