@@ -52,7 +52,7 @@ class EventFile:
             self._add_steps(event.steps, at_s)
         elif isinstance(event, ValidationCompleted):
             self._write_summary(_scalars({"held_out/loss": event.loss}), event.step, at_s)
-        elif isinstance(event, JobWarning):
+        elif isinstance(event, JobWarning) and event not in self._warnings:  # a job that goes on says some again
             self._warnings.append(event)
             self._write_text("warnings", [f"{found.reason}: {found.message}" for found in self._warnings], at_s)
         elif isinstance(event, PreviewRendered) and png is not None and self._shows(event.step):

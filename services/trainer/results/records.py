@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,9 @@ from services.trainer.jobs import (
     JobState,
     JobWarning,
     PreviewRendered,
+    StepsCompleted,
+    StoredEvent,
+    ValidationCompleted,
 )
 from services.trainer.reporter import Reporter
 from services.trainer.results.event_files import EventFile
@@ -45,6 +49,15 @@ class Records:
         self._event_file = EventFile(job)
         self._last_save_s = time.monotonic()
         reporter.listeners.append(self._hear)
+
+    def replay(self, events: Iterable[StoredEvent], step: int) -> None:
+        """Hear again what was told up to `step`, from which the run goes on: what came after it comes again.
+
+        `events` are all those of the job, in order.
+        """
+        for stored in events:
+            if event := _up_to(stored.event, step):
+                self._note(event, time_s=stored.time_s)
 
     def publish(self, name: str, data: bytes, *, content_type: str = "application/octet-stream") -> Artifact:
         """Put a file of the job into the store, and say so."""
@@ -92,6 +105,9 @@ class Records:
         return [(METRICS_FILE, self.history.metrics_csv()), self._event_file.content()]
 
     def _hear(self, event: Event) -> None:
+        self._note(event, time_s=None)
+
+    def _note(self, event: Event, *, time_s: float | None) -> None:
         png = None
         if isinstance(event, PreviewRendered):
             self.artifacts[event.image.artifact_name] = event.image
@@ -99,7 +115,7 @@ class Records:
         elif isinstance(event, ArtifactPublished):
             self.artifacts[event.artifact.artifact_name] = event.artifact
         self.history.add(event, png=png)
-        self._event_file.add(event, png=png)
+        self._event_file.add(event, time_s=time_s, png=png)
 
     def _picture(self, event: PreviewRendered) -> bytes | None:
         try:
@@ -118,3 +134,12 @@ class Records:
             )
             self._reporter.write([warning])
             return None
+
+
+def _up_to(event: Event, step: int) -> Event | None:
+    """What of an event is not of a later step; None for nothing."""
+    if isinstance(event, StepsCompleted):
+        steps = tuple(metrics for metrics in event.steps if metrics.step <= step)
+        return event.model_copy(update={"steps": steps}) if steps else None
+    later = isinstance(event, ValidationCompleted | PreviewRendered) and event.step > step
+    return None if later else event
