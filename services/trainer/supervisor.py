@@ -1,4 +1,4 @@
-"""Keeps the worker processes of this server alive: one a GPU, started anew when one dies."""
+"""Keeps the worker processes of this server alive: one a GPU, started anew when one dies or shows no life."""
 
 from __future__ import annotations
 
@@ -8,24 +8,31 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 from services.common.errors import NotReady
+from services.trainer.liveness import LifeSigns
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 LONGEST_BACKOFF_S = 30.0
-STOP_S = 15.0
+STOP_S = 60.0  # a worker that is told to stop writes a checkpoint of each of its jobs first
+SILENT_S = 60.0
+WORKER = (sys.executable, "-m", "services.trainer.worker", "--supervised")
 
 
 class Supervisor:
     """Starts `count` workers and restarts those that die, more slowly the more often they do.
 
-    Raises `NotReady` when there are fewer GPUs to share than workers.
+    A worker without a sign of life for `silent_s` seconds, stopped or hanging as a whole, is killed and replaced;
+    `command` is that of a worker. Raises `NotReady` when there are fewer GPUs to share than workers.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, silent_s: float = SILENT_S, command: Sequence[str] = WORKER) -> None:
         refuse_more_workers_than_gpus(count)
+        self._silent_s = silent_s
+        self._command = command
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._keep_alive, args=(index,), name=f"worker-{index}") for index in range(count)
@@ -46,9 +53,10 @@ class Supervisor:
         backoff_s = POLL_S
         while not self._stopping.is_set():
             started_s = time.monotonic()
-            process = start_worker(index)
-            while process.poll() is None and not self._stopping.wait(POLL_S):
-                pass
+            signs = LifeSigns()
+            process = start_worker(self._command, index, signs)
+            self._watch(process, index, signs)
+            signs.close()
             if self._stopping.is_set():
                 _stop(process)
                 return
@@ -57,16 +65,26 @@ class Supervisor:
             log.error("worker %d ended with code %s; starting it again in %.1f s", index, process.returncode, backoff_s)
             self._stopping.wait(backoff_s)
 
+    def _watch(self, process: subprocess.Popen[bytes], index: int, signs: LifeSigns) -> None:
+        """Return once the worker is dead, by itself or since it showed no life, or this server is to stop."""
+        while process.poll() is None and not self._stopping.wait(POLL_S):
+            if (silent_s := signs.silent_s()) > self._silent_s:
+                log.error("worker %d has shown no life for %.0f s; it is killed", index, silent_s)
+                process.kill()
+                process.wait()
 
-def start_worker(index: int) -> subprocess.Popen[bytes]:
+
+def start_worker(command: Sequence[str], index: int, signs: LifeSigns) -> subprocess.Popen[bytes]:
     """Start one worker, on GPU number `index` of those visible. Never forked: gRPC's threads forbid it."""
     environment = dict(os.environ)
     visible = visible_gpus()
     if visible != []:
         environment["CUDA_VISIBLE_DEVICES"] = visible[index] if visible else str(index)
-    return subprocess.Popen(
-        [sys.executable, "-m", "services.trainer.worker", "--supervised"], env=environment, stdin=subprocess.PIPE
+    process = subprocess.Popen(  # noqa: S603 - a command of this server's own
+        [*command, signs.option], env=environment, stdin=subprocess.PIPE, pass_fds=[signs.writing]
     )
+    signs.handed_over()
+    return process
 
 
 def visible_gpus() -> list[str] | None:

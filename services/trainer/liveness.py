@@ -1,0 +1,64 @@
+"""Signs of life of a worker process: it writes a byte a second to a pipe, and its supervisor reads.
+
+A process that is stopped, or that hangs as a whole, writes none and can be replaced. A hung step does not show here:
+the thread that writes goes on, and the worker itself notices (`reporter.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+OPTION = "--life-sign="
+"""Of a worker's command line: the descriptor to write to."""
+BEAT_S = 1.0
+
+
+def show_life(arguments: Sequence[str]) -> None:
+    """Begin to write, from a thread of its own, if the command line asks for it; before anything slow."""
+    for argument in arguments:
+        if argument.startswith(OPTION):
+            descriptor = int(argument.removeprefix(OPTION))
+            os.set_blocking(descriptor, False)
+            threading.Thread(target=_write_on, args=(descriptor,), name="life-sign", daemon=True).start()
+
+
+def _write_on(descriptor: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody reads any more
+        while True:
+            with contextlib.suppress(BlockingIOError):  # nobody has read for hours, which is no reason to hang too
+                os.write(descriptor, b".")
+            time.sleep(BEAT_S)
+
+
+class LifeSigns:
+    """The supervisor's end of the pipe of one worker, which may be loading for a while before the first byte."""
+
+    def __init__(self) -> None:
+        self._reading, self.writing = os.pipe()
+        """`writing` is the worker's end."""
+        os.set_blocking(self._reading, False)
+        self._last_s = time.monotonic()
+
+    @property
+    def option(self) -> str:
+        """The argument that tells the worker where to write."""
+        return f"{OPTION}{self.writing}"
+
+    def handed_over(self) -> None:
+        """The worker runs and has the writing end."""
+        os.close(self.writing)
+
+    def silent_s(self) -> float:
+        """Seconds since the last sign, or since the beginning."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._reading, 1024):
+                self._last_s = time.monotonic()
+        return time.monotonic() - self._last_s
+
+    def close(self) -> None:
+        """Stop listening."""
+        os.close(self._reading)
