@@ -11,9 +11,17 @@ from services.trainer.adapters.files import DtypeTooSmall
 from services.trainer.jobs import Fault, JobFailure
 from services.trainer.train import NonFiniteLoss
 
+# What torch's allocator of main memory says, on Unix and on Windows, in a plain RuntimeError.
+HOST_ALLOCATOR = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
-def failure_of(error: Exception) -> JobFailure:
+# What comes from CUDA's libraries past torch's own allocator, in a plain RuntimeError too.
+PAST_GPU_ALLOCATOR = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def failure_of(error: BaseException) -> JobFailure:
     """What the job's owner is told of an error."""
+    if lack := _lack_of_memory(error):
+        return _no_memory(lack)
     if isinstance(error, DtypeTooSmall):
         return JobFailure(
             fault=Fault.USER,
@@ -28,13 +36,6 @@ def failure_of(error: Exception) -> JobFailure:
             message=f"training diverged: {error}",
             remedy="Lower the learning rate; if it is low already, look for broken images in the dataset.",
         )
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return JobFailure(
-            fault=Fault.RESOURCE,
-            reason="GPU_OUT_OF_MEMORY",
-            message=f"CUDA out of memory: {error}",
-            remedy="Reduce batch_size, resolution_px or rank, and keep gradient_checkpointing on.",
-        )
     if isinstance(error, ServiceError):
         fault = Fault.SYSTEM if isinstance(error, (ObjectMissing, ObjectDamaged)) else Fault.USER
         return JobFailure(fault=fault, reason=error.reason, message=error.message, remedy=error.remedy)
@@ -43,4 +44,50 @@ def failure_of(error: Exception) -> JobFailure:
         reason="INTERNAL",
         message=f"internal error ({type(error).__name__})",
         remedy="The worker's log has the traceback; report it with the job's identifier.",
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU's memory or main memory was too small, also when that is only what led to the error."""
+    return _lack_of_memory(error) is not None
+
+
+def _lack_of_memory(error: BaseException) -> BaseException | None:
+    """The error itself, or the first of those it came from, that says that memory was too small."""
+    seen: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in seen:
+        if _says_no_memory(following):
+            return following
+        seen.append(following)
+        suppressed = following.__suppress_context__ or following.__cause__
+        following = following.__cause__ if suppressed else following.__context__
+    return None
+
+
+def _says_no_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or _of_gpu(error) or _says(error, HOST_ALLOCATOR)
+
+
+def _of_gpu(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or _says(error, PAST_GPU_ALLOCATOR)
+
+
+def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
+def _no_memory(error: BaseException) -> JobFailure:
+    if _of_gpu(error):
+        return JobFailure(
+            fault=Fault.RESOURCE,
+            reason="GPU_OUT_OF_MEMORY",
+            message=f"CUDA out of memory: {error}",
+            remedy="Reduce batch_size, resolution_px or rank, and keep gradient_checkpointing on.",
+        )
+    return JobFailure(
+        fault=Fault.RESOURCE,
+        reason="OUT_OF_MEMORY",
+        message=f"the worker's main memory was too small: {str(error).strip() or type(error).__name__}",
+        remedy="Reduce batch_size, resolution_px or rank; or let the operator lower FLUXSMITH_TRAINER_ACTIVE_JOBS.",
     )
