@@ -9,20 +9,30 @@ from diffusers import FluxTransformer2DModel
 
 from services.common.base_model import base_folder
 from services.common.settings import ServiceSettings
+from services.trainer.checkpoints.fingerprints import base_fingerprint
 from services.trainer.transformer import load_transformer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """The resident transformer, the folder with scheduler_config.json of the same model, and its name for people."""
+    """The resident transformer, the folder with scheduler_config.json of the same model, and its name for people.
+
+    `fingerprint` tells its weights from others'.
+    """
 
     transformer: FluxTransformer2DModel
     scheduler_folder: Path
     name: str
+    fingerprint: str = ""
 
 
 def load_base(settings: ServiceSettings) -> Base:
     """Load it; raises `BaseModelError`."""
     folder = base_folder(settings, ("transformer", "scheduler"))
     name = settings.base_model if settings.base_model_revision else folder.resolve().name
-    return Base(transformer=load_transformer(settings), scheduler_folder=folder / "scheduler", name=name)
+    return Base(
+        transformer=load_transformer(settings),
+        scheduler_folder=folder / "scheduler",
+        name=name,
+        fingerprint=base_fingerprint(folder / "transformer"),
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ class Embedding:
 class Previews:
     """The previews of one job. Everything is written under `folder`, a key's beginning that ends in `/`.
 
-    `scheduler_folder` holds the base model's scheduler_config.json. The size is the configuration's, else `size`.
+    `scheduler_folder` holds the base model's scheduler_config.json. The size is the configuration's, else `size`. What
+    waits for the encoder is done within `apart()`: the transformer is not needed meanwhile.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class Previews:
         scheduler_folder: Path,
         folder: str,
         size: Size,
+        apart: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._store = store
         self._link = link
         self._config = config
         self._folder = f"{folder}previews/"
+        self._apart = apart
         self._size = Size(
             height_px=config.preview_height_px or size.height_px, width_px=config.preview_width_px or size.width_px
         )
@@ -80,10 +84,11 @@ class Previews:
         """
         if not self._config.preview_prompts:
             return []
-        self._link.require_up()  # before minutes are spent on what nobody could decode
-        self._embeddings = self._embeddings or self._embed()
+        with self._apart():
+            self._link.require_up()  # before minutes are spent on what nobody could decode
+            self._embeddings = self._embeddings or self._embed()
         names = [f"{step:06}-{number}" for number in range(len(self._config.preview_prompts))]
-        with self._written(names, self._sample_all(check)) as uris:
+        with self._written(names, self._sample_all(check)) as uris, self._apart():
             images = self._link.decode(uris)
         return [
             PreviewRendered(

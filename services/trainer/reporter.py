@@ -17,6 +17,7 @@ from services.trainer.database.claims import Claims, LostJob
 from services.trainer.jobs import Event, Job, JobState, Orders, Progress, StepMetrics, StepsCompleted
 from services.trainer.settings import TrainerSettings
 from services.trainer.train import NonFiniteLoss, Step
+from services.trainer.turns import Turn
 
 __all__ = ["CancelJob", "NonFiniteLoss", "PauseJob", "Reporter", "StopWorker", "read_metrics"]
 
@@ -43,7 +44,7 @@ class StopWorker(Exception):
 class Reporter:
     """Context manager around the run of one job: a thread keeps the lease while the caller trains.
 
-    `served_s` says for how many seconds the job has had the base so far. `on_stall` is called by that thread when the
+    `turn` is the job's share of the base, None until it has one. `on_stall` is called by that thread when the
     job has not got on for `settings.stall_s`: a step that hangs cannot be interrupted, only its process ended.
     """
 
@@ -54,14 +55,13 @@ class Reporter:
         settings: TrainerSettings,
         stop: threading.Event,
         *,
-        served_s: Callable[[], float] = lambda: 0.0,
         on_stall: Callable[[], None] = lambda: None,
     ) -> None:
         self._claims = claims
         self._job = job
         self._settings = settings
         self._stop = stop
-        self._served_s = served_s
+        self.turn: Turn | None = None
         self._told_served_s = 0.0
         self._on_stall = on_stall
         self._orders = Orders(state=job.state)
@@ -100,6 +100,14 @@ class Reporter:
             raise PauseJob
         if self._stop.is_set():
             raise StopWorker
+
+    def give_way(self) -> None:
+        """Between steps: let other jobs have their turn if it is theirs; raises as `check`."""
+        self.check()
+        if self.turn:
+            self.turn.pass_on()
+            self.restart_clock()
+            self.check()
 
     def wanted_elsewhere(self) -> bool:
         """Whether `check` would raise, for who waits and must not be interrupted; a sign that the job gets on."""
@@ -170,10 +178,11 @@ class Reporter:
     def progress(self) -> Progress:
         """How far the job is. `served_s` counts from the last sign of life."""
         ends_s = list(self._step_ends_s)
+        served_s = self.turn.served_s if self.turn else 0.0
         return Progress(
             step=self._step,
             total_steps=self.total_steps,
-            served_s=max(0.0, self._served_s() - self._told_served_s),
+            served_s=max(0.0, served_s - self._told_served_s),
             idle_s=time.monotonic() - self._last_sign_s,
             step_time_s=(ends_s[-1] - ends_s[0]) / (len(ends_s) - 1) if len(ends_s) > 1 else None,
         )

@@ -1,34 +1,49 @@
-"""One job from its cached dataset to its published files, on a base transformer that is already there."""
+"""One job from its cached dataset to its published files, on a base transformer that is already there.
+
+It goes on from its newest checkpoint, takes turns with other jobs, and can be left at any moment: what it has learnt is
+then written as a checkpoint without the base.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import statistics
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any
+
+from diffusers import FluxTransformer2DModel
 
 from services.common.cache import EncodingHead
 from services.common.errors import Unavailable
 from services.common.object_store import ObjectStore
 from services.trainer.adapters.adapter import NonFiniteAdapter, attached
-from services.trainer.adapters.files import AdapterSnapshot, peft_file, snapshot
+from services.trainer.adapters.files import AdapterSnapshot, adapter_form, peft_file, snapshot
 from services.trainer.adapters.kohya import kohya_file
 from services.trainer.adapters.uploads import read_warm_start
 from services.trainer.adapters.warm_start import load_into
 from services.trainer.base import Base
+from services.trainer.checkpoints.checkpoints import Checkpoints
+from services.trainer.checkpoints.fingerprints import Fingerprints, versions
+from services.trainer.checkpoints.savepoints import Savepoints
+from services.trainer.checkpoints.state import RunState
 from services.trainer.config import TrainConfig
 from services.trainer.config.unused import unused
 from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.data.job_data import Data, read_data
 from services.trainer.encoder_link import EncoderLink
+from services.trainer.database.job_store import JobStore, LostJob
 from services.trainer.failures import failure_of
-from services.trainer.database.job_store import LostJob
-from services.trainer.jobs import Job, JobState, JobWarning, TrainingResult
+from services.trainer.flow_matching import Batch
+from services.trainer.jobs import Job, JobState, JobWarning, StateChanged, StoredEvent, TrainingResult
 from services.trainer.memory import MemoryPeak
 from services.trainer.milestones import Milestones, StopEarly
 from services.trainer.previews import Previews
-from services.trainer.reporter import CancelJob, Reporter, StopWorker
+from services.trainer.reporter import CancelJob, PauseJob, Reporter, StopWorker
 from services.trainer.results.history import Activity
 from services.trainer.results.job_files import (
     BEST_FILE,
@@ -39,23 +54,44 @@ from services.trainer.results.job_files import (
     put_file,
 )
 from services.trainer.results.records import Records
+from services.trainer.settings import TrainerSettings
+from services.trainer.swap import Swap
 from services.trainer.train import NonFiniteLoss, Step, Training, train
 from services.trainer.transformer import refuse_guidance
+from services.trainer.turns import Turn
 from services.trainer.validation import held_out_loss
+
+log = logging.getLogger(__name__)
 
 SHORT_RUN_STEPS = 100
 # Files travel further than jobs: what changes no weight, or tells of the store, stays out of their headers.
 NOT_IN_FILES = {name for name in TrainConfig.model_fields if name.startswith(("preview_", "checkpoint"))} | {
     "warm_start_uri"
 }
-NOT_THE_JOBS_END = (StopWorker, LostJob, Unavailable)
+NOT_THE_JOBS_END = (LostJob, Unavailable)
 
 
-def run_job(job: Job, base: Base, store: ObjectStore, link: EncoderLink, reporter: Reporter) -> TrainingResult:
-    """Train and publish. The base is afterwards what it was before, also when something is raised."""
-    run = Run(job, base, store, link, reporter)
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """What a worker gives each of its jobs to work with."""
+
+    base: Base
+    store: ObjectStore
+    jobs: JobStore
+    settings: TrainerSettings
+
+
+def run_job(job: Job, place: Workplace, link: EncoderLink, reporter: Reporter, turn: Turn) -> TrainingResult:
+    """Train and publish. The base is afterwards what it was before, also when something is raised.
+
+    Before `PauseJob` and `StopWorker` come out, a checkpoint is written.
+    """
+    run = Run(job, place, link, reporter, turn)
     try:
         return run.to_its_end()
+    except (PauseJob, StopWorker) as error:
+        run.write_last_checkpoint(patient=isinstance(error, PauseJob))
+        raise
     except CancelJob:
         run.publish_what_there_is(state=JobState.CANCELLED)
         raise
@@ -69,16 +105,20 @@ def run_job(job: Job, base: Base, store: ObjectStore, link: EncoderLink, reporte
 class Run:
     """One job on its way; everything that lives as long as it does."""
 
-    def __init__(self, job: Job, base: Base, store: ObjectStore, link: EncoderLink, reporter: Reporter) -> None:
+    def __init__(self, job: Job, place: Workplace, link: EncoderLink, reporter: Reporter, turn: Turn) -> None:
         self._job = job
         self._config = job.config
-        self._base = base
-        self._store = store
+        self._place = place
+        self._base = place.base
+        self._store = place.store
         self._link = link
         self._reporter = reporter
-        self._records = Records(job, store, reporter, link, base.name)
-        self._memory = MemoryPeak(next(base.transformer.parameters()).device)
+        self._turn = turn
+        self._swap = Swap(place.base.transformer)
+        self._records = Records(job, place.store, reporter, link, place.base.name)
+        self._memory = MemoryPeak(next(place.base.transformer.parameters()).device)
         self._milestones: Milestones | None = None
+        self._savepoints: Savepoints | None = None
         self._provenance: dict[str, str] = {}
 
     def to_its_end(self) -> TrainingResult:
@@ -91,29 +131,53 @@ class Run:
             self._records.held_out_names = tuple(sample.sample_name for sample in data.held_out.samples)
         total_steps = config.steps or config.total_steps(data.training.batches_per_epoch(config.batch_size))
         self._reporter.total_steps = total_steps
-        self._warn(data)
         self._provenance = provenance(self._job, self._base, data.training.head)
-        warm_start = None
-        if config.warm_start_uri:
-            warm_start = read_warm_start(self._store, self._job.tenant, config.warm_start_uri)
-            self._provenance["fluxsmith.warm_start_digest"] = hashlib.sha256(warm_start).hexdigest()
-        if config.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
-        else:
-            transformer.disable_gradient_checkpointing()
-        with attached(transformer, config):
+        checkpoints = Checkpoints(
+            self._job, self._store, self._place.jobs.claims, self._reporter.write, self._fingerprints(data)
+        )
+        state = checkpoints.newest()
+        warm_start = None if state else self._warm_start()
+        if not state:
+            self._warn(data)
+        pissa_start = state.pissa_factors if state else None
+        with self._turn.hold(self._swap), attached(transformer, config, pissa_start) as adapter:
+            set_gradient_checkpointing(transformer, on=config.gradient_checkpointing)
             if warm_start is not None:
                 load_into(transformer, config, warm_start)
             training = Training(transformer, config, total_steps, self._reporter.check)
+            self._swap.carry(adapter, training)
             self._milestones = milestones = self._follow(training, data)
-            milestones.begin()
-            stopped_early = self._train(training, data.training, milestones)
+            self._savepoints = savepoints = Savepoints(
+                training,
+                milestones,
+                self._reporter,
+                checkpoints,
+                config,
+                form=adapter_form(transformer, config),
+                provenance=self._provenance,
+                interval_s=self._place.settings.checkpoint_interval_s,
+                served_s=lambda: self._turn.served_s,
+            )
+            if state:
+                self._go_on_from(state, training, milestones, savepoints)
+            stopped_early = self._train(training, data.training, milestones, savepoints)
             refuse_untrained(self._reporter)
+            self._reporter.finishing = True
             with training.evaluating():
                 last = snapshot(transformer, config)
         # An encoding that stalls now, with all steps done, is waited for: what has been learnt is safe here.
         self._provenance |= self._reporter.patiently(data.provenance)
         return self._publish(milestones, last, stopped_early=stopped_early)
+
+    def write_last_checkpoint(self, *, patient: bool) -> None:
+        """What has been learnt so far, before the job is left; with `patient` until the store takes it."""
+        self._reporter.finishing = True
+        if not self._savepoints:
+            return
+        try:
+            self._savepoints.write(patient=patient)
+        except Unavailable as error:
+            log.warning("%s: no checkpoint, an older one stands: %s", self._job.job_id, error.line)
 
     def publish_what_there_is(self, **ending: Any) -> None:
         """After a failure or a cancellation: the best adapter so far, metrics and a report that says how it ended."""
@@ -123,34 +187,80 @@ class Run:
         if self._milestones and self._milestones.best:
             self._publish_best(self._milestones.best.snapshot)
         self._note_memory()
-        self._records.close(**ending, **self._reporter.progress)
+        self._records.close(**ending, **self._so_far())
 
-    def _train(self, training: Training, dataset: CachedDataset, milestones: Milestones) -> bool:
-        """Take all steps; return whether the run was ended early."""
+    def _train(
+        self, training: Training, dataset: CachedDataset, milestones: Milestones, savepoints: Savepoints
+    ) -> bool:
+        """Take all steps that are left; return whether the run was ended early."""
 
         def on_step(step: Step) -> None:
             milestones.on_step(step)
             self._note_memory()
             self._records.save_now_and_then()
+            if savepoints.due():
+                savepoints.write(self._turn.apart)
+            self._reporter.give_way()
 
         in_order_first = self._job.start_while_encoding
         # Epochs end with the run, also when they do not fill the batches of its last step.
         epochs = None if self._config.steps else self._config.epochs or 1
         most_batches = epochs and epochs * dataset.batches_per_epoch(self._config.batch_size)
-        steps = dataset.batches(
-            self._config, self._reporter.total_steps, in_order_first=in_order_first, most_batches=most_batches
-        )
         try:
-            train(training, steps, on_step)
+            milestones.catch_up()
+            steps = dataset.batches(
+                self._config,
+                self._reporter.total_steps,
+                in_order_first=in_order_first,
+                most_batches=most_batches,
+                first_step=training.steps_done,
+            )
+            with closing(steps):
+                train(training, self._read(steps), on_step)
         except StopEarly:
             return True
-        finally:
-            steps.close()
         return False
+
+    def _read(self, steps: Iterator[tuple[Batch, ...]]) -> Iterator[tuple[Batch, ...]]:
+        """The steps; while samples are still arriving, others have the base until the next step is there."""
+        while True:
+            with self._turn.apart() if self._job.start_while_encoding else nullcontext():
+                batches = next(steps, None)
+            if batches is None:
+                return
+            self._reporter.check()
+            yield batches
+
+    def _go_on_from(
+        self, state: RunState, training: Training, milestones: Milestones, savepoints: Savepoints
+    ) -> None:
+        training.load_state(state.training)
+        milestones.load_state(state.milestones)
+        step = training.steps_done
+        self._records.replay(all_events(self._place.jobs, self._job), step)
+        self._reporter.resume(step, state.skipped_steps, self._records.history.durations_s.tolist())
+        self._reporter.write([StateChanged(state=JobState.RUNNING, message=f"goes on after step {step}")])
+        savepoints.goes_on()
+
+    def _warm_start(self) -> bytes | None:
+        if not self._config.warm_start_uri:
+            return None
+        data = read_warm_start(self._store, self._job.tenant, self._config.warm_start_uri)
+        self._provenance["fluxsmith.warm_start_digest"] = hashlib.sha256(data).hexdigest()
+        return data
+
+    def _fingerprints(self, data: Data) -> Fingerprints:
+        held_out = self._job.held_out
+        return Fingerprints(
+            base=self._base.fingerprint,
+            encoder=data.training.head.encoder_fingerprint,
+            datasets=(data.manifest_digest, held_out.manifest_digest if held_out else ""),
+            versions=versions(self._config),
+        )
 
     def _follow(self, training: Training, data: Data) -> Milestones:
         transformer, config, held_out = self._base.transformer, self._config, data.held_out
-        measure = partial(held_out_loss, transformer, held_out, config, self._reporter.check) if held_out else None
+        measure = partial(held_out_loss, transformer, held_out, config, self._reporter.give_way) if held_out else None
         previews = None
         if config.preview_prompts:
             previews = Previews(
@@ -161,6 +271,7 @@ class Run:
                 scheduler_folder=self._base.scheduler_folder,
                 folder=epoch_prefix(self._job),
                 size=data.usual_size(),
+                apart=self._turn.apart,
             )
         return Milestones(
             training,
@@ -194,7 +305,7 @@ class Run:
             step_time_s=statistics.median(self._reporter.durations_s),
             memory_peak_bytes=self._memory.look(),
         )
-        self._records.close(state=JobState.SUCCEEDED, result=result, **self._reporter.progress)
+        self._records.close(state=JobState.SUCCEEDED, result=result, **self._so_far())
         return result.model_copy(update={"artifacts": tuple(self._records.artifacts.values())})
 
     def _publish_best(self, adapter: AdapterSnapshot) -> None:
@@ -217,6 +328,9 @@ class Run:
             if data:
                 self._records.publish(name, data)
 
+    def _so_far(self) -> dict[str, int]:
+        return {"step": self._reporter.step, "total_steps": self._reporter.total_steps}
+
     def _note_memory(self) -> None:
         self._records.history.note_memory(self._memory.look())
 
@@ -229,6 +343,22 @@ class Run:
             message = f"{arithmetic}; under {SHORT_RUN_STEPS} steps a LoRA learns little: raise steps or epochs"
             warnings.append(JobWarning(reason="SHORT_RUN", message=message))
         self._reporter.write(warnings)
+
+
+def set_gradient_checkpointing(transformer: FluxTransformer2DModel, *, on: bool) -> None:
+    """Recompute activations in the backward pass, or keep them."""
+    if on:
+        transformer.enable_gradient_checkpointing()
+    else:
+        transformer.disable_gradient_checkpointing()
+
+
+def all_events(jobs: JobStore, job: Job) -> Iterator[StoredEvent]:
+    """Everything that has happened to a job, page by page."""
+    sequence = job.first_sequence - 1
+    while page := jobs.events_after(job.job_id, sequence):
+        yield from page
+        sequence = page[-1].sequence
 
 
 def refuse_untrained(reporter: Reporter) -> None:

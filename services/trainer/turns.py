@@ -46,13 +46,21 @@ class Turns:
         self._inside: Turn | None = None  # whose adapter is on the base
         self._charged_s = 0.0  # when the holder was last charged
         self._ends_s = 0.0  # the holder's slice
+        self._hurrying: list[Turn] = []  # those that wait and are urgent
 
-    def join(self, tenant: str, user_id: str, check: Callable[[], None] = lambda: None) -> Turn:
-        """The turn of one job.
+    def join(
+        self,
+        tenant: str,
+        user_id: str,
+        check: Callable[[], None] = lambda: None,
+        urgent: Callable[[], bool] = lambda: False,
+    ) -> Turn:
+        """The turn of one job. Both are called every 0.1 s while it waits.
 
-        `check` is called every 0.1 s while the job waits; what it raises comes out of the call that waits.
+        What `check` raises comes out of the call that waits. Once `urgent` says so, the job is next, after the step
+        that is under way: it is to end, and can clean up only when it has the base.
         """
-        return Turn(self, tenant, user_id, check)
+        return Turn(self, tenant, user_id, check, urgent)
 
     def _enter(self, turn: Turn) -> None:
         with self._changed:
@@ -86,9 +94,14 @@ class Turns:
                     if self._holder is turn:
                         return
                 turn._check()
+                if turn._urgent() and turn not in self._hurrying:
+                    self._hurrying.append(turn)
         except BaseException:
             self._give_up(turn)
             raise
+        finally:
+            if turn in self._hurrying:
+                self._hurrying.remove(turn)
 
     def _empty(self) -> None:
         """Swap out whoever is inside; what goes wrong with that is told to its own thread."""
@@ -127,7 +140,7 @@ class Turns:
         """Whether the slice is over and somebody else is to have the next: that one has it then."""
         with self._changed:
             self._charge()
-            following = self._all.next()
+            following = self._next()
             if following is turn:
                 self._ends_s = self._charged_s + self._slice_s
                 return False
@@ -161,7 +174,11 @@ class Turns:
     def _advance(self) -> None:
         """Give the base to the next if nobody has it."""
         if self._holder is None and self._all.wanting:
-            self._grant(self._all.next())
+            self._grant(self._next())
+
+    def _next(self) -> Turn:
+        hurrying = [turn for turn in self._hurrying if turn._account.wanting]
+        return hurrying[0] if hurrying else self._all.next()
 
     def _grant(self, turn: Turn) -> None:
         self._charged_s = time.monotonic()
@@ -173,11 +190,14 @@ class Turns:
 class Turn:
     """One job's part in the turns; for the job's own thread, but for `served_s`."""
 
-    def __init__(self, turns: Turns, tenant: str, user_id: str, check: Callable[[], None]) -> None:
+    def __init__(
+        self, turns: Turns, tenant: str, user_id: str, check: Callable[[], None], urgent: Callable[[], bool]
+    ) -> None:
         self.tenant = tenant
         self.user_id = user_id
         self._turns = turns
         self._check = check
+        self._urgent = urgent
         self._account: _Account
         self._swap: Swapped
         self._thread: threading.Thread
@@ -215,7 +235,7 @@ class Turn:
         Two comparisons when there is nothing to do. Raises what `check` and the swap raise.
         """
         turns = self._turns
-        if time.monotonic() < turns._ends_s or turns._all.wanting < 2:
+        if not turns._hurrying and (time.monotonic() < turns._ends_s or turns._all.wanting < 2):
             return
         if turns._over(self):
             turns._take(self, back=True)

@@ -1,4 +1,4 @@
-"""A worker: loads the base transformer once, then claims jobs and runs them, one at a time, until told to stop.
+"""A worker: loads the base transformer once, then claims jobs and runs them, a few in turns, until told to stop.
 
     python -m services.trainer.worker
 
@@ -13,6 +13,8 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,14 +23,18 @@ from services.common.errors import ServiceError, Unavailable
 from services.common.logs import set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings, StoreSettings, read_settings
-from services.trainer.base import Base, load_base
+from services.trainer.base import load_base
+from services.trainer.database.claims import LostJob
+from services.trainer.database.job_store import JobStore
 from services.trainer.encoder_link import EncoderLink
-from services.trainer.failures import failure_of
-from services.trainer.database.job_store import JobStore, LostJob
-from services.trainer.jobs import ArtifactPublished, Fault, Job, JobState
-from services.trainer.reporter import CancelJob, Reporter, StopWorker
-from services.trainer.run_job import run_job
+from services.trainer.failures import failure_of, out_of_memory
+from services.trainer.jobs import ArtifactPublished, Fault, Job, JobState, JobWarning
+from services.trainer.leftovers import remove_leftovers
+from services.trainer.liveness import show_life
+from services.trainer.reporter import CancelJob, PauseJob, Reporter, StopWorker
+from services.trainer.run_job import Workplace, run_job
 from services.trainer.settings import TrainerSettings
+from services.trainer.turns import Turn, Turns
 
 log = logging.getLogger("services.trainer.worker")
 
@@ -36,60 +42,53 @@ IDLE_S = 0.2
 RETRY_S = 2.0
 RELEASE_S = 15.0  # before a job that met an outage is claimed again; others go first
 STORE_PATIENCE_S = 60.0
+HUNG = 75  # the exit code of a worker that ended itself; EX_TEMPFAIL of sysexits.h
 
 
 class Worker:
-    """Claims and runs jobs on one resident base."""
+    """Claims jobs and runs them on one resident base, each in a thread of its own; they take turns."""
 
-    def __init__(
-        self,
-        jobs: JobStore,
-        objects: ObjectStore,
-        base: Base,
-        settings: TrainerSettings,
-        stop: threading.Event,
-    ) -> None:
-        self._jobs = jobs
-        self._objects = objects
-        self._base = base
-        self._settings = settings
+    def __init__(self, place: Workplace, stop: threading.Event) -> None:
+        self._place = place
+        self._claims = place.jobs.claims
+        self._settings = place.settings
         self._stop = stop
         self._owner = f"{socket.gethostname()}/{os.getpid()}"
+        self._turns = Turns(place.settings.slice_s)
+        self._active: dict[threading.Thread, Job] = {}
 
     def run(self) -> None:
-        """Run jobs until `stop` is set."""
+        """Run jobs until `stop` is set, and then until each has written its checkpoint."""
         while not self._stop.is_set():
             try:
-                job = self._jobs.claim(
-                    self._owner, lease_s=self._settings.lease_s, max_attempts=self._settings.max_attempts
-                )
-                if job is None:
+                if not self._take():
                     self._stop.wait(IDLE_S)
-                else:
-                    log.info("%s: attempt %d", job.job_id, job.attempt)
-                    self.run_one(job)
-            except LostJob as error:
-                log.warning("%s", error)
             except Unavailable as error:
                 log.warning("%s Trying again in %.0f s", error.line, RETRY_S)
                 self._stop.wait(RETRY_S)
+        for thread in self._active:
+            thread.join()
 
     def run_one(self, job: Job) -> None:
         """Run a claimed job to its end, and say how it ended; raises `LostJob` when it is another's now."""
-        with Reporter(self._jobs, job, self._settings, self._stop) as reporter:
+        reporter = Reporter(
+            self._claims, job, self._settings, self._stop, on_stall=partial(self._end_this_worker, job)
+        )
+        turn = reporter.turn = self._turns.join(job.tenant, job.user_id, urgent=reporter.wanted_elsewhere)
+        with reporter:
             try:
-                reporter.check()
-                with EncoderLink(self._settings.encoder_address, job.tenant, while_waiting=reporter.check) as link:
-                    result = run_job(job, self._base, self._objects, link, reporter)
-                published = ArtifactPublished(artifact=result.lora)
-                self._finish(job, reporter, JobState.SUCCEEDED, last_events=[published], result=result)
+                self._run(job, reporter, turn)
             except CancelJob:
                 self._finish(job, reporter, JobState.CANCELLED)
+            except PauseJob:
+                reporter.finishing = True
+                reporter.patiently(lambda: self._claims.park(job, reporter.progress))
             except StopWorker:
-                self._jobs.release(job, "its worker was stopped; it starts again")
+                self._claims.release(job, "its worker was stopped; it goes on from its last checkpoint")
             except Unavailable as error:
                 log.warning("%s: %s", job.job_id, error.line)
-                self._jobs.release(job, f"{error.message}; it starts again", delay_s=RELEASE_S)
+                message = f"{error.message}; it goes on from its last checkpoint"
+                self._patiently_stopped(lambda: self._claims.release(job, message, delay_s=RELEASE_S))
             except LostJob:
                 raise
             except Exception as error:  # noqa: BLE001 - the broad except of this process: the worker goes on
@@ -97,8 +96,56 @@ class Worker:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def _take(self) -> bool:
+        """Begin with one more job, where there is room and one waits."""
+        self._active = {thread: job for thread, job in self._active.items() if thread.is_alive()}
+        # What was lost before may take its worker with it: it runs alone, so that no neighbour is lost too.
+        if len(self._active) >= self._settings.active_jobs or any(job.lost for job in self._active.values()):
+            return False
+        job = self._claims.claim(
+            self._owner,
+            lease_s=self._settings.lease_s,
+            max_attempts=self._settings.max_attempts,
+            retry_delay_s=self._settings.retry_delay_s,
+            alone=not self._active,
+        )
+        if job is None:
+            return False
+        log.info("%s: attempt %d", job.job_id, job.attempt)
+        thread = threading.Thread(target=self._run_in_thread, args=(job,), name=job.job_id)
+        self._active[thread] = job
+        thread.start()
+        return True
+
+    def _run_in_thread(self, job: Job) -> None:
+        try:
+            self.run_one(job)
+        except LostJob as error:
+            log.warning("%s", error)
+        except Unavailable as error:  # its lease runs out, and it is taken up again
+            log.warning("%s: %s", job.job_id, error.line)
+        except Exception:  # the same, for what nobody has thought of
+            log.exception("%s was given up", job.job_id)
+
+    def _run(self, job: Job, reporter: Reporter, turn: Turn) -> None:
+        reporter.check()
+        with EncoderLink(self._settings.encoder_address, job.tenant, while_waiting=reporter.check) as link:
+            result = run_job(job, self._place, link, reporter, turn)
+        self._finish(
+            job, reporter, JobState.SUCCEEDED, last_events=[ArtifactPublished(artifact=result.lora)], result=result
+        )
+
     def _finish(self, job: Job, reporter: Reporter, state: JobState, **result: Any) -> None:
-        reporter.patiently(lambda: self._jobs.finish(job, state, progress=reporter.progress, **result))
+        reporter.patiently(lambda: self._claims.finish(job, state, progress=reporter.progress, **result))
+        self._clean_up(job)
+
+    def _clean_up(self, job: Job) -> None:
+        """Remove what an ended job does not need; what is left over goes when it is deleted."""
+        try:
+            artifacts = self._place.jobs.artifacts(job.job_id).values()
+            remove_leftovers(self._place.store, job, artifacts, self._claims.checkpoints(job))
+        except ServiceError as error:
+            log.warning("%s: %s", job.job_id, error.line)
 
     def _fail(self, job: Job, reporter: Reporter, error: Exception) -> None:
         """End the job as FAILED; what may be the service's fault is tried again first, a while later."""
@@ -106,11 +153,40 @@ class Worker:
         level = logging.ERROR if failure.fault is Fault.SYSTEM else logging.INFO
         trace = error if level == logging.ERROR else None  # the user's own fault has no trace worth reading
         log.log(level, "%s failed: %s", job.job_id, failure.message, exc_info=trace)
-        if failure.fault is Fault.SYSTEM and job.attempt < self._settings.max_attempts:
-            message = f"{failure.message}; it starts again"
-            self._jobs.release(job, message, delay_s=self._settings.retry_delay_s * job.attempt, counted=True)
+        if out_of_memory(error) and len(self._active) > 1:
+            message = f"{failure.message}; it is tried again alone"
+            reporter.patiently(lambda: self._claims.release(job, message, counted=True))
+        elif failure.fault is Fault.SYSTEM and job.lost + 1 < self._settings.max_attempts:
+            message = f"{failure.message}; it is tried again"
+            delay_s = self._settings.retry_delay_s * (job.lost + 1)
+            reporter.patiently(lambda: self._claims.release(job, message, delay_s=delay_s, counted=True))
         else:
             self._finish(job, reporter, JobState.FAILED, failure=failure)
+
+    def _patiently_stopped(self, action: Callable[[], object]) -> None:
+        """Try until the database serves, or the worker is stopped: then the lease runs out by itself."""
+        while not self._stop.is_set():
+            try:
+                action()
+            except Unavailable as error:
+                log.warning("%s Trying again in %.0f s", error.line, RETRY_S)
+                self._stop.wait(RETRY_S)
+            else:
+                return
+
+    def _end_this_worker(self, hung: Job) -> None:
+        """End the process, since a step that hangs cannot be interrupted; its jobs go on elsewhere."""
+        message = f"it has not got on for {self._settings.stall_s:.0f} s; its worker is replaced"
+        log.critical("%s: %s", hung.job_id, message)
+        try:
+            self._claims.append(hung, [JobWarning(reason="STALLED", message=message)])
+            self._claims.release(hung, message, delay_s=self._settings.retry_delay_s * (hung.lost + 1), counted=True)
+            for job in self._active.values():
+                if job.job_id != hung.job_id:
+                    self._claims.release(job, "its worker hung over another job; it goes on from its last checkpoint")
+        except (ServiceError, LostJob) as error:
+            log.critical("leases run out by themselves: %s", error)
+        os._exit(HUNG)
 
 
 def main() -> int:
@@ -127,11 +203,13 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     if "--supervised" in sys.argv:
         threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
+    show_life(sys.argv)
     try:
-        objects = ObjectStore(store_settings, patience_s=STORE_PATIENCE_S)
+        store = ObjectStore(store_settings, patience_s=STORE_PATIENCE_S)
         base = load_base(service)
         log.info("%s resident on %s in %s", service.base_model, base.transformer.device, base.transformer.dtype)
-        Worker(JobStore(settings.database_url), objects, base, settings, stop).run()
+        jobs = JobStore(settings.database_url)
+        Worker(Workplace(base=base, store=store, jobs=jobs, settings=settings), stop).run()
     except ServiceError as error:
         log.error(error.line)
         return 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from services.trainer.database.job_store import JobStore, LostJob
-from services.trainer.jobs import Job, StepsCompleted
+from services.trainer.jobs import Job, Progress, StepsCompleted
 from services.trainer.reporter import CancelJob, NonFiniteLoss, Reporter, StopWorker, read_metrics
 from services.trainer.settings import TrainerSettings
 from services.trainer.train import Step
@@ -47,7 +47,7 @@ def stop() -> threading.Event:
 @pytest.fixture
 def reporter(job_store: JobStore, job: Job, stop: threading.Event) -> Iterator[Reporter]:
     """A reporter under way."""
-    with Reporter(job_store, job, SETTINGS, stop) as one:
+    with Reporter(job_store.claims, job, SETTINGS, stop) as one:
         one.total_steps = 10
         yield one
 
@@ -95,9 +95,9 @@ def test_cancellation_reaches_the_loop(job_store: JobStore, job: Job, reporter: 
 
 
 def test_loss_of_the_job_reaches_the_loop(job_store: JobStore, job: Job, reporter: Reporter) -> None:
-    job_store.heartbeat(job, step=0, total_steps=0, lease_s=EXPIRED_S)
-    while job_store.claim("other", lease_s=60, max_attempts=3) is None:
-        job_store.heartbeat(job, step=0, total_steps=0, lease_s=EXPIRED_S)
+    job_store.claims.heartbeat(job, Progress(step=0, total_steps=0), lease_s=EXPIRED_S)
+    while job_store.claims.claim("other", lease_s=60, max_attempts=3) is None:
+        job_store.claims.heartbeat(job, Progress(step=0, total_steps=0), lease_s=EXPIRED_S)
     with pytest.raises(LostJob):
         until(reporter)
 

@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -41,6 +42,7 @@ from services.trainer.jobs import (
     StepsCompleted,
     ValidationCompleted,
 )
+from services.trainer.run_job import Workplace
 from services.trainer.settings import TrainerSettings
 from services.trainer.train import NonFiniteLoss
 from services.trainer.worker import Worker
@@ -77,7 +79,8 @@ class Bench:
         settings = TrainerSettings(heartbeat_s=0.02, max_attempts=2, retry_delay_s=0, encoder_address=encoder_address)
         folder = ROOT / "assets" / "flux-tiny"
         base = Base(transformer=transformer, scheduler_folder=folder / "scheduler", name=folder.name)
-        self.worker = Worker(jobs, objects, base, settings, self.stop)
+        self.place = Workplace(base=base, store=objects, jobs=jobs, settings=settings)
+        self.worker = Worker(self.place, self.stop)
         self.publish(make_dataset([(64, 64), (64, 64), (48, 80)]))
 
     def publish(self, manifest: DatasetManifest) -> None:
@@ -278,7 +281,8 @@ def test_stopped_worker_puts_its_job_back(bench: Bench) -> None:
 
 def test_job_goes_back_while_the_store_is_down(bench: Bench) -> None:
     endpoint = f"127.0.0.1:{free_ports(1)[0]}"
-    bench.worker._objects = ObjectStore(StoreSettings(endpoint=endpoint, secret_key=SecretStr("s")))
+    down = ObjectStore(StoreSettings(endpoint=endpoint, secret_key=SecretStr("s")))
+    bench.worker = Worker(replace(bench.place, store=down), bench.stop)
     job = bench.run(CONFIG)
     assert (job.state, job.failure, job.attempt) == (JobState.QUEUED, None, 0)
 
