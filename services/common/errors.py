@@ -52,6 +52,14 @@ class LimitExceeded(ServiceError):
     """More than this service takes."""
 
 
+class QuotaExceeded(LimitExceeded):
+    """As much as `subject`, `user:NAME` or `tenant:NAME`, may have; what it has must become less first."""
+
+    def __init__(self, message: str, *, reason: str, remedy: str, subject: str) -> None:
+        super().__init__(message, reason=reason, remedy=remedy)
+        self.subject = subject
+
+
 class Unavailable(ServiceError):
     """Something this service depends on does not answer; the same call may succeed after `retry_after_s` seconds."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -94,7 +95,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 
 _Unary = Callable[[Any, Any], Awaitable[Any]]
-_Stream = Callable[[Any, Any], AsyncIterator[Any]]
+_Stream = Callable[[Any, Any], AsyncGenerator[Any, None]]
 
 
 def _guarded_unary(behaviour: _Unary, method: str) -> _Unary:
@@ -108,10 +109,12 @@ def _guarded_unary(behaviour: _Unary, method: str) -> _Unary:
 
 
 def _guarded_stream(behaviour: _Stream, method: str) -> _Stream:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncGenerator[Any, None]:
         try:
-            async for response in behaviour(request, context):
-                yield response
+            # Closed with this stream, not when the collector comes by: it may hold something until then.
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
         except Exception as error:  # noqa: BLE001 - the one broad except of the process
             await _abort(context, error, method)
 
@@ -174,6 +177,11 @@ def _details(error: errors.ServiceError) -> Sequence[any_pb2.Any]:
                 ]
             )
         )
+    if isinstance(error, errors.QuotaExceeded):
+        violation = error_details_pb2.QuotaFailure.Violation(
+            subject=cut(error.subject, LONGEST_TEXT), description=cut(error.message, LONGEST_TEXT)
+        )
+        messages.append(error_details_pb2.QuotaFailure(violations=[violation]))
     if isinstance(error, errors.Unavailable):
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after_s * 1000))

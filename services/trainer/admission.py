@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-from services.common.errors import InvalidInput
+from services.common.cache import hold_key
+from services.common.errors import InvalidInput, LimitExceeded, QuotaExceeded, ServiceError, Unavailable
 from services.common.fields import invalid_field
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
@@ -19,8 +20,11 @@ from services.trainer.config.fields import ConfigFields
 from services.trainer.data.references import DatasetReferences
 from services.trainer.database.job_store import JobStore, new_job_id, request_id_reused
 from services.trainer.jobs import DatasetReference, Job, NewJob
+from services.trainer.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
+
+HIGHEST_PRIORITY = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,7 @@ class Asked:
     config: Mapping[str, Any] = field(default_factory=dict)
     start_while_encoding: bool = False
     held_out_to_come: bool = False
+    priority: int = 0
 
     @property
     def measures_on_a_dataset(self) -> bool:
@@ -47,16 +52,20 @@ class Asked:
 class Admission:
     """Makes jobs of one trainer."""
 
-    def __init__(self, jobs: JobStore, objects: ObjectStore, service: ServiceSettings) -> None:
+    def __init__(
+        self, jobs: JobStore, objects: ObjectStore, service: ServiceSettings, settings: TrainerSettings
+    ) -> None:
         self._jobs = jobs
         self._objects = objects
         self._service = service
+        self._settings = settings
 
     def create(self, tenant: str, asked: Asked, *, request_id: str) -> Job:
         """Queue a job, once for a `request_id`.
 
         Raises `AlreadyExists` for a request_id that came with another payload, `InvalidInput`, `NotFound` and
-        `NotReady` for what cannot run, so that a worker hears only of jobs that can.
+        `NotReady` for what cannot run, so that a worker hears only of jobs that can, and `QuotaExceeded` when the user
+        or the tenant has as many unfinished jobs as the settings allow.
         """
         if known := self._jobs.created_by(tenant, request_id):
             refuse_other_payload(known, asked, request_id)
@@ -71,10 +80,20 @@ class Admission:
             held_out=held_out,
             config=config,
             start_while_encoding=asked.start_while_encoding,
+            priority=asked.priority,
         )
         job_id = new_job_id()
         references.hold(job_id, *new.references())
-        return self._jobs.create(tenant, new, request_id=request_id, job_id=job_id)
+        try:
+            job = self._write_down(tenant, new, request_id=request_id, job_id=job_id)
+        except Unavailable:
+            raise  # it may be there all the same
+        except ServiceError:
+            self._let_go(tenant, job_id, new)
+            raise
+        if job.job_id != job_id:  # another call with this request_id came first
+            self._let_go(tenant, job_id, new)
+        return job
 
     def check_only(self, tenant: str, asked: Asked) -> None:
         """Raise what `create` would, but for datasets that are not named yet; nothing is queued."""
@@ -95,6 +114,24 @@ class Admission:
             checks.append(partial(warm_start_key, self._objects, tenant, known.warm_start_uri))
         refuse_all(checks)
         return parse_config(asked.config)
+
+    def _write_down(self, tenant: str, new: NewJob, *, request_id: str, job_id: str) -> Job:
+        try:
+            return self._jobs.create(
+                tenant,
+                new,
+                request_id=request_id,
+                job_id=job_id,
+                max_user_jobs=self._settings.max_user_jobs,
+                max_tenant_jobs=self._settings.max_tenant_jobs,
+            )
+        except LimitExceeded as error:
+            subject = f"user:{new.user_id}" if error.reason == "USER_QUOTA" else f"tenant:{tenant}"
+            raise QuotaExceeded(error.message, reason=error.reason, remedy=error.remedy, subject=subject) from error
+
+    def _let_go(self, tenant: str, job_id: str, new: NewJob) -> None:
+        for reference in new.references():
+            self._objects.delete(hold_key(tenant, reference.held_by, job_id))
 
     def _find(self, references: DatasetReferences, asked: Asked) -> tuple[DatasetReference, DatasetReference | None]:
         dataset = references.find("dataset_id", asked.dataset_id, while_encoding=asked.start_while_encoding)
@@ -133,6 +170,12 @@ def contradictions(asked: Asked, config: ConfigFields) -> Iterator[Callable[[], 
 
         return check
 
+    yield refused(
+        not -HIGHEST_PRIORITY <= asked.priority <= HIGHEST_PRIORITY,
+        "priority",
+        f"is {asked.priority}",
+        f"Use {-HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}.",
+    )
     yield refused(
         asked.start_while_encoding and "steps" not in asked.config,
         "start_while_encoding",
@@ -183,13 +226,21 @@ def refuse_all(checks: list[Callable[[], object]]) -> None:
 def refuse_other_payload(known: Job, asked: Asked, request_id: str) -> None:
     """Raise `AlreadyExists` when a request_id comes again for another job than it made."""
     held_out = known.held_out.dataset_id if known.held_out else ""
-    made = (known.user_id, known.display_name, known.dataset.dataset_id, held_out, known.start_while_encoding)
+    made = (
+        known.user_id,
+        known.display_name,
+        known.dataset.dataset_id,
+        held_out,
+        known.start_while_encoding,
+        known.priority,
+    )
     now = (
         asked.user_id,
         asked.display_name,
         asked.dataset_id,
         asked.held_out_dataset_id,
         asked.start_while_encoding,
+        asked.priority,
     )
     if made != now or known.config != parse_config(asked.config):
         raise request_id_reused(request_id)

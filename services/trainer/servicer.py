@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from fluxsmith.v1 import trainer_pb2 as pb
@@ -31,11 +32,27 @@ from services.trainer.database.job_store import JobStore
 from services.trainer.jobs import Artifact, Job, JobState
 from services.trainer.results.job_files import LORA_FILE, job_prefix
 from services.trainer.settings import TrainerSettings
-from services.trainer.wire import artifact_message, config_fields, config_message, event_message, job_message, timestamp
+from services.trainer.watching import Watching
+from services.trainer.wire import (
+    artifact_message,
+    checkpoint_message,
+    config_fields,
+    config_message,
+    event_message,
+    job_message,
+    timestamp,
+)
 
-WATCH_INTERVAL_S = 0.1
 DEFAULT_LIFETIME, LONGEST_LIFETIME_S = timedelta(hours=1), 7 * 24 * 3600
 Context = grpc.aio.ServicerContext[Any, Any]
+ChangeRequest = (
+    pb.CancelTrainingJobRequest
+    | pb.PauseTrainingJobRequest
+    | pb.ResumeTrainingJobRequest
+    | pb.DeleteTrainingJobRequest
+    | pb.CreateCheckpointRequest
+)
+T = TypeVar("T")
 
 
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
@@ -48,7 +65,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._objects = objects
         self._service = service
         self._settings = settings
-        self._admission = Admission(jobs, objects, service)
+        self._admission = Admission(jobs, objects, service, settings)
+        self._watching = Watching(jobs)
 
     async def CreateTrainingJob(
         self, request: pb.CreateTrainingJobRequest, context: Context
@@ -65,6 +83,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             config=config_fields(request.config),
             start_while_encoding=request.start_while_encoding,
             held_out_to_come=request.validate_only and request.held_out_to_come,
+            priority=request.priority,
         )
         if request.validate_only:
             await asyncio.to_thread(self._admission.check_only, caller.tenant, asked)
@@ -94,34 +113,51 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def WatchTrainingJob(
         self, request: pb.WatchTrainingJobRequest, context: Context
-    ) -> AsyncIterator[pb.WatchTrainingJobResponse]:
+    ) -> AsyncGenerator[pb.WatchTrainingJobResponse, None]:
         job = await self._job(context, request.job_id)
-        sequence = request.after_sequence
-        if sequence < 0:
-            raise invalid_field("after_sequence", f"is {sequence}", "Send the last sequence seen, or 0.")
-        while True:
-            events = await asyncio.to_thread(self._jobs.events_after, job.job_id, sequence)
-            for event in events:
-                sequence = event.sequence
+        if request.after_sequence < 0:
+            raise invalid_field("after_sequence", f"is {request.after_sequence}", "Send the last sequence seen, or 0.")
+        async with aclosing(self._watching.events(job.job_id, request.after_sequence)) as events:
+            async for event in events:
                 yield pb.WatchTrainingJobResponse(event=event_message(event))
-            if not events:
-                job = await self._job(context, request.job_id)
-                if job.state.ended and job.last_sequence <= sequence:
-                    return
-                await asyncio.sleep(WATCH_INTERVAL_S)
 
     async def CancelTrainingJob(
         self, request: pb.CancelTrainingJobRequest, context: Context
     ) -> pb.CancelTrainingJobResponse:
-        job = await asyncio.to_thread(self._jobs.cancel, _caller(context).tenant, request.job_id)
+        cancel = partial(self._jobs.cancel, discard_checkpoints=request.discard_checkpoints)
+        job = await self._changed(cancel, request, context)
+        if request.discard_checkpoints and job.state.ended:  # else its worker does so
+            job = await asyncio.to_thread(self._discard_checkpoints, job)
         return pb.CancelTrainingJobResponse(job=await self._message(job))
+
+    async def PauseTrainingJob(
+        self, request: pb.PauseTrainingJobRequest, context: Context
+    ) -> pb.PauseTrainingJobResponse:
+        job = await self._changed(self._jobs.pause, request, context)
+        return pb.PauseTrainingJobResponse(job=await self._message(job))
+
+    async def ResumeTrainingJob(
+        self, request: pb.ResumeTrainingJobRequest, context: Context
+    ) -> pb.ResumeTrainingJobResponse:
+        job = await self._changed(self._jobs.resume, request, context)
+        return pb.ResumeTrainingJobResponse(job=await self._message(job))
 
     async def DeleteTrainingJob(
         self, request: pb.DeleteTrainingJobRequest, context: Context
     ) -> pb.DeleteTrainingJobResponse:
-        caller = _caller(context)
-        await asyncio.to_thread(self._delete, caller.tenant, request.job_id)
+        await self._changed(self._delete, request, context)
         return pb.DeleteTrainingJobResponse()
+
+    async def CreateCheckpoint(
+        self, request: pb.CreateCheckpointRequest, context: Context
+    ) -> pb.CreateCheckpointResponse:
+        job = await self._changed(self._jobs.request_checkpoint, request, context)
+        return pb.CreateCheckpointResponse(job=await self._message(job))
+
+    async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Context) -> pb.ListCheckpointsResponse:
+        found = await asyncio.to_thread(self._jobs.checkpoints, _caller(context).tenant, request.job_id)
+        messages = [checkpoint_message(checkpoint, checkpoint.create_time_s) for checkpoint in found]
+        return pb.ListCheckpointsResponse(checkpoints=messages)
 
     async def CreateDownloadUrl(
         self, request: pb.CreateDownloadUrlRequest, context: Context
@@ -147,19 +183,6 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             url=upload.url, uri=upload.uri, expire_time=timestamp(time.time() + upload.lifetime.total_seconds())
         )
 
-    async def PauseTrainingJob(
-        self, request: pb.PauseTrainingJobRequest, context: Context
-    ) -> pb.PauseTrainingJobResponse:
-        raise _not_implemented("PauseTrainingJob")
-
-    async def ResumeTrainingJob(
-        self, request: pb.ResumeTrainingJobRequest, context: Context
-    ) -> pb.ResumeTrainingJobResponse:
-        raise _not_implemented("ResumeTrainingJob")
-
-    async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Context) -> pb.ListCheckpointsResponse:
-        raise _not_implemented("ListCheckpoints")
-
     async def EstimateMemory(self, request: pb.EstimateMemoryRequest, context: Context) -> pb.EstimateMemoryResponse:
         raise _not_implemented("EstimateMemory")
 
@@ -177,15 +200,31 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def _job(self, context: Context, job_id: str) -> Job:
         return await asyncio.to_thread(self._jobs.get, _caller(context).tenant, job_id)
 
+    async def _changed(self, change: Callable[..., T], request: ChangeRequest, context: Context) -> T:
+        """Do to a job what a call asks for, once for its `request_id`."""
+        caller = _caller(context)
+        check_length("request_id", request.request_id, 64)
+        return await asyncio.to_thread(change, caller.tenant, request.job_id, request_id=request.request_id)
+
     async def _message(self, job: Job) -> pb.TrainingJob:
         queued = job.state is JobState.QUEUED
         position = await asyncio.to_thread(self._jobs.queue_position, job) if queued else 0
         return job_message(job, queue_position=position)
 
-    def _delete(self, tenant: str, job_id: str) -> None:
-        self._jobs.require_ended(tenant, job_id)
-        self._objects.delete_prefix(job_prefix(tenant, job_id))  # first: what is left over can be deleted again
-        self._jobs.delete(tenant, job_id)
+    def _delete(self, tenant: str, job_id: str, *, request_id: str) -> None:
+        if self._jobs.require_ended(tenant, job_id, request_id=request_id):
+            # First: what is left over can be deleted again.
+            self._objects.delete_prefix(job_prefix(tenant, job_id))
+        self._jobs.delete(tenant, job_id, request_id=request_id)
+
+    def _discard_checkpoints(self, job: Job) -> Job:
+        """Remove the checkpoints of an ended job, their objects first."""
+        for checkpoint in self._jobs.checkpoints(job.tenant, job.job_id):
+            folder, _, _ = (self._objects.key_of(checkpoint.uri) or "").rpartition("/")
+            if folder.startswith(job_prefix(job.tenant, job.job_id)):
+                self._objects.delete_prefix(f"{folder}/")
+        self._jobs.retention.checkpoints_discarded(job.job_id)
+        return self._jobs.get(job.tenant, job.job_id)
 
 
 def fitting_page(jobs: list[pb.TrainingJob]) -> Iterator[pb.TrainingJob]:

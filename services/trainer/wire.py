@@ -14,6 +14,8 @@ from services.trainer.config import TrainConfig
 from services.trainer.jobs import (
     Artifact,
     ArtifactPublished,
+    Checkpoint,
+    CheckpointWritten,
     Job,
     JobFailure,
     JobState,
@@ -26,6 +28,8 @@ from services.trainer.jobs import (
     TrainingResult,
     ValidationCompleted,
 )
+
+WITH_A_WORKER = {JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING}
 
 
 def config_fields(message: pb.TrainConfig) -> dict[str, Any]:
@@ -82,6 +86,11 @@ def job_message(job: Job, *, queue_position: int = 0, with_artifacts: bool = Tru
         result=_result(job.result, with_artifacts=with_artifacts) if job.result else None,
         last_sequence=job.last_sequence,
         queue_position=queue_position,
+        priority=job.priority,
+        time_left=_time_left(job),
+        checkpoint_step=job.checkpoint_step,
+        progress_time=timestamp(job.progress_time_s) if job.state in WITH_A_WORKER else None,
+        first_sequence=job.first_sequence,
     )
 
 
@@ -104,9 +113,25 @@ def event_message(stored: StoredEvent) -> pb.TrainingEvent:
                     step=event.step, prompt=event.prompt, seed=event.seed, image=artifact_message(event.image)
                 )
             )
+        case CheckpointWritten() as event:
+            checkpoint = checkpoint_message(event.checkpoint, stored.time_s)
+            message.checkpoint_written.CopyFrom(pb.CheckpointWritten(checkpoint=checkpoint))
         case JobWarning() as event:
             message.warning.CopyFrom(pb.JobWarning(reason=event.reason, message=event.message))
     return message
+
+
+def checkpoint_message(checkpoint: Checkpoint, create_time_s: float) -> pb.Checkpoint:
+    """A checkpoint as callers see it, written at `create_time_s` seconds since 1970."""
+    return pb.Checkpoint(
+        checkpoint_id=checkpoint.checkpoint_id,
+        step=checkpoint.step,
+        create_time=timestamp(create_time_s),
+        uri=checkpoint.uri,
+        size_bytes=checkpoint.size_bytes,
+        lora=artifact_message(checkpoint.lora),
+        held_out_loss=checkpoint.held_out_loss,
+    )
 
 
 def artifact_message(artifact: Artifact) -> pb.ArtifactPublished:
@@ -128,6 +153,13 @@ def duration(seconds: float) -> Duration:
     message = Duration()
     message.FromTimedelta(timedelta(seconds=seconds))
     return message
+
+
+def _time_left(job: Job) -> Duration | None:
+    """What the steps to come will take, by what they take lately."""
+    if job.state is not JobState.RUNNING or not job.total_steps or job.step_time_s is None:
+        return None
+    return duration(max(job.total_steps - job.step, 0) * job.step_time_s)
 
 
 def _state(state: JobState) -> pb.TrainingJobState.ValueType:

@@ -1,7 +1,7 @@
 """LoRA files to begin with: where a user puts one of his own, and how a job reads it.
 
 A job may begin with what its tenant uploaded, `{tenant}/adapters/{sha256}.safetensors`, or with what a job of its
-tenant published, under `{tenant}/jobs/`.
+tenant published, or wrote with a checkpoint, under `{tenant}/jobs/`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ UPLOAD_LIFETIME = timedelta(hours=1)
 MOST_BYTES = 5 * 1024**3  # what S3 takes in one PUT; rank 128 on every linear layer of FLUX.1-dev is 2.7 GB in float32
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # No segment may begin with a dot: some stores keep keys as paths, where `..` leads to other tenants.
-_OWN_KEY = re.compile(
-    r"(?:adapters/[0-9a-f]{64}|jobs/job-[0-9a-f]{20}(?:/\w[\w.-]*)*/\w[\w.-]*)\.safetensors", re.ASCII
-)
+_SEGMENT = r"\w[\w.-]*"
+_OF_A_CHECKPOINT = rf"checkpoints/{_SEGMENT}/lora"  # its other parts are none that a job could begin with
+_OF_A_JOB = rf"jobs/job-[0-9a-f]{{20}}/(?:{_OF_A_CHECKPOINT}|(?!checkpoints/)(?:{_SEGMENT}/)*{_SEGMENT})"
+_OWN_KEY = re.compile(rf"(?:adapters/[0-9a-f]{{64}}|{_OF_A_JOB})\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ def warm_start_key(store: ObjectStore, tenant: str, uri: str) -> str:
         raise invalid_field(
             "config.warm_start_uri",
             f"is {uri[:200]!r}, no LoRA file of your tenant",
-            "Use lora_uri of a finished job, or the uri that CreateAdapterUpload gave.",
+            "Use lora_uri of a finished job, the uri of a checkpoint's lora, or the one that CreateAdapterUpload gave.",
             reason="WARM_START_FORBIDDEN",
         )
     sizes = [entry.size_bytes for entry in store.listed(key) if entry.key == key]

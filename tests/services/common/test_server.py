@@ -8,7 +8,7 @@ from google.rpc import error_details_pb2
 
 from services.common import errors
 from services.common.base_model import BaseModelError
-from services.common.errors import FieldViolation, InvalidInput, ServiceError, Unavailable
+from services.common.errors import FieldViolation, InvalidInput, QuotaExceeded, ServiceError, Unavailable
 from services.common.object_store import ObjectDamaged, ObjectMissing
 from services.common.server import DOMAIN, MAX_MESSAGE_BYTES, STATUS_OF, _details, cut, fitting
 
@@ -43,6 +43,14 @@ def test_all_field_violations_travel_together() -> None:
     request = error_details_pb2.BadRequest()
     assert packed[1].Unpack(request)
     assert [violation.field for violation in request.field_violations] == ["config.rank", "config.alpha"]
+
+
+def test_quota_says_whose_it_is() -> None:
+    error = QuotaExceeded("3 of 3 jobs", reason="USER_QUOTA", remedy="r", subject="user:ada")
+    quota = error_details_pb2.QuotaFailure()
+    assert _details(error)[1].Unpack(quota)
+    assert [(one.subject, one.description) for one in quota.violations] == [("user:ada", "3 of 3 jobs")]
+    assert status_of(error) is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_unavailable_says_when_to_try_again() -> None:

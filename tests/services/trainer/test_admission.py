@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from services.common.errors import InvalidInput, NotFound
+from services.common.cache import manifest_key
+from services.common.errors import AlreadyExists, InvalidInput, NotFound, QuotaExceeded
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
 from services.trainer.admission import Admission, Asked
 from services.trainer.database.job_store import JobStore
+from services.trainer.jobs import Job
+from services.trainer.settings import TrainerSettings
+from tests.services.trainer.data.test_references import DATASET, point
 
 
 @pytest.fixture
 def admission(job_store: JobStore, store: ObjectStore, service_settings: ServiceSettings) -> Admission:
-    return Admission(job_store, store, service_settings)
+    return Admission(job_store, store, service_settings, TrainerSettings(max_user_jobs=2, max_tenant_jobs=3))
 
 
 def violations(admission: Admission, tenant: str, asked: Asked) -> dict[str, str]:
@@ -29,8 +34,9 @@ def violations(admission: Admission, tenant: str, asked: Asked) -> dict[str, str
 def test_all_that_is_wrong_is_told_at_once(admission: Admission, tenant: str) -> None:
     config = {"rank": 0, "epochs": 3, "beta1": 0.5, "optimizer": "ADAFACTOR", "early_stopping_patience": 2}
     config |= {"target_regex": "no_such", "rank_pattern": {"nor_this": 4}, "warm_start_uri": "s3://other/x"}
-    found = violations(admission, tenant, Asked(config=config, start_while_encoding=True))
+    found = violations(admission, tenant, Asked(config=config, start_while_encoding=True, priority=101))
     assert set(found) == {
+        "priority",
         "config.rank",
         "config.beta1",
         "start_while_encoding",
@@ -91,3 +97,61 @@ def test_check_alone_queues_nothing_and_needs_no_dataset(
     with pytest.raises(NotFound):
         admission.check_only(tenant, Asked(dataset_id="ds-" + "0" * 20))
     assert job_store.list(tenant, before=None, limit=10) == []
+
+
+@pytest.fixture
+def encoded(store: ObjectStore, tenant: str) -> str:
+    """The identifier of a dataset that is READY."""
+    point(store, tenant, DATASET)
+    store.put(manifest_key(tenant, "0" * 64), b"")
+    return DATASET
+
+
+def holds(store: ObjectStore, tenant: str) -> set[str]:
+    """The jobs for which something is held."""
+    return {key.rpartition("/")[2] for key in store.keys(f"{tenant}/holds/")}
+
+
+@pytest.mark.parametrize("priority", [-100, 100])
+def test_priorities_at_the_ends_of_the_range_are_taken(
+    admission: Admission, tenant: str, encoded: str, priority: int
+) -> None:
+    asked = Asked(dataset_id=encoded, priority=priority)
+    assert admission.create(tenant, asked, request_id="").priority == priority
+
+
+def test_same_request_with_another_priority_is_another(admission: Admission, tenant: str, encoded: str) -> None:
+    job = admission.create(tenant, Asked(dataset_id=encoded, priority=1), request_id="r")
+    assert admission.create(tenant, Asked(dataset_id=encoded, priority=1), request_id="r").job_id == job.job_id
+    with pytest.raises(AlreadyExists):
+        admission.create(tenant, Asked(dataset_id=encoded, priority=2), request_id="r")
+
+
+def test_quotas_name_whose_they_are_and_leave_nothing_behind(
+    admission: Admission, store: ObjectStore, tenant: str, encoded: str
+) -> None:
+    def create(user: str, request_id: str = "") -> Job:
+        return admission.create(tenant, Asked(dataset_id=encoded, user_id=user), request_id=request_id)
+
+    made = [create("ada", "r"), create("ada")]
+    with pytest.raises(QuotaExceeded) as of_user:
+        create("ada")
+    assert (of_user.value.reason, of_user.value.subject) == ("USER_QUOTA", "user:ada")
+    made.append(create("bob"))
+    with pytest.raises(QuotaExceeded) as of_tenant:
+        create("bob")
+    assert (of_tenant.value.reason, of_tenant.value.subject) == ("TENANT_QUOTA", f"tenant:{tenant}")
+    assert create("ada", "r").job_id == made[0].job_id
+    assert holds(store, tenant) == {job.job_id for job in made}
+
+
+def test_many_calls_at_once_with_one_request_id_make_one_job(
+    admission: Admission, store: ObjectStore, tenant: str, encoded: str
+) -> None:
+    def create(_: int) -> str:
+        return admission.create(tenant, Asked(dataset_id=encoded), request_id="r").job_id
+
+    with ThreadPoolExecutor(8) as pool:
+        made = set(pool.map(create, range(40)))
+    assert len(made) == 1
+    assert holds(store, tenant) == made

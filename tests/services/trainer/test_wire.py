@@ -26,6 +26,8 @@ from services.trainer.config.choices import (
 from services.trainer.jobs import (
     Artifact,
     ArtifactPublished,
+    Checkpoint,
+    CheckpointWritten,
     DatasetReference,
     Event,
     Fault,
@@ -41,7 +43,14 @@ from services.trainer.jobs import (
     TrainingResult,
     ValidationCompleted,
 )
-from services.trainer.wire import config_fields, config_message, event_message, job_message, timestamp
+from services.trainer.wire import (
+    checkpoint_message,
+    config_fields,
+    config_message,
+    event_message,
+    job_message,
+    timestamp,
+)
 
 # Another value than the default for every field, with what else it needs.
 OTHER: dict[str, dict[str, Any]] = {
@@ -110,15 +119,28 @@ OTHER: dict[str, dict[str, Any]] = {
     "preview_guidance_scale": {"preview_guidance_scale": 0.0},
     "preview_height_px": {"preview_height_px": 64},
     "preview_width_px": {"preview_width_px": 80},
+    "checkpoint_interval_steps": {"checkpoint_interval_steps": 25},
+    "checkpoints_kept": {"checkpoints_kept": 5},
+    "checkpoint_keep_interval_steps": {"checkpoint_keep_interval_steps": 500},
 }
 ARTIFACT = Artifact(artifact_name="lora.safetensors", uri="s3://b/k", size_bytes=2**33, content_digest="ab" * 32)
 STEP = StepMetrics(step=3, loss=0.5, learning_rate=1e-4, gradient_norm=2.0, duration_s=0.25, skipped=True)
+CHECKPOINT = Checkpoint(
+    checkpoint_id="000050-3",
+    step=50,
+    uri="s3://b/manifest.json",
+    manifest_digest="cd" * 32,
+    size_bytes=2**34,
+    lora=ARTIFACT,
+    held_out_loss=0.75,
+)
 EVENTS: list[Event] = [
     StateChanged(state=JobState.RUNNING, message="attempt 1"),
     StepsCompleted(steps=(STEP, STEP), total_steps=10),
     ValidationCompleted(step=0, loss=1.5),
     PreviewRendered(step=7, prompt="a cat", seed=9, image=ARTIFACT),
     ArtifactPublished(artifact=ARTIFACT),
+    CheckpointWritten(checkpoint=CHECKPOINT),
     JobWarning(reason="SHORT_RUN", message="few steps"),
 ]
 JOB = Job(
@@ -130,12 +152,16 @@ JOB = Job(
     held_out=DatasetReference(dataset_id="ds-2", manifest_digest="1"),
     start_while_encoding=True,
     config=TrainConfig(steps=100),
-    state=JobState.SUCCEEDED,
+    state=JobState.RUNNING,
+    priority=-5,
     create_time_s=1_700_000_000.25,
     start_time_s=1_700_000_001.0,
     end_time_s=1_700_000_002.0,
-    step=100,
+    step=60,
     total_steps=100,
+    step_time_s=0.5,
+    progress_time_s=1_700_000_003.0,
+    checkpoint_step=50,
     attempt=2,
     epoch=3,
     failure=JobFailure(fault=Fault.RESOURCE, reason="R", message="m", remedy="r"),
@@ -231,6 +257,26 @@ def test_no_field_of_a_job_is_left_out() -> None:
     assert {field.name for field, _ in message.ListFields()} == set(pb.TrainingJob.DESCRIPTOR.fields_by_name)
     assert {field.name for field, _ in message.result.ListFields()} == set(pb.TrainingResult.DESCRIPTOR.fields_by_name)
     assert {field.name for field, _ in message.failure.ListFields()} == set(pb.JobFailure.DESCRIPTOR.fields_by_name)
+
+
+def test_time_left_is_that_of_the_steps_to_come_and_only_while_they_come() -> None:
+    assert job_message(JOB).time_left.ToMilliseconds() == 20_000
+    for update in ({"state": JobState.PAUSED}, {"step_time_s": None}, {"total_steps": 0}):
+        assert not job_message(JOB.model_copy(update=update)).HasField("time_left")
+
+
+def test_progress_is_told_only_while_a_worker_has_the_job() -> None:
+    for state in JobState:
+        held = state in {JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING}
+        assert job_message(JOB.model_copy(update={"state": state})).HasField("progress_time") == held
+
+
+def test_no_field_of_a_checkpoint_is_left_out() -> None:
+    message = checkpoint_message(CHECKPOINT, 1_700_000_000.5)
+    assert {field.name for field, _ in message.ListFields()} == set(pb.Checkpoint.DESCRIPTOR.fields_by_name)
+    assert message.create_time.ToMilliseconds() == 1_700_000_000_500
+    unmeasured = CHECKPOINT.model_copy(update={"held_out_loss": None})
+    assert not checkpoint_message(unmeasured, 0.0).HasField("held_out_loss")
 
 
 def test_job_without_held_out_data_has_no_losses() -> None:

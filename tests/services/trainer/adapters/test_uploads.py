@@ -70,6 +70,8 @@ def test_damaged_file_of_a_job_is_refused(store: ObjectStore, tenant: str) -> No
         "{bucket}{tenant}/jobs/../../other/" + OF_JOB,
         "{bucket}{tenant}/jobs/job-0123456789abcdef0123/../../../other/" + OF_JOB,
         "{bucket}{tenant}/jobs//" + OF_JOB,
+        "{bucket}{tenant}/jobs/job-0123456789abcdef0123/checkpoints/000050-2/optimizer.safetensors",
+        "{bucket}{tenant}/jobs/job-0123456789abcdef0123/checkpoints/lora.safetensors",
         "{bucket}{tenant}/datasets/x/lora.safetensors",
         "{bucket}{tenant}/jobs/job-0123456789abcdef0123/2/previews/000000-0.png",
         "{bucket}{tenant}/adapters/a.safetensors",
