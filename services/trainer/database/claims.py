@@ -42,6 +42,8 @@ from services.trainer.jobs import (
     TrainingResult,
 )
 
+_TO_TAKE = select(jobs.c.job_id).where(or_(jobs.c.state == JobState.QUEUED, lease_ran_out())).limit(1)
+
 
 class LostJob(Exception):
     """The job belongs to another worker now, or is gone: stop at once, write nothing more."""
@@ -63,6 +65,8 @@ class Claims:
         not get one that may be what kills workers. It stays next in line nevertheless: then nothing is taken, so that
         it has its turn once a worker has nothing else to do.
         """
+        if not self._anything_to_take():
+            return None
         self._settle_abandoned(max_attempts)
         while found := self._next(retry_delay_s):
             abandoned = found["state"] == JobState.RUNNING
@@ -163,6 +167,10 @@ class Claims:
             attempt = {"lost": jobs.c.lost + 1} if counted else {"attempt": jobs.c.attempt - 1}
             not_before_s = now_s() + min(delay_s, LONGEST_DELAY_S)
             _let_go(connection, job, state, message=message, not_before_s=not_before_s, **attempt)
+
+    def _anything_to_take(self) -> bool:
+        with self._database.reading() as connection:
+            return connection.execute(_TO_TAKE).first() is not None
 
     def _next(self, retry_delay_s: float) -> RowMapping | None:
         with self._database.reading() as connection:

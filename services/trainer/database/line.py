@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, not_, or_, select
 
-from services.trainer.database.rows import HELD, lease_ran_out
+from services.trainer.database.rows import HELD, lease_from_the_future, lease_ran_out
 from services.trainer.database.tables import jobs, now_s, tenant_shares, user_shares
 from services.trainer.jobs import JobState
 
@@ -23,10 +23,7 @@ LONGEST_DELAY_S = 3600.0
 def claimable(retry_delay_s: float) -> ColumnElement[bool]:
     """Whether a worker may take the job now: it waits, or it was abandoned, the longer ago the more often it was."""
     waited = or_(jobs.c.not_before_s <= now_s(), jobs.c.not_before_s > now_s() + LONGEST_DELAY_S)
-    rested = or_(
-        jobs.c.lease_until_s + retry_delay_s * jobs.c.lost < now_s(),
-        jobs.c.lease_until_s > now_s() + 2 * jobs.c.lease_s,
-    )
+    rested = or_(jobs.c.lease_until_s + retry_delay_s * jobs.c.lost < now_s(), lease_from_the_future())
     abandoned = and_(jobs.c.state == JobState.RUNNING, lease_ran_out(), rested)
     return or_(and_(jobs.c.state == JobState.QUEUED, waited), abandoned)
 

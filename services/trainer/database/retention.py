@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, select, update
 
 from services.trainer.database.database import Database
 from services.trainer.database.rows import ENDED, published_files
@@ -15,8 +15,6 @@ from services.trainer.database.tables import (
     jobs,
     now_s,
     requests,
-    tenant_shares,
-    user_shares,
 )
 
 DAY_S = 24 * 3600.0
@@ -38,7 +36,6 @@ class Retention:
         removed = self._remove_events(events_kept_days) if events_kept_days else 0
         with self._database.writing() as connection:
             _remove_tombstones(connection)
-            _remove_idle_shares(connection)
         return removed
 
     def due_for_deletion(self, *, jobs_kept_days: float, limit: int = MOST_AT_ONCE) -> Sequence[tuple[str, str]]:
@@ -104,13 +101,5 @@ def _remove_tombstones(connection: Connection) -> None:
     connection.execute(delete(deletions).where(old))
 
 
-def _remove_idle_shares(connection: Connection) -> None:
-    """Forget who has no job at all: coming back, they begin with the others anyway (`shares.enter`)."""
-    has_user = exists().where(jobs.c.tenant == user_shares.c.tenant, jobs.c.user_id == user_shares.c.user_id)
-    connection.execute(delete(user_shares).where(~has_user))
-    connection.execute(delete(tenant_shares).where(~exists().where(jobs.c.tenant == tenant_shares.c.tenant)))
-
-
 def _ended_before(days: float) -> ColumnElement[bool]:
-    then_s = now_s() - days * DAY_S
-    return and_(jobs.c.state.in_(ENDED), or_(jobs.c.end_time_s < then_s, jobs.c.end_time_s.is_(None)))
+    return and_(jobs.c.state.in_(ENDED), jobs.c.end_time_s < now_s() - days * DAY_S)

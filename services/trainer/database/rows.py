@@ -29,12 +29,13 @@ NOBODY: Mapping[str, Any] = {"owner": None, "lease_s": None, "lease_until_s": No
 
 
 def lease_ran_out() -> ColumnElement[bool]:
-    """Whether the worker of a job has been silent for too long.
+    """Whether the worker of a job has been silent for too long."""
+    return and_(jobs.c.state.in_(HELD), or_(jobs.c.lease_until_s < now_s(), lease_from_the_future()))
 
-    A lease that ends later than any could, had it been given just now, is from before the clock was set back.
-    """
-    impossible = jobs.c.lease_until_s > now_s() + 2 * jobs.c.lease_s
-    return and_(jobs.c.state.in_(HELD), or_(jobs.c.lease_until_s < now_s(), impossible))
+
+def lease_from_the_future() -> ColumnElement[bool]:
+    """Whether a lease ends later than any could that was given by now: the clock was set back since."""
+    return jobs.c.lease_until_s > now_s() + 2 * jobs.c.lease_s
 
 
 def read_job(connection: Connection, tenant: str, job_id: str, *, for_update: bool = False) -> Job:

@@ -35,13 +35,15 @@ def serve(connection: Connection, tenant: str, user_id: str, served_s: float) ->
     """Note that a job of theirs has had the base for `served_s` seconds."""
     if served_s <= 0:
         return
-    insert_if_new(connection, tenant_shares, tenant=tenant, served_s=0.0)
-    insert_if_new(connection, user_shares, tenant=tenant, user_id=user_id, served_s=0.0)
-    for table, own in (
-        (tenant_shares, tenant_shares.c.tenant == tenant),
-        (user_shares, and_(user_shares.c.tenant == tenant, user_shares.c.user_id == user_id)),
+    of_user = and_(user_shares.c.tenant == tenant, user_shares.c.user_id == user_id)
+    for table, own, key in (
+        (tenant_shares, tenant_shares.c.tenant == tenant, {"tenant": tenant}),
+        (user_shares, of_user, {"tenant": tenant, "user_id": user_id}),
     ):
-        connection.execute(update(table).where(own).values(served_s=table.c.served_s + served_s))
+        add = update(table).where(own).values(served_s=table.c.served_s + served_s)
+        if not connection.execute(add).rowcount:  # the job is from before there were shares
+            insert_if_new(connection, table, **key, served_s=0.0)
+            connection.execute(add)
 
 
 def _catch_up(

@@ -28,8 +28,8 @@ from services.common.cache import (
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
 from services.trainer.data.cached_dataset import CachedDataset
-from services.trainer.flow_matching import Batch
 from services.trainer.database.job_store import JobStore
+from services.trainer.flow_matching import Batch
 from services.trainer.transformer import load_transformer
 
 T5_TOKENS, T5_WIDTH, CLIP_WIDTH = 8, 128, 64

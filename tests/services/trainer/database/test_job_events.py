@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-
-import pytest
 
 from services.trainer.database.job_store import JobStore
 from services.trainer.jobs import (
@@ -16,14 +13,6 @@ from services.trainer.jobs import (
     StepsCompleted,
 )
 from tests.services.trainer.database.test_job_store import ARTIFACT, NEW, take
-
-
-@pytest.fixture
-def job_store(database_url: str) -> Iterator[JobStore]:
-    """An empty job store on each kind of database in turn."""
-    store = JobStore(database_url)
-    yield store
-    store.close()
 
 
 def test_newest_file_of_each_name_is_found(job_store: JobStore) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,14 +32,6 @@ EXPIRED_S, HELD_S = -1.0, 60.0
 ARTIFACT = Artifact(artifact_name="lora.safetensors", uri="s3://b/k", size_bytes=1, content_digest="0")
 RESULT = TrainingResult(lora=ARTIFACT, held_out_loss_base=1.5, held_out_loss_lora=1.0, step_time_s=0.5)
 FAILURE = JobFailure(fault=Fault.USER, reason="NON_FINITE_LOSS", message="diverged", remedy="Lower the learning rate.")
-
-
-@pytest.fixture
-def job_store(database_url: str) -> Iterator[JobStore]:
-    """An empty job store on each kind of database in turn."""
-    store = JobStore(database_url)
-    yield store
-    store.close()
 
 
 def take(store: JobStore, *, lease_s: float = HELD_S, max_attempts: int = 3, owner: str = "w") -> Job:
