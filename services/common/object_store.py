@@ -9,26 +9,31 @@ Keys begin with the tenant:
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import io
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from http.client import HTTPException
 from typing import TypeVar
 
 import urllib3
-from minio import Minio
+from minio.datatypes import Object
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 
 from services.common.errors import ServiceError, Unavailable
+from services.common.s3_client import PIECE_BYTES, Parts, s3_client
 from services.common.settings import StoreSettings
 
 T = TypeVar("T")
 
 RETRY_S = 1.0
+PART_BYTES = 16 << 20  # of an upload in parts, of which three are on their way at once
+DELETE_ROUNDS = 3
 DIGEST_METADATA = "x-amz-meta-sha256"
 
 
@@ -71,15 +76,26 @@ class ObjectDamaged(ServiceError):
 class ObjectStore:
     """Objects by key. Safe to use from several threads.
 
-    Raises `Unavailable` when the server does not answer, `get` and `put` only after trying for `patience_s` seconds.
+    Every call tries for `patience_s` seconds before it raises `Unavailable`, which says that the server does not
+    answer, or that it answers with what cannot be. Between tries, a second or a hung request (20 s) apart, it calls
+    `while_waiting`, which may raise to end the wait. What a listing says has no digest: that nobody changes it on its
+    way is for TLS to see to.
     """
 
     def __init__(self, settings: StoreSettings, *, patience_s: float = 0.0) -> None:
         self._bucket = settings.bucket
         self._endpoint = settings.endpoint
         self._patience_s = patience_s
-        self._client = _minio_client(settings, settings.endpoint)
-        self._public_client = _minio_client(settings, settings.public_endpoint or settings.endpoint)
+        self._while_waiting: Callable[[], None] = _nothing
+        self._client = s3_client(settings, settings.endpoint)
+        self._public_client = s3_client(settings, settings.public_endpoint or settings.endpoint)
+
+    def with_patience(self, patience_s: float, *, while_waiting: Callable[[], None] | None = None) -> ObjectStore:
+        """The same store over the same connections, with another patience."""
+        other = copy.copy(self)
+        other._patience_s = patience_s
+        other._while_waiting = while_waiting or _nothing
+        return other
 
     def ensure_bucket(self) -> None:
         """Make the bucket unless it is there."""
@@ -99,33 +115,27 @@ class ObjectStore:
     def put(
         self, key: str, data: bytes, *, content_type: str = "application/octet-stream", digest: str | None = None
     ) -> StoredObject:
-        """Write an object whole, replacing what was there, and return once it is durable.
+        """Write an object whole, replacing what was there, and return once what is durable is known to be `data`.
 
-        `digest` is that of the data, for who knows it already.
+        `digest` is that of the data, for who knows it already. When this raises, the key may hold the old object, the
+        new one or a damaged one, which its digest tells.
         """
         digest = digest or hashlib.sha256(data).hexdigest()
-        self._patiently(lambda: self._put_once(key, data, content_type, {DIGEST_METADATA: digest}))
+        self._patiently(lambda: self._put_once(key, data, content_type, digest))
         return StoredObject(key=key, digest=digest, size_bytes=len(data))
 
     def get(self, key: str, *, digest: str | None = None) -> bytes:
         """Read an object whole. With `digest`, raise `ObjectDamaged` unless the bytes have it."""
-        data, _ = self._patiently(lambda: self._get_once(key))
-        if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-            raise ObjectDamaged(key)
-        return data
+        return self._read(key, (lambda _: digest) if digest is not None else None)
 
     def get_verified(self, key: str) -> bytes:
         """Read an object whole; raise `ObjectDamaged` unless it has the digest that was noted when it was written."""
-        data, written = self._patiently(lambda: self._get_once(key))
-        if hashlib.sha256(data).hexdigest() != written:
-            raise ObjectDamaged(key)
-        return data
+        return self._read(key, lambda noted: noted)
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under this key."""
         try:
-            with self._translated(key):
-                self._client.stat_object(self._bucket, key)
+            self._patiently(lambda: self._exists_once(key))
         except ObjectMissing:
             return False
         return True
@@ -137,34 +147,23 @@ class ObjectStore:
 
     def listed(self, prefix: str, *, start_after: str | None = None) -> Iterator[ListedObject]:
         """Objects under a prefix by key, all levels, read page by page."""
-        with self._translated(prefix):
-            for entry in self._client.list_objects(self._bucket, prefix, recursive=True, start_after=start_after):
-                if entry.object_name and entry.last_modified:
-                    yield ListedObject(key=entry.object_name, size_bytes=entry.size or 0, changed=entry.last_modified)
+        for entry in self._entries(prefix, start_after=start_after, recursive=True):
+            if entry.object_name and entry.last_modified:
+                yield ListedObject(key=entry.object_name, size_bytes=entry.size or 0, changed=entry.last_modified)
 
     def folders(self, prefix: str) -> Iterator[str]:
         """Names one level below a prefix that ends in `/`, in order."""
-        with self._translated(prefix):
-            for entry in self._client.list_objects(self._bucket, prefix):
-                if entry.is_dir and entry.object_name:
-                    yield entry.object_name.removeprefix(prefix).rstrip("/")
+        for entry in self._entries(prefix, recursive=False):
+            if entry.is_dir and entry.object_name:
+                yield entry.object_name.removeprefix(prefix).rstrip("/")
 
     def delete(self, key: str) -> None:
         """Remove an object; no error when there is none."""
-        with self._translated(key):
-            self._client.remove_object(self._bucket, key)
+        self._patiently(lambda: self._delete_once(key))
 
     def delete_prefix(self, prefix: str) -> None:
-        """Remove everything under a prefix."""
-        with self._translated(prefix):
-            keys = [DeleteObject(key) for key in self.keys(prefix)]
-            failures = list(self._client.remove_objects(self._bucket, keys))
-        if failures:
-            raise Unavailable(
-                f"the store did not delete {len(failures)} objects under {prefix!r}: {failures[0]}",
-                reason="STORE_UNAVAILABLE",
-                remedy="Try again.",
-            )
+        """Remove everything under a prefix, and return once a listing shows nothing there."""
+        self._patiently(lambda: self._delete_prefix_once(prefix))
 
     def download_url(self, key: str, lifetime: timedelta) -> str:
         """An address from which anyone can GET the object until `lifetime` has passed."""
@@ -174,20 +173,102 @@ class ObjectStore:
         """An address to which anyone can PUT the object, replacing what was there, until `lifetime` has passed."""
         return self._public_client.presigned_put_object(self._bucket, key, expires=lifetime)
 
-    def _put_once(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> None:
+    def _put_once(self, key: str, data: bytes, content_type: str, digest: str) -> None:
+        """One upload. Servers need not compare what came with its signature, but the ETag tells what they wrote."""
+        parts = Parts(data)
         with self._translated(key):
-            self._client.put_object(
-                self._bucket, key, io.BytesIO(data), len(data), content_type=content_type, metadata=dict(metadata)
+            written = self._client.put_object(
+                self._bucket,
+                key,
+                parts,
+                len(data),
+                content_type=content_type,
+                metadata={DIGEST_METADATA: digest},
+                part_size=PART_BYTES,
+            )
+        if written.etag != parts.etag and self._digest_of(key) != digest:  # ETags of encrypted objects are of no kind
+            raise Unavailable(
+                f"the object store at {self._endpoint} wrote something else than what was sent as {key!r}",
+                reason="STORE_DAMAGES",
+                remedy="Try again; if it comes again, check the store's disks and memory and the network, or use TLS.",
             )
 
+    def _digest_of(self, key: str) -> str:
+        """Digest of what is there, read piece by piece."""
+        digest = hashlib.sha256()
+        with self._translated(key), self._opened(key) as response:
+            for piece in response.stream(PIECE_BYTES):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def _read(self, key: str, wanted: Callable[[str | None], str | None] | None) -> bytes:
+        """The object; `wanted` gives the digest that it must have for the one that was noted with it."""
+        for _ in range(2):  # what was damaged on its way only is whole the second time
+            data, noted = self._patiently(lambda: self._get_once(key))
+            if wanted is None or hashlib.sha256(data).hexdigest() == wanted(noted):
+                return data
+            del data  # not twice in memory
+        raise ObjectDamaged(key)
+
     def _get_once(self, key: str) -> tuple[bytes, str | None]:
+        with self._translated(key), self._opened(key) as response:
+            return response.read(), response.headers.get(DIGEST_METADATA)
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[urllib3.BaseHTTPResponse]:
+        response = self._client.get_object(self._bucket, key)
+        try:
+            yield response
+        finally:
+            response.close()
+            response.release_conn()
+
+    def _exists_once(self, key: str) -> None:
         with self._translated(key):
-            response = self._client.get_object(self._bucket, key)
+            self._client.stat_object(self._bucket, key)
+
+    def _delete_once(self, key: str) -> None:
+        with self._translated(key):
+            self._client.remove_object(self._bucket, key)
+
+    def _delete_prefix_once(self, prefix: str) -> None:
+        for _ in range(DELETE_ROUNDS):
+            keys = list(self.keys(prefix))
+            if all(key.endswith("/") for key in keys):  # a file server keeps empty folders
+                return
+            with self._translated(prefix):
+                list(self._client.remove_objects(self._bucket, [DeleteObject(key) for key in keys]))
+        raise Unavailable(
+            f"the store did not delete {len(keys)} objects under {prefix!r}, {keys[0]!r} among them",
+            reason="STORE_UNAVAILABLE",
+            remedy="Try again.",
+        )
+
+    def _entries(self, prefix: str, *, recursive: bool, start_after: str | None = None) -> Iterator[Object]:
+        """What a listing shows, in order. A page that does not come whole is asked for again."""
+        last = start_after
+
+        def begun() -> Iterator[Object]:
+            return iter(self._client.list_objects(self._bucket, prefix, recursive=recursive, start_after=last))
+
+        entries = begun()
+
+        def following() -> Object | None:
+            nonlocal entries
             try:
-                return response.read(), response.headers.get(DIGEST_METADATA)
-            finally:
-                response.close()
-                response.release_conn()
+                with self._translated(prefix):
+                    entry = next(entries, None)
+                    if entry and not (entry.object_name or "").startswith(prefix):
+                        raise ValueError(f"{entry.object_name!r} does not begin with {prefix!r}")
+                    return entry
+            except Unavailable:
+                entries = begun()
+                raise
+
+        while entry := self._patiently(following):
+            if entry.object_name != last:  # some servers show the folder again after which they were to begin
+                last = entry.object_name
+                yield entry
 
     def _patiently(self, action: Callable[[], T]) -> T:
         deadline_s = time.monotonic() + self._patience_s
@@ -197,7 +278,8 @@ class ObjectStore:
             except Unavailable:
                 if time.monotonic() > deadline_s:
                     raise
-                time.sleep(RETRY_S)
+            self._while_waiting()
+            time.sleep(RETRY_S)
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
@@ -207,9 +289,11 @@ class ObjectStore:
             if error.code in {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}:
                 raise ObjectMissing(key) from error
             raise self._unavailable(error) from error
-        except ValueError as error:  # how the SDK refuses a key that is none
-            raise ObjectMissing(key) from error
-        except (urllib3.exceptions.HTTPError, MinioException, OSError) as error:
+        except ValueError as error:  # the SDK refuses a key that is none, or cannot read what the server said
+            if not _is_key(key):
+                raise ObjectMissing(key) from error
+            raise self._unavailable(error) from error
+        except (urllib3.exceptions.HTTPError, HTTPException, MinioException, OSError, ET.ParseError) as error:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> Unavailable:
@@ -222,16 +306,9 @@ class ObjectStore:
         )
 
 
-def _minio_client(settings: StoreSettings, endpoint: str) -> Minio:
-    return Minio(
-        endpoint,
-        access_key=settings.access_key,
-        secret_key=settings.secret_key.get_secret_value(),
-        secure=settings.secure,
-        region="us-east-1",  # known, so that the client never asks for it
-        http_client=urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=3, read=20),
-            maxsize=16,
-            retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
-        ),
-    )
+def _nothing() -> None:
+    pass
+
+
+def _is_key(key: str) -> bool:
+    return bool(key.strip()) and not {".", ".."} & set(key.split("/"))

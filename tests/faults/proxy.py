@@ -53,6 +53,8 @@ class Faults:
     """Wait before each 64 KiB, both ways."""
     bytes_per_s: float = 0.0
     """Bandwidth of each connection; 0 means all there is."""
+    times: int = 0
+    """How many requests are struck before the network is good again; 0 means all that come."""
     only: str = ""
     """Regular expression that the request line (`PUT /bucket/key HTTP/1.1`) must have for a fault to strike."""
 
@@ -65,7 +67,8 @@ class FaultProxy:
 
     def __init__(self, *, upstream: str, seed: int = 0) -> None:
         host, port = upstream.rsplit(":", 1)
-        self.faults = Faults()
+        self._faults = Faults()
+        self._struck = 0
         self.done: Counter[str] = Counter()
         self.requests = 0
         self._upstream = (host, int(port))
@@ -75,6 +78,16 @@ class FaultProxy:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._open: set[socket.socket] = set()
         self._acceptor = threading.Thread(target=self._accept, name="fault-proxy", daemon=True)
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong now."""
+        return self._faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        with self._lock:
+            self._faults, self._struck = faults, 0
 
     @property
     def endpoint(self) -> str:
@@ -94,11 +107,10 @@ class FaultProxy:
         self._acceptor.join(5)
 
     def sever(self) -> None:
-        """Reset all connections that are open now."""
+        """End all connections that are open now."""
         with self._lock:
-            sockets = list(self._open)
-        for each in sockets:
-            _reset(each)
+            for connection in self._open:
+                _finish(connection)
 
     def _accept(self) -> None:
         self._listener.settimeout(POLL_S)
@@ -149,11 +161,14 @@ class FaultProxy:
             self.requests += 1
             if not re.search(faults.only, request.first_line):
                 return ""
+            if faults.times and self._struck >= faults.times:
+                return ""
             drawn = self._random.random()
-        for name in STRIKING:
-            drawn -= getattr(faults, name)
-            if drawn < 0:
-                return name
+            for name in STRIKING:
+                drawn -= getattr(faults, name)
+                if drawn < 0:
+                    self._struck += 1
+                    return name
         return ""
 
     def _relay(self, body: Body, source: HttpStream, sink: HttpStream, fault: str, faults: Faults) -> None:
@@ -212,6 +227,7 @@ class FaultProxy:
 
     @contextlib.contextmanager
     def _kept(self, connection: socket.socket) -> Iterator[socket.socket]:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a body follows its head at once
         with self._lock:
             self._open.add(connection)
         try:

@@ -54,11 +54,17 @@ class Echo(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+class QuietServer(ThreadingHTTPServer):
+    """To which a reset connection is no news."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
     """A real HTTP server; `got` has the bodies that came whole."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
-    server.handle_error = lambda request, address: None  # type: ignore[method-assign]  # a reset is no news here
+    server = QuietServer(("127.0.0.1", 0), Echo)
     server.got = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -163,6 +169,11 @@ def test_faults_strike_only_what_they_are_meant_for(http: urllib3.HTTPConnection
     proxy.faults = Faults(flip_down=1.0, only="^GET")
     assert http.request("PUT", "/a", body=DATA).data == DATA
     assert http.request("GET", "/a").data != DATA
+
+
+def test_network_is_good_again_after_so_many_strikes(http: urllib3.HTTPConnectionPool, proxy: FaultProxy) -> None:
+    proxy.faults = Faults(flip_down=1.0, times=2)
+    assert [http.request("GET", "/a").data == DATA for _ in range(4)] == [False, False, True, True]
 
 
 def test_same_seed_strikes_the_same_requests(server: ThreadingHTTPServer) -> None:

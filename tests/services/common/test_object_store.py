@@ -10,7 +10,8 @@ import urllib3
 from pydantic import SecretStr
 
 from services.common.errors import Unavailable
-from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
+from services.common.object_store import PART_BYTES, ObjectDamaged, ObjectMissing, ObjectStore
+from services.common.s3_client import Parts
 from services.common.settings import StoreSettings
 from services.stack import free_ports
 from tests.services.damage import damage
@@ -25,6 +26,25 @@ def test_what_is_put_is_got(any_store: ObjectStore, tenant: str, data: bytes) ->
     (listed,) = any_store.listed(f"{tenant}/")
     assert (listed.key, listed.size_bytes) == (stored.key, len(data))
     assert abs(datetime.now(UTC) - listed.changed) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, PART_BYTES + 1], ids=["below", "one", "above", "three"])
+def test_etag_tells_what_was_written_in_parts_too(
+    any_store: ObjectStore, tenant: str, more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(any_store, "_digest_of", None)  # no object is read back
+    data = b"ab" * (PART_BYTES // 2 + 1 + PART_BYTES)
+    stored = any_store.put(f"{tenant}/a", data[: PART_BYTES + more])
+    assert any_store.get_verified(stored.key) == data[: PART_BYTES + more]
+
+
+def test_object_whose_etag_tells_nothing_is_read_back(
+    any_store: ObjectStore, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Parts, "etag", "that of a server that encrypts")
+    any_store.put(f"{tenant}/a", b"x")
+    with pytest.raises(Unavailable, match="wrote something else"):
+        any_store.put(f"{tenant}/a", b"x", digest="of something else")
 
 
 def test_put_replaces(any_store: ObjectStore, tenant: str) -> None:
