@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import safetensors.torch
 from pydantic import BaseModel, ConfigDict, JsonValue
 from torch import Tensor
 
@@ -104,6 +105,18 @@ def joined(record: RunRecord, parts: Mapping[str, Tensors]) -> RunState:
         pissa_factors=parts.get(PISSA, {}),
         skipped_steps=record.skipped_steps,
     )
+
+
+def part_file(tensors: Tensors) -> bytes:
+    """A part as a safetensors file: the same bytes for the same tensors."""
+    data: bytes = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return data
+
+
+def part_tensors(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a part, on the CPU; raises `SafetensorError`."""
+    tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    return tensors
 
 
 def _best_record(best: Best | None) -> BestRecord | None:

@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import safetensors.torch
 from pydantic import BaseModel, ConfigDict, JsonValue
+from safetensors import SafetensorError
 from torch import Tensor
 
 from services.common.errors import ServiceError
 from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
 from services.trainer.checkpoints.fingerprints import Fingerprints
-from services.trainer.checkpoints.parts import RunRecord, joined, split
+from services.trainer.checkpoints.parts import RunRecord, joined, part_file, part_tensors, split
 from services.trainer.checkpoints.state import RunState
 from services.trainer.config import TrainConfig
 from services.trainer.jobs import Artifact, Checkpoint, Job
@@ -32,7 +32,7 @@ from services.trainer.results.job_files import LORA_FILE, job_prefix
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 # What names and packages raise for data that is whole but not what it should be.
-WRONG_CONTENT = (KeyError, TypeError, ValueError, safetensors.SafetensorError)
+WRONG_CONTENT = (KeyError, TypeError, ValueError, SafetensorError)
 
 
 class CheckpointDamaged(ServiceError):
@@ -129,7 +129,7 @@ def write_set(
     checkpoint_id = f"{step:06}-{job.epoch}"
     folder = f"{checkpoints_prefix(job)}{checkpoint_id}/"
     record, tensors = split(state)
-    parts = {name: _put(store, f"{folder}{name}.safetensors", _file(part)) for name, part in tensors.items()}
+    parts = {name: _put(store, f"{folder}{name}.safetensors", part_file(part)) for name, part in tensors.items()}
     parts["lora"] = _put(store, f"{folder}{LORA_FILE}", lora)
     config = job.config.model_dump_json()
     manifest = SetManifest(
@@ -151,7 +151,7 @@ def write_set(
         manifest_digest=stored.digest,
         size_bytes=stored.size_bytes + sum(part.size_bytes for part in parts.values()),
         lora=Artifact(
-            artifact_name=LORA_FILE,
+            artifact_name=f"checkpoints/{checkpoint_id}/{LORA_FILE}",
             uri=store.uri(parts["lora"].key),
             size_bytes=parts["lora"].size_bytes,
             content_digest=parts["lora"].digest,
@@ -172,7 +172,7 @@ def read_set(store: ObjectStore, checkpoint: Checkpoint, job: Job, fingerprints:
     try:
         for name, part in manifest.parts.items():
             if name != "lora":
-                parts[name] = safetensors.torch.load(_verified(store, part.key, part.digest, checkpoint))
+                parts[name] = part_tensors(_verified(store, part.key, part.digest, checkpoint))
         state = joined(manifest.run, parts)
     except WRONG_CONTENT as error:
         raise CheckpointDamaged(checkpoint.checkpoint_id, f"its parts do not fit each other ({error})") from error
@@ -185,11 +185,6 @@ def delete_set(store: ObjectStore, checkpoint: Checkpoint) -> None:
     if key and key.endswith(f"/{MANIFEST}"):
         store.delete(key)
         store.delete_prefix(key.removesuffix(MANIFEST))
-
-
-def _file(tensors: Mapping[str, Tensor]) -> bytes:
-    data: bytes = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    return data
 
 
 def _put(store: ObjectStore, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> StoredPart:

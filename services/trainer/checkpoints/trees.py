@@ -56,7 +56,7 @@ def unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     raise ValueError(f"a checkpoint's JSON has an unknown form: {sorted(value)[:3]}")
 
 
-def _below(name: str, key: object) -> str:
-    # Two keys must not give one name: a number is told from its text, and a dot from the one between.
-    own = repr(key) if isinstance(key, str) and (key.isdigit() or "." in key or not key) else str(key)
+def _below(name: str, key: int | str) -> str:
+    # In quotes unless it is a plain name: so that 0 is told from "0", and no two places have one name.
+    own = key if isinstance(key, str) and key.isidentifier() else repr(key)
     return f"{name}.{own}" if name else own
