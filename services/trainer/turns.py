@@ -4,9 +4,9 @@ Torch-free. Each job runs in a thread of its own and is given a `Turn`. One thre
 adapter is on the base is another matter: it stays on until somebody else gets the base, and is taken off by that one.
 
 The next is fair among tenants, then among a tenant's users, then among a user's jobs, by the seconds that each had the
-base: start-time fair queueing (Goyal, Vin and Cheng 1996). Who comes, or comes back, starts at the lowest of those who
-want the base, so absence earns nothing; and goes first among equals, but not twice in a row, so that a stream of short
-jobs does not hold up a long one.
+base: fair queueing. Who comes, or comes back, starts a slice below what each would have by now had all shared alike. So
+a newcomer goes first, absence earns no more than that, and a stream of short jobs does not hold up a long one: it falls
+behind that mark, which goes on, and is before them soon.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Turns:
     def __init__(self, slice_s: float) -> None:
         self._slice_s = slice_s
         self._changed = threading.Condition()
-        self._all = _Account(None)
+        self._all = _Account(None, slice_s)
         self._holder: Turn | None = None
         self._inside: Turn | None = None  # whose adapter is on the base
         self._charged_s = 0.0  # when the holder was last charged
@@ -65,8 +65,8 @@ class Turns:
     def _enter(self, turn: Turn) -> None:
         with self._changed:
             user = self._all.child(turn.tenant).child(turn.user_id)
-            turn._account = _Account(user, turn)
-            user.children[turn] = turn._account
+            turn._account = user.child(turn)
+            turn._account.turn = turn
 
     def _take(self, turn: Turn, *, back: bool) -> None:
         """Wait for the base, empty it, and put back what the turn had on it."""
@@ -130,10 +130,10 @@ class Turns:
 
     def _let_go(self, turn: Turn) -> None:
         """Want the base no more, and leave it to the next if it was held."""
-        self._want(turn, False)
+        self._charge()
         if self._holder is turn:
-            self._charge()
             self._holder = None
+        self._want(turn, False)
         self._advance()
 
     def _over(self, turn: Turn) -> bool:
@@ -183,7 +183,6 @@ class Turns:
     def _grant(self, turn: Turn) -> None:
         self._charged_s = time.monotonic()
         self._holder = turn
-        turn._account.note_turn()
         self._changed.notify_all()
 
 
@@ -262,20 +261,19 @@ class _Account:
 
     _numbers = itertools.count()
 
-    def __init__(self, parent: _Account | None, turn: Turn | None = None) -> None:
+    def __init__(self, parent: _Account | None, slice_s: float) -> None:
         self.parent = parent
-        self.turn = turn
+        self.turn: Turn | None = None  # of a job
         self.children: dict[object, _Account] = {}
         self.wanting = 0
         """Turns under it that have the base or wait for it."""
+        self._slice_s = slice_s
         self._number = next(_Account._numbers)
         self._seconds = 0.0
-        self._latest = 0.0  # the most seconds that a child ever had
-        self._had_turn = False
-        self._newcomer_last = False  # the child that had the last turn had none before
+        self._fair_seconds = 0.0  # what a child would have that always wanted the base, had all shared alike
 
-    def child(self, name: str) -> _Account:
-        return self.children.setdefault(name, _Account(self))
+    def child(self, name: object) -> _Account:
+        return self.children.setdefault(name, _Account(self, self._slice_s))
 
     def leave(self) -> None:
         """Remove a job, and with the last of them its user and tenant."""
@@ -291,8 +289,8 @@ class _Account:
             return
         account: _Account | None = self
         while account:
-            if wanting and not account.wanting:
-                account._catch_up()
+            if wanting and not account.wanting and account.parent:
+                account._seconds = max(account._seconds, account.parent._fair_seconds - self._slice_s)
             account.wanting += 1 if wanting else -1
             account = account.parent
 
@@ -300,29 +298,15 @@ class _Account:
         account = self
         while account.parent:
             account._seconds += seconds
-            account.parent._latest = max(account.parent._latest, account._seconds)
-            account = account.parent
-
-    def note_turn(self) -> None:
-        account = self
-        while account.parent:
-            account.parent._newcomer_last = not account._had_turn
-            account._had_turn = True
+            account.parent._fair_seconds += seconds / len(account.parent._wanting_children())
             account = account.parent
 
     def next(self) -> Turn:
         """Whose turn it is, of those that want one."""
         account = self
         while account.turn is None:
-            parent = account
-            account = min(
-                (each for each in parent.children.values() if each.wanting),
-                # Among equals a newcomer first, but not after a newcomer.
-                key=lambda each: (each._seconds, each._had_turn != parent._newcomer_last, each._number),
-            )
+            account = min(account._wanting_children(), key=lambda each: (each._seconds, each._number))
         return account.turn
 
-    def _catch_up(self) -> None:
-        if self.parent:
-            present = [each._seconds for each in self.parent.children.values() if each.wanting]
-            self._seconds = max(self._seconds, min(present, default=self.parent._latest))
+    def _wanting_children(self) -> list[_Account]:
+        return [each for each in self.children.values() if each.wanting]
