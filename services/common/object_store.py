@@ -236,10 +236,11 @@ class ObjectStore:
             keys = list(self.keys(prefix))
             if all(key.endswith("/") for key in keys):  # a file server keeps empty folders
                 return
-            with self._translated(prefix):
-                list(self._client.remove_objects(self._bucket, [DeleteObject(key) for key in keys]))
+            with self._translated(self._bucket):
+                refused = list(self._client.remove_objects(self._bucket, [DeleteObject(key) for key in keys]))
         raise Unavailable(
-            f"the store did not delete {len(keys)} objects under {prefix!r}, {keys[0]!r} among them",
+            f"the store did not delete {keys[0]!r}"
+            + (f" ({refused[0].code}: {refused[0].message})" if refused else ""),
             reason="STORE_UNAVAILABLE",
             remedy="Try again.",
         )
@@ -256,7 +257,7 @@ class ObjectStore:
         def following() -> Object | None:
             nonlocal entries
             try:
-                with self._translated(prefix):
+                with self._translated(self._bucket):  # a prefix need not be a key
                     entry = next(entries, None)
                     if entry and not (entry.object_name or "").startswith(prefix):
                         raise ValueError(f"{entry.object_name!r} does not begin with {prefix!r}")

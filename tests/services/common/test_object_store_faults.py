@@ -201,6 +201,7 @@ def test_listing_that_cannot_be_read_is_unavailable(
     for _ in range(150):
         try:
             outcomes.add(all(key.startswith(f"{tenant}/") for key in faulty.keys(f"{tenant}/")))
+            list(faulty.folders(""))
         except ServiceError as error:
             outcomes.add(type(error))
     assert outcomes == {True, Unavailable}
