@@ -14,6 +14,7 @@ from fluxsmith import JobState, errors
 from fluxsmith.v1 import trainer_pb2 as pb
 from fluxsmith.v1 import trainer_pb2_grpc
 
+from services.common.cache import manifest_key
 from services.common.object_store import ObjectStore
 from services.common.server import SERVER_OPTIONS, ErrorInterceptor
 from services.common.settings import ServiceSettings
@@ -24,7 +25,9 @@ from services.trainer.jobs import JobState as StoredState
 from services.trainer.results.job_files import LORA_FILE, job_prefix, put_file
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import TrainerSettings
+from tests.services.trainer.data.test_references import DATASET, point
 
+SETTINGS = TrainerSettings(max_user_jobs=2)
 FAILED = StoredState.FAILED
 NEW = NewJob(dataset=DatasetReference(dataset_id="ds-1"), config=TrainConfig(steps=9), user_id="ada")
 
@@ -32,7 +35,7 @@ NEW = NewJob(dataset=DatasetReference(dataset_id="ds-1"), config=TrainConfig(ste
 @pytest.fixture
 def address(job_store: JobStore, store: ObjectStore, service_settings: ServiceSettings) -> Iterator[str]:
     """Where the RPCs are served, from a thread of this process."""
-    servicer = TrainerServicer(jobs=job_store, objects=store, service=service_settings, settings=TrainerSettings())
+    servicer = TrainerServicer(jobs=job_store, objects=store, service=service_settings, settings=SETTINGS)
     loop = asyncio.new_event_loop()
     ports: list[int] = []
     started, stop = threading.Event(), asyncio.Event()
@@ -136,6 +139,21 @@ def test_late_repetition_of_a_pause_does_not_pause_again(
     assert stub.PauseTrainingJob(pause).job.state == pb.TRAINING_JOB_STATE_PAUSED
     stub.ResumeTrainingJob(pb.ResumeTrainingJobRequest(job_id=job_id, request_id="r"))
     assert stub.PauseTrainingJob(pause).job.state == pb.TRAINING_JOB_STATE_QUEUED
+
+
+def test_quota_is_told_with_whose_it_is_and_what_to_do(
+    client: fluxsmith.Client, store: ObjectStore, tenant: str
+) -> None:
+    point(store, tenant, DATASET)
+    store.put(manifest_key(tenant, "0" * 64), b"")
+    first = client.train(DATASET, steps=1, user_id="ada", priority=7)
+    assert client.train(DATASET, steps=1, user_id="ada").snapshot.queue_position == 1
+    with pytest.raises(errors.QuotaExceeded, match="2 are allowed") as caught:
+        client.train(DATASET, steps=1, user_id="ada")
+    assert (caught.value.reason, caught.value.subject) == ("USER_QUOTA", "user:ada")
+    assert caught.value.remedy
+    first.cancel()
+    assert client.train(DATASET, steps=1, user_id="ada", priority=-7).snapshot.priority == -7
 
 
 @pytest.mark.parametrize(
