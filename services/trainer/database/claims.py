@@ -128,7 +128,8 @@ class Claims:
     ) -> None:
         """End a job, with its last events, in one transaction.
 
-        A job whose cancellation was acknowledged in the meantime ends CANCELLED, whatever it made.
+        A job whose cancellation was acknowledged in the meantime ends CANCELLED, whatever it made. Checkpoints that
+        nobody will go on from are forgotten; their objects are the caller's to remove.
         """
         with self._database.writing() as connection:
             held = _update_held(connection, job, **(_noted(progress) if progress else {}))
@@ -136,6 +137,7 @@ class Claims:
                 state, last_events, failure, result = JobState.CANCELLED, (), None, None
             append_events(connection, job.job_id, last_events)
             end(connection, job.job_id, state, failure=failure, result=result)
+            _drop_checkpoints(connection, job, _needless(connection, job, state))
             serve(connection, job.tenant, job.user_id, progress.served_s if progress else 0.0)
 
     def park(self, job: Job, progress: Progress) -> JobState:
@@ -257,6 +259,18 @@ def _noted(progress: Progress) -> dict[str, Any]:
 def _let_go(connection: Connection, job: Job, state: JobState, **values: Any) -> None:
     again = {"step": jobs.c.checkpoint_step, **NOBODY}
     move(connection, job.job_id, state, **{**again, **values})
+
+
+def _needless(connection: Connection, job: Job, state: JobState) -> list[str]:
+    """Of a job that SUCCEEDED all checkpoints but those it was asked to keep; of a CANCELLED one all, if so asked."""
+    found = read_checkpoints(connection, job.job_id)
+    if state is JobState.SUCCEEDED:
+        interval = job.config.checkpoint_keep_interval_steps
+        return [each.checkpoint_id for each in found if not interval or each.step % interval]
+    discard = select(jobs.c.discard_checkpoints).where(jobs.c.job_id == job.job_id)
+    if state is JobState.CANCELLED and connection.execute(discard).scalar_one():
+        return [each.checkpoint_id for each in found]
+    return []
 
 
 def _drop_checkpoints(connection: Connection, job: Job, ids: Collection[str]) -> None:
