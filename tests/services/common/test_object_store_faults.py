@@ -283,3 +283,10 @@ def test_storm_loses_and_changes_nothing_that_was_acknowledged(
                 continue
     assert len(proxy.done) == len(STORM) + len(FLIPS)
     assert {key: store.get_verified(key) for key in store.keys(f"{tenant}/")} == there
+
+
+def test_request_that_hangs_is_left_to_patience(faulty: ObjectStore, proxy: FaultProxy, tenant: str) -> None:
+    proxy.faults = Faults(hang=1.0)
+    with pytest.raises(Unavailable, match="ReadTimeoutError"):
+        faulty.get(f"{tenant}/a")
+    assert proxy.done == {"hang": 1}
