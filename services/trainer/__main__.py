@@ -16,8 +16,8 @@ from services.common.logs import set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.server import serve
 from services.common.settings import ServiceSettings, StoreSettings, read_settings
-from services.trainer.data.holds import HoldsThread
 from services.trainer.database.job_store import JobStore
+from services.trainer.housekeeping import Housekeeping
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import TrainerSettings
 from services.trainer.supervisor import Supervisor
@@ -42,8 +42,8 @@ def main() -> int:
         log.error(error.line)
         return 1
     supervisor.start()
-    holds = HoldsThread(objects, jobs)
-    holds.start()
+    housekeeping = Housekeeping(objects, jobs, settings)
+    housekeeping.start()
     servicer = TrainerServicer(jobs=jobs, objects=objects, service=service, settings=settings)
     try:
         asyncio.run(
@@ -58,7 +58,7 @@ def main() -> int:
         log.error(error.line)
         return 1
     finally:
-        holds.close()
+        housekeeping.close()
         supervisor.close()
     return 0
 

@@ -200,10 +200,10 @@ class Reporter:
 
     def _keep_lease(self) -> None:
         while not self._ended.wait(self._settings.heartbeat_s):
-            progress = self.progress
-            if progress.idle_s > self._settings.stall_s:
-                self._on_stall()
             try:
+                progress = self.progress
+                if progress.idle_s > self._settings.stall_s:
+                    self._on_stall()
                 self._orders = self._claims.heartbeat(self._job, progress, lease_s=self._settings.lease_s)
                 self._told_served_s += progress.served_s
             except LostJob:

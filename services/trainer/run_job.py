@@ -35,8 +35,8 @@ from services.trainer.config import TrainConfig
 from services.trainer.config.unused import unused
 from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.data.job_data import Data, read_data
-from services.trainer.encoder_link import EncoderLink
 from services.trainer.database.job_store import JobStore, LostJob
+from services.trainer.encoder_link import EncoderLink
 from services.trainer.failures import failure_of
 from services.trainer.flow_matching import Batch
 from services.trainer.jobs import Job, JobState, JobWarning, StateChanged, StoredEvent, TrainingResult
@@ -231,9 +231,7 @@ class Run:
             self._reporter.check()
             yield batches
 
-    def _go_on_from(
-        self, state: RunState, training: Training, milestones: Milestones, savepoints: Savepoints
-    ) -> None:
+    def _go_on_from(self, state: RunState, training: Training, milestones: Milestones, savepoints: Savepoints) -> None:
         training.load_state(state.training)
         milestones.load_state(state.milestones)
         step = training.steps_done

@@ -71,9 +71,7 @@ class Worker:
 
     def run_one(self, job: Job) -> None:
         """Run a claimed job to its end, and say how it ended; raises `LostJob` when it is another's now."""
-        reporter = Reporter(
-            self._claims, job, self._settings, self._stop, on_stall=partial(self._end_this_worker, job)
-        )
+        reporter = Reporter(self._claims, job, self._settings, self._stop, on_stall=partial(self._end_this_worker, job))
         turn = reporter.turn = self._turns.join(job.tenant, job.user_id, urgent=reporter.wanted_elsewhere)
         with reporter:
             try:

@@ -18,6 +18,11 @@ def job_prefix(tenant: str, job_id: str) -> str:
     return f"{tenant}/jobs/{job_id}/"
 
 
+def checkpoints_prefix(tenant: str, job_id: str) -> str:
+    """Where its checkpoints lie."""
+    return f"{job_prefix(tenant, job_id)}checkpoints/"
+
+
 def epoch_prefix(job: Job) -> str:
     """Where one worker's part of it lies: no worker that lost the job can reach what the next one writes."""
     return f"{job_prefix(job.tenant, job.job_id)}{job.epoch}/"
