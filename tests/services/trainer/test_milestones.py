@@ -13,12 +13,12 @@ from services.trainer import reporter
 from services.trainer.adapters.adapter import attached
 from services.trainer.adapters.files import AdapterSnapshot, snapshot
 from services.trainer.config import TrainConfig
-from services.trainer.encoder_link import EncoderAway
 from services.trainer.database.job_store import JobStore
+from services.trainer.encoder_link import EncoderAway
 from services.trainer.jobs import DatasetReference, Job, JobWarning, NewJob, PreviewRendered, ValidationCompleted
 from services.trainer.milestones import Milestones, StopEarly
 from services.trainer.previews import Previews
-from services.trainer.reporter import Reporter
+from services.trainer.reporter import Reporter, StopWorker
 from services.trainer.results.history import History
 from services.trainer.settings import TrainerSettings
 from services.trainer.train import NonFiniteLoss, Step, Training
@@ -33,10 +33,13 @@ class Noted(Previews):
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.away: set[int] = set()
+        self.interrupted: set[int] = set()
         self.checks: list[Callable[[], None]] = []
 
     def render(self, step: int, check: Callable[[], None]) -> list[PreviewRendered]:
-        """Note the step and what would be called meanwhile; fails after steps of which it is told to."""
+        """Note the step and what would be called meanwhile; fails or is interrupted where it is told to be."""
+        if step in self.interrupted:
+            raise StopWorker
         self.steps.append(step)
         self.checks.append(check)
         if step in self.away:
@@ -65,7 +68,8 @@ class Run:
     def __init__(self, transformer: FluxTransformer2DModel, job: Job, jobs: JobStore, losses: Sequence[float]) -> None:
         self.jobs, self.job = jobs, job
         self.training = Training(transformer, job.config, 10)
-        self.reporter = Reporter(jobs, job, TrainerSettings(), threading.Event())
+        self.stop = threading.Event()
+        self.reporter = Reporter(jobs.claims, job, TrainerSettings(), self.stop)
         self.reporter.total_steps = 10
         self.taken: list[AdapterSnapshot] = []
         self.modes: list[bool] = []
@@ -93,18 +97,19 @@ class Run:
             previews=self.previews if job.config.preview_prompts else None,
         )
 
-    def go(self, before_step: Callable[[], None] = lambda: None) -> int:
-        """Take the steps; return how many were taken."""
-        self.milestones.catch_up()
-        for number in range(1, 11):
-            before_step()
-            step = Step(number=number, loss=torch.tensor(1.0), gradient_norm=torch.tensor(1.0), learning_rate=1.0)
-            try:
-                self.milestones.on_step(step)
-            except StopEarly:
-                self.stopped_early = True
-                return number
-        return 10
+    def go(self, before_step: Callable[[], None] = lambda: None, *, after: int = 0) -> int:
+        """Take the steps after one; return how many were taken in all."""
+        one = torch.tensor(1.0)
+        self.training.steps_done = after
+        try:
+            self.milestones.catch_up()
+            for number in range(after + 1, 11):
+                before_step()
+                self.training.steps_done = number
+                self.milestones.on_step(Step(number=number, loss=one, gradient_norm=one, learning_rate=1.0))
+        except StopEarly:
+            self.stopped_early = True
+        return self.training.steps_done
 
 
 @pytest.fixture
@@ -227,3 +232,89 @@ def test_pictures_are_given_up_after_two_in_a_row_but_for_the_last(make_run, awa
     warnings = [event.message for event in stored if isinstance(event, JobWarning)]
     assert [f"after step {step}:" in message for step, message in zip(sorted(away), warnings, strict=True)]
     assert any("left out, but for the last" in message for message in warnings) == (2 * len(asked) - 2 < 10)
+
+
+def interrupt(run: Run, what: str, at: int) -> None:
+    """Have a run interrupted: while it measures or makes pictures after step `at`, or right after that step."""
+
+    def while_measuring() -> None:
+        if run.training.steps_done == at:
+            raise StopWorker
+
+    match what:
+        case "measuring":
+            run.while_measuring = while_measuring
+        case "previewing":
+            run.previews.interrupted = {at}
+        case "step":
+            original = run.reporter.on_step
+
+            def on_step(step: Step) -> None:
+                if step.number == at:
+                    run.stop.set()
+                original(step)
+
+            run.reporter.on_step = on_step  # type: ignore[method-assign]
+
+
+INTERRUPTIONS = [
+    *(("measuring", at) for at in (0, 1, 4, 6)),
+    *(("previewing", at) for at in (0, 2, 4, 6)),
+    *(("step", at) for at in (1, 4, 6)),
+]
+
+
+@pytest.mark.parametrize(("what", "at"), INTERRUPTIONS)
+@pytest.mark.parametrize("away", [set(), {2, 4}])
+def test_run_that_is_interrupted_anywhere_goes_on_as_if_it_were_not(make_run, what, at, away) -> None:  # type: ignore[no-untyped-def]
+    losses = [5.0, 4.9, 4.8, 4.7, 4.8, 4.9, 5.0]
+    fields = {"early_stopping_patience": 3, "preview_prompts": ("a cat",), "preview_interval_steps": 2}
+    whole, first = make_run(losses, **fields), make_run(losses, **fields)
+    whole.previews.away = first.previews.away = away
+    assert (whole.go(), whole.stopped_early) == (6, True)
+    interrupt(first, what, at)
+    with pytest.raises(StopWorker):
+        first.go()
+    state = first.milestones.state()
+    second = make_run(losses[len(state.losses) :], **fields)
+    second.previews.away = away
+    second.milestones.load_state(state)
+    assert (second.go(after=at), second.stopped_early) == (6, True)
+    assert second.milestones.state().losses == whole.milestones.state().losses
+    assert second.milestones.best.step == whole.milestones.best.step
+    assert first.previews.steps + second.previews.steps == whole.previews.steps
+    assert ends_of(second) == ends_of(whole)
+
+
+def ends_of(run: Run) -> tuple[object, ...]:
+    """What a run would go on from, but for the adapter."""
+    state = run.milestones.state()
+    return state.to_beat, state.not_better, state.previewed, state.missed_in_a_row
+
+
+def test_run_that_was_interrupted_before_its_early_end_is_told_so_at_once(make_run) -> None:  # type: ignore[no-untyped-def]
+    fields = {"early_stopping_patience": 1, "preview_prompts": ("a cat",), "preview_interval_steps": 4}
+    first = make_run([5.0, 6.0], **fields)
+    first.previews.interrupted = {1}  # it would be the last
+    with pytest.raises(StopWorker):
+        first.go()
+    second = make_run([9.0], **fields)
+    second.milestones.load_state(first.milestones.state())
+    assert (second.go(after=1), second.stopped_early) == (1, True)
+    assert second.modes == []  # what was measured stays so
+    assert second.previews.steps == [1]
+
+
+def test_state_stays_as_it_was_while_the_run_goes_on(make_run) -> None:  # type: ignore[no-untyped-def]
+    run = make_run([5.0] * 11, preview_prompts=("a cat",))
+    run.milestones.catch_up()
+    state = run.milestones.state()
+    run.go(after=0)
+    assert (dict(state.losses), state.previewed, state.not_better) == ({0: 5.0}, {0}, 0)
+
+
+def test_catching_up_again_does_nothing(make_run) -> None:  # type: ignore[no-untyped-def]
+    run = make_run([5.0], preview_prompts=("a cat",))
+    run.milestones.catch_up()
+    run.milestones.catch_up()
+    assert (run.milestones.losses, run.previews.steps) == ({0: 5.0}, [0])

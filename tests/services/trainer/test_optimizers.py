@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from itertools import repeat
 
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from services.trainer.adapters.adapter import adapter_parameters, attached
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import Optimizer
-from services.trainer.optimizers import build_optimizer, set_learning_rate
+from services.trainer.optimizers import build_optimizer, set_learning_rate, state_apart
 from services.trainer.train import Training, train
 from tests.services.trainer.conftest import draw, random_batch
 
@@ -74,17 +73,12 @@ def test_run_that_goes_on_from_its_state_is_the_same_to_the_bit(
     with attached(transformer, config):
         whole = Training(transformer, config, 4)
         train(whole, batches[:2], lambda _: None)
-        saved = io.BytesIO()
-        torch.save({"optimizer": whole.optimizer.state_dict(), "parameters": copies(whole)}, saved)
+        state = whole.state()
         train(whole, batches[2:], lambda _: None)
         expected = copies(whole)
     with attached(transformer, config):
         second = Training(transformer, config, 4)
-        state = torch.load(io.BytesIO(saved.getvalue()), weights_only=True)
-        second.optimizer.load_state_dict(state["optimizer"])
-        second.steps_done = 2
-        for name, parameter in second.parameters.items():
-            parameter.data.copy_(state["parameters"][name])
+        second.load_state(state)
         train(second, batches[2:], lambda _: None)
         assert all(torch.equal(expected[name], tensor) for name, tensor in copies(second).items())
 
@@ -215,3 +209,30 @@ def test_warm_up_from_outside_is_that_of_schedule_free_itself() -> None:
     own = AdamWScheduleFree([group], lr=config.learning_rate, weight_decay=config.weight_decay, warmup_steps=4)
     own.train()
     torch.testing.assert_close(run(built, ours, 3), run(own, theirs, 0))
+
+
+@EACH
+def test_state_that_was_handed_out_is_apart_from_the_optimizer(
+    transformer: FluxTransformer2DModel, optimizer: Optimizer
+) -> None:
+    config = config_of(optimizer)
+    with attached(transformer, config):
+        training = Training(transformer, config, 3)
+        training.step([random_batch()])
+        state = training.state()
+        before = state_apart(state.optimizer)
+        training.step([random_batch(name="second")])
+        training.load_state(state)
+        training.step([random_batch(name="third")])
+    assert torch.equal(*(torch.cat(numbers_of(each)) for each in (before, state.optimizer)))
+
+
+def numbers_of(value: object) -> list[Tensor]:
+    """All numbers of a nested state in order."""
+    if isinstance(value, dict):
+        return [number for each in value.values() for number in numbers_of(each)]
+    if isinstance(value, (list, tuple)):
+        return [number for each in value for number in numbers_of(each)]
+    if isinstance(value, (int, float, Tensor)):
+        return [torch.as_tensor(value, dtype=torch.float64).reshape(-1)]
+    return []

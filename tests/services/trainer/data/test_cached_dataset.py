@@ -65,13 +65,49 @@ def test_batches_depend_on_nothing_but_the_seed(store: ObjectStore, make_dataset
     assert all(same(*pair) for pair in zip(first, again, strict=True))
 
 
+@pytest.mark.parametrize("in_order_first", [False, True])
+@pytest.mark.parametrize("first_step", [0, 1, 2, 3, 4, 7, 8])
 def test_run_that_goes_on_in_the_middle_sees_what_it_would_have_seen(
+    store: ObjectStore, make_dataset: MakeDataset, first_step: int, *, in_order_first: bool
+) -> None:
+    manifest = make_dataset(MIXED, repeats=2)  # epochs of six batches: steps end within them and with them
+    config = CONFIG.model_copy(update={"gradient_accumulation_steps": 2})
+    whole, rest = (
+        list(
+            cached(store, manifest).batches(
+                config, 8, in_order_first=in_order_first, most_batches=15, first_step=skipped
+            )
+        )
+        for skipped in (0, first_step)
+    )
+    assert [len(step) for step in rest] == [len(step) for step in whole[first_step:]]
+    assert all(same(*pair) for pair in zip(chain(*whole[first_step:]), chain(*rest), strict=True))
+
+
+def test_nothing_is_read_for_steps_that_are_left_out(store: ObjectStore, make_dataset: MakeDataset) -> None:
+    manifest = make_dataset([SQUARE] * 6)
+    read: list[str] = []
+
+    class Noting(ObjectStore):
+        def get(self, key: str, *, digest: str | None = None) -> bytes:
+            read.append(key)
+            return super().get(key, digest=digest)
+
+    noting = Noting.__new__(Noting)
+    vars(noting).update(vars(store))
+    (step,) = cached(noting, manifest).batches(CONFIG, 3, first_step=2)
+    assert len(step[0].sigma_B) == 2
+    assert len(read) == 4  # two pictures and their captions
+
+
+def test_run_that_goes_on_waits_for_no_more_samples_than_it_needs(
     store: ObjectStore, make_dataset: MakeDataset
 ) -> None:
-    manifest = make_dataset(MIXED)
-    whole = list(shown(cached(store, manifest), CONFIG, 8))
-    rest = list(islice(shown(cached(store, manifest), CONFIG, 20), 5, 8))
-    assert all(same(*pair) for pair in zip(whole[5:], rest, strict=True))
+    manifest = make_dataset([SQUARE] * 8)
+    dataset = CachedDataset(store, manifest, Watched(manifest.samples, last=5))
+    steps = dataset.batches(CONFIG, 4, in_order_first=True, first_step=2)
+    assert caption_numbers(store, manifest, next(steps)[0]) == [4, 5]
+    steps.close()
 
 
 def test_another_seed_gives_other_noise_levels_and_order(store: ObjectStore, make_dataset: MakeDataset) -> None:
