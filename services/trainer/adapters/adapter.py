@@ -99,8 +99,8 @@ class AttachedAdapter:
     def own_tensors(self) -> list[Tensor]:
         """Parameters and buffers of the adapter, trained or not, wherever it is; none of the base."""
         layers = adapter_layers(self._transformer) if self._on else self._layers
-        own = [part for layer in layers.values() for name, part in layer.named_children() if name != "base_layer"]
-        return [tensor for part in own for tensor in (*part.parameters(), *part.buffers())]
+        own = [module for layer in layers.values() for module in _own_modules(layer)]
+        return [tensor for each in own for tensor in (*each.parameters(recurse=False), *each.buffers(recurse=False))]
 
     def end(self) -> None:
         """Take it off for good."""
@@ -152,6 +152,12 @@ def _restore(weight: nn.Parameter, saved: Tensor) -> None:
         weight.data.copy_(saved)  # in place, so that it cannot run out of memory
 
 
+def _own_modules(layer: Any) -> list[nn.Module]:
+    """Those in a layer of peft that are not the base's."""
+    own = [part for name, part in layer.named_children() if name != "base_layer"]
+    return [module for part in own for module in part.modules()]
+
+
 def _put(transformer: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, own_name = name.rpartition(".")
     setattr(transformer.get_submodule(parent), own_name, module)
@@ -169,6 +175,23 @@ def adapter_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in transformer.named_parameters()
         if ADAPTER in name.split(".")
     }
+
+
+@contextmanager
+def without_dropout(transformer: nn.Module) -> Iterator[None]:
+    """The attached adapter without its dropout, the only thing in FLUX that differs between training and use.
+
+    Touches the adapter's own modules alone, so that it may end while another job's adapter is on the base.
+    """
+    own = [module for layer in adapter_layers(transformer).values() for module in (layer, *_own_modules(layer))]
+    before = [module.training for module in own]
+    for module in own:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, was_training in zip(own, before, strict=True):
+            module.training = was_training
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from services.common.errors import InvalidInput
 from services.trainer.adapters import adapter
-from services.trainer.adapters.adapter import adapter_layers, adapter_parameters, attached, pissa_factors
+from services.trainer.adapters.adapter import (
+    adapter_layers,
+    adapter_parameters,
+    attached,
+    pissa_factors,
+    without_dropout,
+)
 from services.trainer.adapters.files import peft_file, snapshot
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import TargetPreset
@@ -291,9 +297,74 @@ def test_pissa_goes_on_from_the_part_it_began_with(transformer: FluxTransformer2
         factors = pissa_factors(transformer)
         rest = transformer.get_submodule(LAYER).get_base_layer().weight.clone()
     with attached(transformer, job(init_weights="PISSA", seed=2), pissa_start=factors):
-        torch.testing.assert_close(transformer.get_submodule(LAYER).get_base_layer().weight, rest)
+        assert torch.equal(transformer.get_submodule(LAYER).get_base_layer().weight, rest)
         assert all(torch.equal(pissa_factors(transformer)[name], factors[name]) for name in factors)
         assert torch.equal(adapter_parameters(transformer)[f"{LAYER}.lora_A.weight"], factors[f"{LAYER}.lora_A.weight"])
+
+
+def test_pissa_does_not_train_on_the_factors_that_it_is_given(transformer: FluxTransformer2DModel) -> None:
+    with attached(transformer, job(init_weights="PISSA")):
+        factors = pissa_factors(transformer)
+    kept = {name: factor.clone() for name, factor in factors.items()}
+    with attached(transformer, job(init_weights="PISSA"), pissa_start=factors):
+        take_step(transformer)
+    assert all(torch.equal(factors[name], kept[name]) for name in kept)
+
+
+@each_kind
+def test_adapter_that_was_off_goes_on_to_the_bit(transformer: FluxTransformer2DModel, kind: dict[str, Any]) -> None:
+    before = digest(transformer)
+    with attached(transformer, job(**kind)) as adapter:
+        take_step(transformer)
+        trained, names = digest(transformer), list(adapter_parameters(transformer))
+        adapter.take_off()
+        assert digest(transformer) == before
+        assert not hasattr(transformer, "peft_config")
+        adapter.put_on()
+        assert (digest(transformer), list(adapter_parameters(transformer))) == (trained, names)
+        assert transformer.peft_config
+    assert digest(transformer) == before
+
+
+def test_own_tensors_are_the_same_on_the_base_and_off_it(transformer: FluxTransformer2DModel) -> None:
+    with attached(transformer, job(**KINDS["dora"])) as adapter:
+        parameters = {id(parameter) for parameter in adapter_parameters(transformer).values()}
+        assert {id(tensor) for tensor in adapter.own_tensors()} == parameters
+        adapter.take_off()
+        assert {id(tensor) for tensor in adapter.own_tensors()} == parameters
+
+
+def test_adapter_that_ends_off_the_base_leaves_another_on_it(transformer: FluxTransformer2DModel) -> None:
+    before, first = digest(transformer), attached(transformer, job(**KINDS["pissa"]))
+    first.__enter__().take_off()
+    with attached(transformer, job(seed=1)):
+        there = digest(transformer)
+        first.__exit__(None, None, None)
+        assert digest(transformer) == there
+    assert digest(transformer) == before
+
+
+def test_without_dropout_every_answer_is_the_same(transformer: FluxTransformer2DModel) -> None:
+    with attached(transformer, job(adapter_dropout=0.5)):
+        randomize(transformer)
+        with without_dropout(transformer):
+            assert torch.equal(answer(transformer), answer(transformer))
+            assert transformer.training
+        assert not torch.equal(answer(transformer), answer(transformer))
+
+
+def test_end_of_without_dropout_does_not_touch_another_adapter(transformer: FluxTransformer2DModel) -> None:
+    with attached(transformer, job(adapter_dropout=0.5)) as adapter:
+        with without_dropout(transformer):
+            adapter.take_off()
+            with attached(transformer, job(adapter_dropout=0.5, seed=1)), without_dropout(transformer):
+                pass
+            other = attached(transformer, job(adapter_dropout=0.5, seed=1))
+            other.__enter__()
+            transformer.eval()
+        assert not any(layer.training for layer in adapter_layers(transformer).values())
+        transformer.train()
+        other.__exit__(None, None, None)
 
 
 def test_pissa_of_a_rank_above_the_layer_is_refused(transformer: FluxTransformer2DModel) -> None:
