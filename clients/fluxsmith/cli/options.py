@@ -37,7 +37,11 @@ User = Annotated[str, typer.Option(metavar="USER", help="User of your product th
 Priority = Annotated[
     int,
     typer.Option(
-        min=-100, max=100, metavar="N", help="The highest of your waiting jobs goes first, -100 to 100. (default 0)"
+        min=-100,
+        max=100,
+        metavar="N",
+        show_default=False,
+        help="Of your waiting jobs, the highest goes first. (default 0)",
     ),
 ]
 Output = Annotated[
