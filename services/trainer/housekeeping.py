@@ -1,4 +1,4 @@
-"""What a trainer's server does now and then: lets go of what nobody needs any more, so that nothing grows without end."""
+"""What a trainer's server does now and then: lets go of what nobody needs any more, so that nothing grows for ever."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Reporter:
         self._thread.join()
 
     def check(self) -> None:
-        """Raise if the job should not go on: `LostJob`, `CancelJob`, `PauseJob` or `StopWorker`. A sign that it does."""
+        """Raise if the job should not go on: `LostJob`, `CancelJob`, `PauseJob`, `StopWorker`. A sign that it does."""
         self._last_sign_s = time.monotonic()
         if self._lost:
             raise LostJob(self._job.job_id)
@@ -170,6 +170,11 @@ class Reporter:
                 time.sleep(RETRY_S)
 
     @property
+    def served_s(self) -> float:
+        """Seconds that the job has had the base so far."""
+        return self.turn.served_s if self.turn else 0.0
+
+    @property
     def step(self) -> int:
         """The last step done."""
         return self._step
@@ -178,11 +183,10 @@ class Reporter:
     def progress(self) -> Progress:
         """How far the job is. `served_s` counts from the last sign of life."""
         ends_s = list(self._step_ends_s)
-        served_s = self.turn.served_s if self.turn else 0.0
         return Progress(
             step=self._step,
             total_steps=self.total_steps,
-            served_s=max(0.0, served_s - self._told_served_s),
+            served_s=max(0.0, self.served_s - self._told_served_s),
             idle_s=time.monotonic() - self._last_sign_s,
             step_time_s=(ends_s[-1] - ends_s[0]) / (len(ends_s) - 1) if len(ends_s) > 1 else None,
         )

@@ -156,7 +156,6 @@ class Run:
                 form=adapter_form(transformer, config),
                 provenance=self._provenance,
                 interval_s=self._place.settings.checkpoint_interval_s,
-                served_s=lambda: self._turn.served_s,
             )
             if state:
                 self._go_on_from(state, training, milestones, savepoints)

@@ -24,7 +24,7 @@ class TrainerSettings(BaseSettings):
     heartbeat_s: float = Field(default=0.5, gt=0)
     """Seconds between a worker's signs of life; also how soon it notices a cancellation."""
     stall_s: float = Field(default=1800.0, ge=1)
-    """A worker whose job has not got on for this many seconds, in a step or between steps, ends itself to be replaced."""
+    """A worker whose job has not got on for so many seconds, in a step or between steps, ends itself to be replaced."""
     max_attempts: int = Field(default=3, ge=1)
     """Attempts at one job, by lost workers or with errors of the service's own, without a new checkpoint in between,
     before it is given up."""

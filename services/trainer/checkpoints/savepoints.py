@@ -21,8 +21,8 @@ from services.trainer.train import Training
 class Savepoints:
     """The checkpoints of one run, from its first step or from the checkpoint that it goes on from.
 
-    `interval_s` is how much training may be lost by jobs that say nothing about it, counted by `served_s`: seconds that
-    the job has had the base. `provenance` goes into the header of each checkpoint's LoRA.
+    `interval_s` is how much training may be lost by jobs that say nothing about it, in seconds that the job has the
+    base. `provenance` goes into the header of each checkpoint's LoRA.
     """
 
     def __init__(
@@ -36,7 +36,6 @@ class Savepoints:
         form: AdapterForm,
         provenance: Mapping[str, str],
         interval_s: float,
-        served_s: Callable[[], float],
     ) -> None:
         self._training = training
         self._milestones = milestones
@@ -46,8 +45,7 @@ class Savepoints:
         self._form = form
         self._provenance = provenance
         self._interval_s = interval_s
-        self._served_s = served_s
-        self._written_s = served_s()
+        self._written_s = reporter.served_s
         self._written_step: int | None = None
 
     def goes_on(self) -> None:
@@ -65,7 +63,7 @@ class Savepoints:
             return False
         if config.checkpoint_interval_steps:
             return step % config.checkpoint_interval_steps == 0
-        return self._served_s() - self._written_s >= self._interval_s
+        return self._reporter.served_s - self._written_s >= self._interval_s
 
     def write(self, apart: Callable[[], AbstractContextManager[None]] = nullcontext, *, patient: bool = True) -> None:
         """Write one of the run as it is, between steps; the store is waited for within `apart()`, without the base.
@@ -91,7 +89,7 @@ class Savepoints:
                 put = partial(self._checkpoints.write, state, lora, self._milestones.losses.get(step))
                 with apart():
                     self._reporter.patiently(put) if patient else put()
-            self._written_step, self._written_s = step, self._served_s()
+            self._written_step, self._written_s = step, self._reporter.served_s
         self._reporter.checkpoint_written()
 
     def _lora(self, step: int) -> bytes:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from services.common.errors import Unavailable
 from services.trainer.adapters.adapter import adapter_parameters
-from services.trainer.checkpoints import checkpoints as checkpoints_module
+from services.trainer.checkpoints.sets import write_set
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import AdapterType, InitWeights, Optimizer
 from services.trainer.database.claims import LostJob
-from services.trainer.jobs import CheckpointWritten, Job, JobState, NewJob, StateChanged, StepsCompleted
+from services.trainer.flow_matching import loss_per_sample
+from services.trainer.jobs import Checkpoint, CheckpointWritten, Job, JobState, NewJob, StateChanged, StepsCompleted
 from services.trainer.results.job_files import job_prefix
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import Worker
@@ -71,18 +74,15 @@ def digest(job: Job) -> str:
 
 def stop_after(bench: Bench, steps: int, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Do something in the middle of the first batch of step `steps` + 1."""
-    from services.trainer import train  # noqa: PLC0415 - the loss that every batch goes through
+    taken = itertools.count()
 
-    original, taken = train.loss_per_sample, [0]
-
-    def counted(*arguments: object) -> object:
-        taken[0] += 1
-        if taken[0] == steps + 1:
+    def counted(*arguments: Any) -> Tensor:
+        if next(taken) == steps:
             act()
             time.sleep(0.2)  # ten heartbeats
-        return original(*arguments)
+        return loss_per_sample(*arguments)
 
-    monkeypatch.setattr(train, "loss_per_sample", counted)
+    monkeypatch.setattr("services.trainer.train.loss_per_sample", counted)
 
 
 @pytest.mark.parametrize(
@@ -140,18 +140,15 @@ def test_job_paused_while_it_is_measured_is_measured_again_and_nothing_else_chan
     undisturbed = bench.run(LONG)
     job = create(bench, LONG)
     with monkeypatch.context() as patched:
-        from services.trainer import validation  # noqa: PLC0415 - as above
+        measured = itertools.count()
 
-        original, measured = validation.loss_per_sample, [0]
-
-        def counted(*arguments: object) -> object:
-            measured[0] += 1
-            if measured[0] == 20:  # in the second measurement
+        def counted(*arguments: Any) -> Tensor:
+            if next(measured) == 20:  # in the second measurement
                 bench.jobs.pause(bench.tenant, job.job_id)
                 time.sleep(0.2)
-            return original(*arguments)
+            return loss_per_sample(*arguments)
 
-        patched.setattr(validation, "loss_per_sample", counted)
+        patched.setattr("services.trainer.validation.loss_per_sample", counted)
         paused = bench.run_next()
     assert paused.state is JobState.PAUSED
     bench.jobs.resume(bench.tenant, job.job_id)
@@ -320,15 +317,14 @@ def test_job_that_waits_its_turn_is_cancelled_and_paused_without_waiting_for_the
 
 
 def test_write_that_the_store_refuses_is_tried_until_it_serves(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, refused = checkpoints_module.write_set, [0]
+    refused = itertools.count(1)
 
-    def refusing(*arguments: object) -> object:
-        refused[0] += 1
-        if refused[0] < 3:
+    def refusing(*arguments: Any) -> Checkpoint:
+        if next(refused) < 3:
             raise Unavailable("no", reason="STORE_UNAVAILABLE", remedy="wait")
-        return original(*arguments)
+        return write_set(*arguments)
 
-    monkeypatch.setattr(checkpoints_module, "write_set", refusing)
+    monkeypatch.setattr("services.trainer.checkpoints.checkpoints.write_set", refusing)
     job = bench.run(LONG.model_copy(update={"checkpoint_interval_steps": 7}))
     assert job.state is JobState.SUCCEEDED
-    assert refused[0] == 3
+    assert next(refused) == 4
