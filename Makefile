@@ -1,5 +1,5 @@
 # Thin over scripts/, which work where make is missing. Everything runs in .venv, which scripts/setup.sh makes.
-.PHONY: help setup demo up test lint format proto bench clean
+.PHONY: help setup demo up test lint format proto bench chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -20,5 +20,8 @@ proto: ## Generate the Python stubs from protos/
 	@scripts/proto.sh
 bench: ## Measure the full-size model on a GPU (results in benchmarks/results/)
 	@scripts/bench.sh
+chaos: ## Break the stack on purpose while jobs run, then run 2,000 jobs; writes docs/chaos.md (two hours)
+	@scripts/chaos.sh
+	@scripts/chaos.sh soak
 clean: ## Remove what the other targets made, the virtual environment included
 	rm -rf .venv data demo-output .mypy_cache .pytest_cache .ruff_cache

