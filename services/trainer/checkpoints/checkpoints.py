@@ -74,7 +74,7 @@ class Checkpoints:
             except (CheckpointDamaged, CheckpointOfOtherData) as error:
                 log.warning("%s: %s", self._job.job_id, error.line)
                 self._write_events([JobWarning(reason="CHECKPOINT_SKIPPED", message=error.line)])
-                # Its objects stay until the job is deleted: somebody may want to know what became of them.
+                # Its objects stay until the job has ended: somebody may want to know what became of them.
                 self._claims.drop_checkpoints(self._job, [checkpoint.checkpoint_id])
                 continue
             warnings = [JobWarning(reason="CHECKPOINT_OF_OTHER_VERSION", message=text) for text in restored.warnings]

@@ -15,6 +15,7 @@ from services.trainer.checkpoints.state import RunState
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import Optimizer
 from services.trainer.train import Training
+from services.trainer.transformer import prepared
 from tests.services.trainer.checkpoints.runs import (
     CUT,
     FINGERPRINTS,
@@ -82,3 +83,13 @@ def test_run_goes_on_from_the_store_to_the_bit(
     assert restored.state.milestones.losses == state.milestones.losses
     assert restored.state.milestones.previewed == state.milestones.previewed
     assert restored.state.skipped_steps == state.skipped_steps
+
+
+def test_pissa_goes_on_to_the_bit_on_a_base_of_16_bits(two_blocks: FluxTransformer2DModel) -> None:
+    config = TrainConfig(**fields_of(Optimizer.ADAMW, KINDS["pissa"], {}))
+    base = FluxTransformer2DModel.from_config(two_blocks.config)
+    base = prepared(base)
+    base.load_state_dict(two_blocks.state_dict())
+    base.to(torch.bfloat16)
+    state, whole = cut_and_whole(base, config)
+    assert same(gone_on(base, config, through_bytes(state)), whole)
