@@ -90,10 +90,12 @@ class ObjectStore:
         self._client = s3_client(settings, settings.endpoint)
         self._public_client = s3_client(settings, settings.public_endpoint or settings.endpoint)
 
-    def with_patience(self, patience_s: float, *, while_waiting: Callable[[], None] | None = None) -> ObjectStore:
-        """The same store over the same connections, with another patience."""
+    def with_patience(
+        self, patience_s: float | None = None, *, while_waiting: Callable[[], None] | None = None
+    ) -> ObjectStore:
+        """The same store over the same connections, with another patience; None keeps that of this one."""
         other = copy.copy(self)
-        other._patience_s = patience_s
+        other._patience_s = self._patience_s if patience_s is None else patience_s
         other._while_waiting = while_waiting or _nothing
         return other
 

@@ -110,12 +110,13 @@ class Run:
         self._config = job.config
         self._place = place
         self._base = place.base
-        self._store = place.store
+        # A job that should not go on does not wait for a store that is away.
+        self._store = place.store.with_patience(while_waiting=reporter.check)
         self._link = link
         self._reporter = reporter
         self._turn = turn
         self._swap = Swap(place.base.transformer)
-        self._records = Records(job, place.store, reporter, link, place.base.name)
+        self._records = Records(job, self._store, reporter, link, place.base.name)
         self._memory = MemoryPeak(next(place.base.transformer.parameters()).device)
         self._milestones: Milestones | None = None
         self._savepoints: Savepoints | None = None

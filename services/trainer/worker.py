@@ -13,13 +13,15 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from services.common.errors import ServiceError, Unavailable
+from services.common.errors import NotFound, ServiceError, Unavailable
 from services.common.logs import set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings, StoreSettings, read_settings
@@ -40,9 +42,25 @@ log = logging.getLogger("services.trainer.worker")
 
 IDLE_S = 0.2
 RETRY_S = 2.0
+SUSPECT_S = 5.0  # that a job waits which must run alone, before others make room for it
 RELEASE_S = 15.0  # before a job that met an outage is claimed again; others go first
 STORE_PATIENCE_S = 60.0
 HUNG = 75  # the exit code of a worker that ended itself; EX_TEMPFAIL of sysexits.h
+
+
+@dataclass(frozen=True, kw_only=True)
+class Active:
+    """A job that this worker has under way, and how it is told to leave."""
+
+    job: Job
+    leave: threading.Event
+
+    def is_suspect(self, jobs: JobStore) -> bool:
+        """Whether workers were lost over the job, and it has not written a checkpoint since."""
+        try:
+            return bool(self.job.lost) and bool(jobs.get(self.job.tenant, self.job.job_id).lost)
+        except NotFound:
+            return False
 
 
 class Worker:
@@ -55,7 +73,9 @@ class Worker:
         self._stop = stop
         self._owner = f"{socket.gethostname()}/{os.getpid()}"
         self._turns = Turns(place.settings.slice_s)
-        self._active: dict[threading.Thread, Job] = {}
+        self._active: dict[threading.Thread, Active] = {}
+        self._suspect_since_s: float | None = None
+        self._making_room = False
 
     def run(self) -> None:
         """Run jobs until `stop` is set, and then until each has written its checkpoint."""
@@ -66,12 +86,17 @@ class Worker:
             except Unavailable as error:
                 log.warning("%s Trying again in %.0f s", error.line, RETRY_S)
                 self._stop.wait(RETRY_S)
+        self._send_away()
         for thread in self._active:
             thread.join()
 
-    def run_one(self, job: Job) -> None:
-        """Run a claimed job to its end, and say how it ended; raises `LostJob` when it is another's now."""
-        reporter = Reporter(self._claims, job, self._settings, self._stop, on_stall=partial(self._end_this_worker, job))
+    def run_one(self, job: Job, leave: threading.Event | None = None) -> None:
+        """Run a claimed job to its end, or until it is to `leave`, and say how it ended.
+
+        Raises `LostJob` when it is another's now.
+        """
+        on_stall = partial(self._end_this_worker, job)
+        reporter = Reporter(self._claims, job, self._settings, leave or self._stop, on_stall=on_stall)
         turn = reporter.turn = self._turns.join(job.tenant, job.user_id, urgent=reporter.wanted_elsewhere)
         with reporter:
             try:
@@ -82,7 +107,8 @@ class Worker:
                 reporter.finishing = True
                 reporter.patiently(lambda: self._claims.park(job, reporter.progress))
             except StopWorker:
-                self._claims.release(job, "its worker was stopped; it goes on from its last checkpoint")
+                why = "its worker was stopped" if self._stop.is_set() else "it makes room for a job that must run alone"
+                self._claims.release(job, f"{why}; it goes on from its last checkpoint")
             except Unavailable as error:
                 log.warning("%s: %s", job.job_id, error.line)
                 message = f"{error.message}; it goes on from its last checkpoint"
@@ -96,9 +122,10 @@ class Worker:
 
     def _take(self) -> bool:
         """Begin with one more job, where there is room and one waits."""
-        self._active = {thread: job for thread, job in self._active.items() if thread.is_alive()}
+        self._active = {thread: active for thread, active in self._active.items() if thread.is_alive()}
         # What was lost before may take its worker with it: it runs alone, so that no neighbour is lost too.
-        if len(self._active) >= self._settings.active_jobs or any(job.lost for job in self._active.values()):
+        alone = any(active.is_suspect(self._place.jobs) for active in self._active.values())
+        if alone or len(self._active) >= self._settings.active_jobs or (self._making_room and self._active):
             return False
         job = self._claims.claim(
             self._owner,
@@ -106,18 +133,41 @@ class Worker:
             max_attempts=self._settings.max_attempts,
             retry_delay_s=self._settings.retry_delay_s,
             alone=not self._active,
+            only_suspects=self._making_room,
         )
+        self._making_room = False
         if job is None:
+            self._make_room_for_suspects()
             return False
         log.info("%s: attempt %d", job.job_id, job.attempt)
-        thread = threading.Thread(target=self._run_in_thread, args=(job,), name=job.job_id)
-        self._active[thread] = job
+        active = Active(job=job, leave=threading.Event())
+        thread = threading.Thread(target=self._run_in_thread, args=(active,), name=job.job_id)
+        self._active[thread] = active
         thread.start()
         return True
 
-    def _run_in_thread(self, job: Job) -> None:
+    def _make_room_for_suspects(self) -> None:
+        """Send all jobs back with a checkpoint when one that must run alone has waited long enough for another worker.
+
+        They lose nothing but their turn, and are taken up again once it has written a checkpoint.
+        """
+        waits = bool(self._active) and self._claims.suspect_waits(
+            max_attempts=self._settings.max_attempts, retry_delay_s=self._settings.retry_delay_s
+        )
+        now_s = time.monotonic()
+        self._suspect_since_s = (self._suspect_since_s or now_s) if waits else None
+        if self._suspect_since_s is not None and now_s - self._suspect_since_s > SUSPECT_S:
+            self._making_room, self._suspect_since_s = True, None
+            self._send_away()
+
+    def _send_away(self) -> None:
+        for active in self._active.values():
+            active.leave.set()
+
+    def _run_in_thread(self, active: Active) -> None:
+        job = active.job
         try:
-            self.run_one(job)
+            self.run_one(job, active.leave)
         except LostJob as error:
             log.warning("%s", error)
         except Unavailable as error:  # its lease runs out, and it is taken up again
@@ -141,7 +191,8 @@ class Worker:
         """Remove what an ended job does not need; what is left over goes when it is deleted."""
         try:
             artifacts = self._place.jobs.artifacts(job.job_id).values()
-            remove_leftovers(self._place.store, job, artifacts, self._claims.checkpoints(job))
+            store = self._place.store.with_patience(0.0)
+            remove_leftovers(store, job, artifacts, self._claims.checkpoints(job))
         except ServiceError as error:
             log.warning("%s: %s", job.job_id, error.line)
 
@@ -179,9 +230,11 @@ class Worker:
         try:
             self._claims.append(hung, [JobWarning(reason="STALLED", message=message)])
             self._claims.release(hung, message, delay_s=self._settings.retry_delay_s * (hung.lost + 1), counted=True)
-            for job in self._active.values():
-                if job.job_id != hung.job_id:
-                    self._claims.release(job, "its worker hung over another job; it goes on from its last checkpoint")
+            for active in self._active.values():
+                if active.job.job_id != hung.job_id:
+                    self._claims.release(
+                        active.job, "its worker hung over another job; it goes on from its last checkpoint"
+                    )
         except (ServiceError, LostJob) as error:
             log.critical("leases run out by themselves: %s", error)
         os._exit(HUNG)

@@ -27,7 +27,7 @@ from services.trainer.checkpoints.parts import RunRecord, joined, part_file, par
 from services.trainer.checkpoints.state import RunState
 from services.trainer.config import TrainConfig
 from services.trainer.jobs import Artifact, Checkpoint, Job
-from services.trainer.results.job_files import LORA_FILE, job_prefix
+from services.trainer.results.job_files import LORA_FILE, checkpoints_prefix
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -107,11 +107,6 @@ class SetManifest(_Record):
     run: RunRecord
 
 
-def checkpoints_prefix(job: Job) -> str:
-    """Where the checkpoints of a job lie."""
-    return f"{job_prefix(job.tenant, job.job_id)}checkpoints/"
-
-
 def write_set(
     store: ObjectStore,
     job: Job,
@@ -127,7 +122,7 @@ def write_set(
     """
     step = state.training.steps_done
     checkpoint_id = f"{step:06}-{job.epoch}"
-    folder = f"{checkpoints_prefix(job)}{checkpoint_id}/"
+    folder = f"{checkpoints_prefix(job.tenant, job.job_id)}{checkpoint_id}/"
     record, tensors = split(state)
     parts = {name: _put(store, f"{folder}{name}.safetensors", part_file(part)) for name, part in tensors.items()}
     parts["lora"] = _put(store, f"{folder}{LORA_FILE}", lora)

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, or_, select, update
 
 from services.trainer.database.database import Database, insert_if_new
-from services.trainer.database.line import LONGEST_DELAY_S, claimable, first
+from services.trainer.database.line import LONGEST_DELAY_S, claimable, first, suspect
 from services.trainer.database.rows import (
     HELD,
     NOBODY,
@@ -56,22 +56,29 @@ class Claims:
         self._database = database
 
     def claim(
-        self, owner: str, *, lease_s: float, max_attempts: int, retry_delay_s: float = 0.0, alone: bool = True
+        self,
+        owner: str,
+        *,
+        lease_s: float,
+        max_attempts: int,
+        retry_delay_s: float = 0.0,
+        alone: bool = True,
+        only_suspects: bool = False,
     ) -> Job | None:
         """Take the next job that waits or whose worker has gone silent; None when there is none.
 
         A job whose workers were lost `max_attempts` times without a checkpoint in between FAILS instead; between such
         attempts it rests for `retry_delay_s` seconds, longer each time. Whoever is not `alone`, having other jobs, does
         not get one that may be what kills workers. It stays next in line nevertheless: then nothing is taken, so that
-        it has its turn once a worker has nothing else to do.
+        it has its turn once a worker has nothing else to do; that one may ask for it with `only_suspects`.
         """
         if not self._anything_to_take():
             return None
         self._settle_abandoned(max_attempts)
-        while found := self._next(retry_delay_s):
+        among = suspect(max_attempts) if only_suspects else None
+        while found := self._next(retry_delay_s, among):
             abandoned = found["state"] == JobState.RUNNING
-            suspect = found["lost"] > 0 or (abandoned and found["lost"] + 2 >= max_attempts)
-            if suspect and not alone:
+            if not alone and (found["lost"] > 0 or (abandoned and found["lost"] + 2 >= max_attempts)):
                 return None
             if job := self._take(found, owner, lease_s=lease_s, retry_delay_s=retry_delay_s):
                 return job  # otherwise another worker was faster
@@ -174,9 +181,13 @@ class Claims:
         with self._database.reading() as connection:
             return connection.execute(_TO_TAKE).first() is not None
 
-    def _next(self, retry_delay_s: float) -> RowMapping | None:
+    def suspect_waits(self, *, max_attempts: int, retry_delay_s: float = 0.0) -> bool:
+        """Whether a job waits that only a worker without other jobs may take."""
+        return self._next(retry_delay_s, suspect(max_attempts)) is not None
+
+    def _next(self, retry_delay_s: float, among: ColumnElement[bool] | None = None) -> RowMapping | None:
         with self._database.reading() as connection:
-            return first(connection, retry_delay_s=retry_delay_s)
+            return first(connection, retry_delay_s=retry_delay_s, among=among)
 
     def _take(self, found: RowMapping, owner: str, *, lease_s: float, retry_delay_s: float) -> Job | None:
         """Claim the job that was found in line, unless it is not as it was found."""

@@ -28,9 +28,17 @@ def claimable(retry_delay_s: float) -> ColumnElement[bool]:
     return or_(and_(jobs.c.state == JobState.QUEUED, waited), abandoned)
 
 
-def first(connection: Connection, *, retry_delay_s: float) -> RowMapping | None:
-    """`job_id`, `state`, `epoch` and `lost` of the job that is next, or None."""
-    line = _line(claimable(retry_delay_s)).subquery()
+def suspect(max_attempts: int) -> ColumnElement[bool]:
+    """Whether the job may be what kills workers: one was lost over it, or would cost it its last attempt but one."""
+    return or_(jobs.c.lost > 0, and_(jobs.c.state == JobState.RUNNING, jobs.c.lost + 2 >= max_attempts))
+
+
+def first(
+    connection: Connection, *, retry_delay_s: float, among: ColumnElement[bool] | None = None
+) -> RowMapping | None:
+    """`job_id`, `state`, `epoch` and `lost` of the job that is next, of those `among` which it is to be; or None."""
+    waits = claimable(retry_delay_s)
+    line = _line(waits if among is None else and_(waits, among)).subquery()
     head = select(line.c.job_id).order_by(line.c.place).limit(1).scalar_subquery()
     query = select(jobs.c.job_id, jobs.c.state, jobs.c.epoch, jobs.c.lost).where(jobs.c.job_id == head)
     return connection.execute(query).mappings().one_or_none()

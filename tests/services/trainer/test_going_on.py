@@ -25,7 +25,7 @@ from services.trainer.flow_matching import loss_per_sample
 from services.trainer.jobs import Checkpoint, CheckpointWritten, Job, JobState, NewJob, StateChanged, StepsCompleted
 from services.trainer.results.job_files import job_prefix
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker import Worker
+from services.trainer.worker import HUNG, Worker
 from tests.services.trainer import test_run_job
 from tests.services.trainer.database.test_job_store import take
 from tests.services.trainer.test_run_job import CONFIG, Bench
@@ -328,3 +328,40 @@ def test_write_that_the_store_refuses_is_tried_until_it_serves(bench: Bench, mon
     job = bench.run(LONG.model_copy(update={"checkpoint_interval_steps": 7}))
     assert job.state is JobState.SUCCEEDED
     assert next(refused) == 4
+
+
+def test_job_that_may_kill_workers_runs_alone_and_others_make_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trainer.worker.SUSPECT_S", 0.0)
+    undisturbed = bench.run(LONG)
+    create(bench, CONFIG, "one")
+    bench.jobs.claims.release(take(bench.jobs), "its worker died", counted=True)
+    suspect = bench.jobs.list(bench.tenant, before=None, limit=1)[0]
+    bench.jobs.pause(bench.tenant, suspect.job_id)
+    long = create(bench, LONG.model_copy(update={"steps": 60}), "other")
+    thread, stop = working(bench, active_jobs=2, max_attempts=5)
+    try:
+        until(bench, long, lambda found: found.step > 0)
+        bench.jobs.resume(bench.tenant, suspect.job_id)
+        assert until(bench, suspect, lambda found: found.state.ended).state is JobState.SUCCEEDED
+        until(bench, long, lambda found: found.state.ended)
+    finally:
+        stop.set()
+        thread.join()
+    messages = [event.message for event in bench.events(long) if isinstance(event, StateChanged)]
+    assert any("makes room" in message for message in messages)
+    assert digest(bench.run(LONG)) == digest(undisturbed)
+
+
+def test_step_that_hangs_is_told_and_ends_its_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("services.trainer.worker.os._exit", ended.append)
+    settings = bench.place.settings.model_copy(update={"stall_s": 1.0})
+    job = create(bench, LONG)
+    stop_after(bench, 3, lambda: time.sleep(2.0), monkeypatch)
+    with pytest.raises(LostJob):
+        Worker(replace(bench.place, settings=settings), bench.stop).run_one(take(bench.jobs))
+    found = bench.jobs.get(bench.tenant, job.job_id)
+    assert (found.state, found.lost, ended[0]) == (JobState.QUEUED, 1, HUNG)
+    assert "replaced" in bench.warnings(job)["STALLED"]
