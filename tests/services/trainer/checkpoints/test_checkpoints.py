@@ -11,12 +11,13 @@ import torch
 from services.common.errors import Unavailable
 from services.common.object_store import ObjectStore
 from services.trainer.checkpoints.checkpoints import Checkpoints
-from services.trainer.checkpoints.sets import CheckpointOfOtherBase, checkpoints_prefix
+from services.trainer.checkpoints.sets import CheckpointOfOtherBase
 from services.trainer.checkpoints.state import RunState
 from services.trainer.config import TrainConfig
 from services.trainer.database.job_store import JobStore, LostJob
 from services.trainer.jobs import CheckpointWritten, DatasetReference, Event, Job, JobWarning, NewJob
 from services.trainer.milestones import MilestonesState
+from services.trainer.results.job_files import checkpoints_prefix
 from services.trainer.train import TrainingState
 from tests.services.trainer.checkpoints.runs import FINGERPRINTS
 from tests.services.trainer.database.test_job_store import take
@@ -58,7 +59,7 @@ class Bench:
 
     def folders(self) -> list[str]:
         """Names of the sets of which anything is in the store."""
-        prefix = checkpoints_prefix(self.job)
+        prefix = checkpoints_prefix(self.job.tenant, self.job.job_id)
         return sorted({key.removeprefix(prefix).partition("/")[0] for key in self.store.keys(prefix)})
 
     def known(self) -> list[str]:
@@ -71,7 +72,9 @@ class Bench:
 
     def damage(self, checkpoint_id: str) -> None:
         """Cut a part of a set."""
-        self.store.put(f"{checkpoints_prefix(self.job)}{checkpoint_id}/adapter.safetensors", b"cut")
+        self.store.put(
+            f"{checkpoints_prefix(self.job.tenant, self.job.job_id)}{checkpoint_id}/adapter.safetensors", b"cut"
+        )
 
 
 @pytest.fixture
@@ -153,9 +156,9 @@ def test_older_ones_make_room_in_store_and_database(make_bench: Callable[..., Be
 def test_writing_again_changes_nothing(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     first = bench.checkpoints.write(state_at(10), b"lora", None)
-    objects = list(bench.store.listed(checkpoints_prefix(bench.job)))
+    objects = list(bench.store.listed(checkpoints_prefix(bench.job.tenant, bench.job.job_id)))
     assert bench.checkpoints.write(state_at(10), b"other", None) == first
-    assert list(bench.store.listed(checkpoints_prefix(bench.job))) == objects
+    assert list(bench.store.listed(checkpoints_prefix(bench.job.tenant, bench.job.job_id))) == objects
     assert len(bench.events(CheckpointWritten)) == 1
 
 

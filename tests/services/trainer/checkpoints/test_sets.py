@@ -19,7 +19,6 @@ from services.trainer.checkpoints.sets import (
     CheckpointDamaged,
     CheckpointOfOtherBase,
     CheckpointOfOtherData,
-    checkpoints_prefix,
     delete_set,
     read_set,
     write_set,
@@ -28,6 +27,7 @@ from services.trainer.checkpoints.state import RunState
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import Optimizer
 from services.trainer.jobs import Checkpoint, Job
+from services.trainer.results.job_files import checkpoints_prefix
 from services.trainer.train import Training
 from tests.services.trainer.checkpoints.runs import (
     CUT,
@@ -115,7 +115,7 @@ def damages(data: bytes) -> Iterator[bytes]:
 
 
 def test_set_has_every_part_and_says_how_large_it_is(store: ObjectStore, job: Job, written: Checkpoint) -> None:
-    found = list(store.listed(checkpoints_prefix(job)))
+    found = list(store.listed(checkpoints_prefix(job.tenant, job.job_id)))
     names = {entry.key.rpartition("/")[2] for entry in found}
     assert names == {f"{part}.safetensors" for part in PARTS} | {"manifest.json"}
     assert all(f"/checkpoints/{CUT:06}-1/" in entry.key for entry in found)
@@ -170,7 +170,7 @@ def test_worker_killed_between_two_objects_leaves_the_checkpoint_before(
     next_claim = job.model_copy(update={"epoch": 2})
     with pytest.raises(KeyboardInterrupt):
         write_set(DyingStore(store, puts), next_claim, state, b"lora", FINGERPRINTS)
-    assert not store.exists(f"{checkpoints_prefix(job)}{CUT:06}-2/manifest.json")
+    assert not store.exists(f"{checkpoints_prefix(job.tenant, job.job_id)}{CUT:06}-2/manifest.json")
     assert read_set(store, written, next_claim, FINGERPRINTS).state.training.steps_done == CUT
 
 
@@ -228,7 +228,7 @@ def test_other_versions_are_warned_of(store: ObjectStore, job: Job, written: Che
 def test_deleted_set_is_gone_and_deleting_again_is_no_error(store: ObjectStore, job: Job, written: Checkpoint) -> None:
     delete_set(store, written)
     delete_set(store, written)
-    assert not list(store.keys(checkpoints_prefix(job)))
+    assert not list(store.keys(checkpoints_prefix(job.tenant, job.job_id)))
 
 
 def test_set_whose_deletion_was_cut_is_no_checkpoint(store: ObjectStore, job: Job, written: Checkpoint) -> None:
