@@ -26,6 +26,7 @@ from services.common.logs import set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings, StoreSettings, read_settings
 from services.trainer.base import load_base
+from services.trainer.checkpoints.sets import CheckpointOfOtherBase
 from services.trainer.database.claims import LostJob
 from services.trainer.database.job_store import JobStore
 from services.trainer.encoder_link import EncoderLink
@@ -113,6 +114,10 @@ class Worker:
                 log.warning("%s: %s", job.job_id, error.line)
                 message = f"{error.message}; it goes on from its last checkpoint"
                 self._patiently_stopped(lambda: self._claims.release(job, message, delay_s=RELEASE_S))
+            except CheckpointOfOtherBase as error:  # it loses nothing while it waits for its own base
+                log.error("%s: %s", job.job_id, error.line)
+                because = error.line
+                reporter.patiently(lambda: self._claims.park(job, reporter.progress, because=because))
             except LostJob:
                 raise
             except Exception as error:  # noqa: BLE001 - the broad except of this process: the worker goes on

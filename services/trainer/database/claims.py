@@ -147,18 +147,19 @@ class Claims:
             _drop_checkpoints(connection, job, _needless(connection, job, state))
             serve(connection, job.tenant, job.user_id, progress.served_s if progress else 0.0)
 
-    def park(self, job: Job, progress: Progress) -> JobState:
+    def park(self, job: Job, progress: Progress, *, because: str = "") -> JobState:
         """Let go of a job whose checkpoint is written, since a pause was asked for; return the state it is in now.
 
-        One that was resumed in the meantime is queued again; one that is being cancelled stays the caller's.
+        One that was resumed in the meantime is queued again; one that is being cancelled stays the caller's. With
+        `because` it is PAUSED in any case: it cannot go on until somebody has done something about that.
         """
         with self._database.writing() as connection:
             state = JobState(_update_held(connection, job, **_noted(progress))["state"])
             serve(connection, job.tenant, job.user_id, progress.served_s)
             if state is JobState.CANCELLING:
                 return state
-            state = JobState.PAUSED if state is JobState.PAUSING else JobState.QUEUED
-            _let_go(connection, job, state, attempt=jobs.c.attempt - 1)
+            state = JobState.PAUSED if state is JobState.PAUSING or because else JobState.QUEUED
+            _let_go(connection, job, state, message=because, attempt=jobs.c.attempt - 1)
             return state
 
     def release(self, job: Job, message: str, *, delay_s: float = 0.0, counted: bool = False) -> None:

@@ -365,3 +365,20 @@ def test_step_that_hangs_is_told_and_ends_its_worker(bench: Bench, monkeypatch: 
     found = bench.jobs.get(bench.tenant, job.job_id)
     assert (found.state, found.lost, ended[0]) == (JobState.QUEUED, 1, HUNG)
     assert "replaced" in bench.warnings(job)["STALLED"]
+
+
+def test_job_whose_checkpoint_is_of_another_base_waits_for_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = bench.run(LONG)
+    with monkeypatch.context() as patched:
+        stop_after(bench, 5, bench.stop.set, patched)
+        job = bench.run(LONG)
+    bench.stop.clear()
+    own = bench.worker
+    bench.worker = Worker(replace(bench.place, base=replace(bench.place.base, fingerprint="other")), bench.stop)
+    waiting = bench.run_next()
+    assert (waiting.state, waiting.checkpoint_step) == (JobState.PAUSED, job.checkpoint_step)
+    bench.worker = own
+    bench.jobs.resume(bench.tenant, job.job_id)
+    assert digest(bench.run_next()) == digest(undisturbed)
