@@ -30,6 +30,7 @@ from services.trainer.base import Base
 from services.trainer.checkpoints.checkpoints import Checkpoints
 from services.trainer.checkpoints.fingerprints import Fingerprints, versions
 from services.trainer.checkpoints.savepoints import Savepoints
+from services.trainer.checkpoints.sets import CheckpointOfOtherBase
 from services.trainer.checkpoints.state import RunState
 from services.trainer.config import TrainConfig
 from services.trainer.config.unused import unused
@@ -68,7 +69,7 @@ SHORT_RUN_STEPS = 100
 NOT_IN_FILES = {name for name in TrainConfig.model_fields if name.startswith(("preview_", "checkpoint"))} | {
     "warm_start_uri"
 }
-NOT_THE_JOBS_END = (LostJob, Unavailable)
+NOT_THE_JOBS_END = (LostJob, Unavailable, CheckpointOfOtherBase)
 
 
 @dataclass(frozen=True, kw_only=True)
