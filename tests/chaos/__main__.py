@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from services.stack import exit_on_sigterm
 from tests.chaos.campaign import NAMES, campaign
 from tests.chaos.kinds import KINDS
 from tests.chaos.report import write_report
@@ -30,6 +31,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def main() -> int:
     """Run what is asked for; results are written after every scenario."""
+    exit_on_sigterm()
     arguments = read_arguments()
     say(f"seed {arguments.seed}")
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="chaos-"))

@@ -111,7 +111,7 @@ def _two_workers(siege: Siege, folder: Path, only: Collection[str], share: float
         what = "SIGSTOP until another worker has its jobs, then SIGCONT"
         yield siege.lay(STOPPED, what, [scenarios.stop_worker] * times(OTHERS, share))
     if CLOCK in only:
-        what = "an hour forward, back, an hour back, and right again"
+        what = "an hour forward and back, the trainer's alone for a while, then all for good with a worker killed"
         if surroundings.MovableClock.library() is None:
             yield _not_run(CLOCK, what, "libfaketime is missing")
             return
@@ -122,7 +122,9 @@ def _two_workers(siege: Siege, folder: Path, only: Collection[str], share: float
 
 
 def _moves(clock: surroundings.MovableClock) -> list[Callable[[Siege], Struck]]:
-    return [surroundings.move_clock(clock, seconds) for seconds in (HOUR_S, 0, -HOUR_S, 0)]
+    offsets = (HOUR_S, -HOUR_S)
+    wrong_for_a_while = [surroundings.move_clock(clock, seconds) for seconds in offsets]
+    return [*wrong_for_a_while, *(surroundings.move_all_clocks(seconds) for seconds in offsets)]
 
 
 def _disk(folder: Path, seed: int, share: float) -> Outcome:

@@ -90,12 +90,13 @@ class Ledger:
         query = "SELECT record FROM checkpoints WHERE job_id = ? ORDER BY step DESC, epoch DESC"
         return [json.loads(record) for (record,) in self._all(query, job_id)]
 
-    def size_bytes(self) -> int:
-        """Bytes that are in use in the database's file; what was freed for reuse does not count."""
-        pages, free, page = (
-            int(self._all(f"PRAGMA {name}")[0][0]) for name in ("page_count", "freelist_count", "page_size")
+    def sizes_bytes(self) -> dict[str, int]:
+        """Bytes of the pages of every table, with its indexes."""
+        query = (
+            "SELECT tbl_name, SUM(pgsize) FROM dbstat JOIN sqlite_master ON sqlite_master.name = dbstat.name"
+            " GROUP BY tbl_name"
         )
-        return (pages - free) * page
+        return dict(self._all(query))
 
     def close(self) -> None:
         """Let go of the file, as far as the calling thread has it."""
@@ -119,15 +120,24 @@ class Ledger:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[sqlite3.Connection]:
     """Hold the database for writing, as a stuck process would: nobody else writes meanwhile."""
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
     try:
         connection.execute("BEGIN EXCLUSIVE")
-        yield
+        yield connection
         connection.execute("ROLLBACK")
     finally:
         connection.close()
+
+
+def move_times(path: Path, seconds: float) -> None:
+    """Move all times that decide what happens to a job."""
+    with locked(path) as connection:
+        for name in ("lease_until_s", "not_before_s", "progress_time_s", "create_time_s"):
+            connection.execute(f"UPDATE jobs SET {name} = {name} + ?", (seconds,))  # noqa: S608 - our own names
+        connection.execute("COMMIT")
+        connection.execute("BEGIN")
 
 
 def _row(values: tuple[Any, ...]) -> Row:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import resource
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,15 +16,18 @@ from uuid import uuid4
 
 from tests.chaos.judge import Charge, Problem
 from tests.chaos.kinds import ADAMW, TOO_BIG
+from tests.chaos.ledger import move_times
 from tests.chaos.siege import Outcome, Siege, Struck, stepped, written
-from tests.chaos.stand import LEASE_S
+from tests.chaos.stand import LEASE_S, Stuck, kill
 from tests.faults.proxy import FaultProxy, Faults
 
-HEADROOM_BYTES = 250_000_000
+HEADROOM_BYTES = 200_000_000
 BLOCK_BYTES = 1 << 20
+PAGE_BYTES = 4096
 SMALL_DISK_BYTES = 768 << 20
 FULL_S = 6.0
 BAD_NETWORK_S = 6.0
+WRONG_CLOCK_S = 3 * LEASE_S
 
 
 @contextmanager
@@ -51,7 +55,9 @@ def fill_disk(folder: Path) -> Callable[[Siege], Struck]:
             while time.monotonic() < at_s + FULL_S:
                 with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
                     while True:
-                        file.write(bytes(BLOCK_BYTES if _free_bytes(folder) > BLOCK_BYTES else 4096))
+                        file.write(bytes(BLOCK_BYTES if _free_bytes(folder) > BLOCK_BYTES else PAGE_BYTES))
+                if _free_bytes(folder) >= BLOCK_BYTES:
+                    raise Stuck(f"{folder} cannot be filled")
                 time.sleep(0.05)
         finally:
             ballast.unlink(missing_ok=True)
@@ -94,13 +100,33 @@ class MovableClock:
 
 
 def move_clock(clock: MovableClock, seconds: int) -> Callable[[Siege], Struck]:
-    """Set the clock to so many seconds from the true time, where it stays."""
+    """For some seconds the trainer's clock is wrong by so much; the store, whose clock is right, refuses it."""
 
     def strike(siege: Siege) -> Struck:
         at_s = time.monotonic()
-        clock.move(seconds)
-        time.sleep(2 * LEASE_S)
-        return Struck(at_s=at_s, marks=siege.stand.ledger.marks(), anew=False, sign=stepped)
+        try:
+            clock.move(seconds)
+            time.sleep(WRONG_CLOCK_S)
+            marks = siege.stand.ledger.marks()
+        finally:
+            clock.move(0)
+        return Struck(at_s=at_s, marks=marks, anew=False, sign=stepped)
+
+    return strike
+
+
+def move_all_clocks(seconds: int) -> Callable[[Siege], Struck]:
+    """All clocks are moved for good, and a worker is killed: every time in the database is off by so much.
+
+    The times are moved and not the clocks, which comes to the same.
+    """
+
+    def strike(siege: Siege) -> Struck:
+        pid, victims = siege.choose_worker()
+        at_s = time.monotonic()
+        kill(pid, signal.SIGKILL)
+        move_times(siege.stand.database, -seconds)
+        return Struck(at_s=at_s, marks=siege.stand.ledger.marks(), victims=victims, sign=stepped)
 
     return strike
 
@@ -124,6 +150,8 @@ def starve(siege: Siege, scenario: str, what: str, count: int) -> Outcome:
     begun_s = time.monotonic()
     recoveries_s, problems, submissions = [], [], []
     for number in range(count):
+        before = siege.stand.submit(ADAMW, f"{scenario}.before.{number}", request_id=uuid4().hex)
+        siege.stand.wait_ended([before])  # a worker that still loads would lack the memory for that
         (pid,) = siege.stand.workers()
         limits = resource.prlimit(pid, resource.RLIMIT_AS)
         resource.prlimit(pid, resource.RLIMIT_AS, (_virtual_bytes(pid) + HEADROOM_BYTES, limits[1]))
@@ -141,7 +169,7 @@ def starve(siege: Siege, scenario: str, what: str, count: int) -> Outcome:
             problems.append(Problem(job=name, charge=Charge.LOST, text="it took its worker with it"))
         else:
             resource.prlimit(pid, resource.RLIMIT_AS, limits)
-        submissions += [big, small]
+        submissions += [before, big, small]
     expected = {TOO_BIG.name: "FAILED"}
     return siege.judged(
         scenario,
