@@ -17,11 +17,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
-    MultipleResults,
     RuleBasedStateMachine,
+    initialize,
     invariant,
-    multiple,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -80,7 +79,6 @@ class Expected:
 class JobStoreMachine(RuleBasedStateMachine):
     """Servers and workers that call in any order, and lose their jobs at any time."""
 
-    claims = Bundle[Job]("claims")
     store: JobStore
 
     def __init__(self) -> None:
@@ -92,7 +90,14 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.made_by: dict[str, str] = {}
         self.asked: dict[tuple[str, str], str] = {}
         self.deleted: set[str] = set()
+        self.claims: list[Job] = []
         self.numbers = iter(range(1, 10_000))
+
+    @initialize()
+    def two_jobs(self) -> None:
+        for user_id in "ab":
+            self.create(user_id, "")
+            self.claim(alone=True)
 
     @rule(user_id=st.sampled_from("ab"), request=st.sampled_from(["", "", "r1", "r2"]))
     def create(self, user_id: str, request: str) -> None:
@@ -117,8 +122,8 @@ class JobStoreMachine(RuleBasedStateMachine):
             if request_id:
                 self.made_by[request_id] = job.job_id
 
-    @rule(target=claims, alone=st.booleans())
-    def claim(self, alone: bool) -> Job | MultipleResults[Job]:
+    @rule(alone=st.sampled_from([True, True, False]))
+    def claim(self, alone: bool) -> None:
         self._settle()
         waiting = [
             job_id
@@ -129,7 +134,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         if job is None:
             suspects = [job_id for job_id in waiting if self.jobs[job_id].lost]
             assert not waiting or (suspects and not alone)
-            return multiple()
+            return
         assert job.job_id in waiting
         expected = self.jobs[job.job_id]
         assert alone or not expected.lost
@@ -138,7 +143,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         expected.expired = False
         expected.move(S.RUNNING)
         assert (job.epoch, job.lost, job.step) == (expected.epoch, expected.lost, _newest(expected))
-        return job
+        self.claims.append(job)
 
     def _settle(self) -> None:
         """What a claim does with abandoned jobs that need no worker."""
@@ -150,6 +155,7 @@ class JobStoreMachine(RuleBasedStateMachine):
                 one.lost, one.epoch, one.expired = one.lost + 1, one.epoch + 1, False
                 one.move(S.FAILED)
 
+    @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def lease_runs_out(self, data: st.DataObject) -> None:
         held = [job_id for job_id, one in self.jobs.items() if one.state in HELD]
@@ -158,26 +164,29 @@ class JobStoreMachine(RuleBasedStateMachine):
             self._write(job_id, lease_until_s=time.time() - 1)
             self.jobs[job_id].expired = True
 
-    @rule(job=claims)
-    def heartbeat(self, job: Job) -> None:
-        def write(expected: Expected) -> None:
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data())
+    def heartbeat(self, data: st.DataObject) -> None:
+        def write(job: Job, expected: Expected) -> None:
             orders = self.store.claims.heartbeat(job, Progress(step=9, total_steps=9, served_s=1), lease_s=HELD_S)
             assert (orders.state, orders.checkpoint) == (expected.state, expected.wanted)
             expected.expired = False
 
-        self._as_worker(job, write)
+        self._as_worker(data, write)
 
-    @rule(job=claims, count=st.integers(1, 3))
-    def append(self, job: Job, count: int) -> None:
-        def write(expected: Expected) -> None:
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def append(self, data: st.DataObject, count: int) -> None:
+        def write(job: Job, expected: Expected) -> None:
             self.store.claims.append(job, [WARNING] * count)
             expected.events += [None] * count
 
-        self._as_worker(job, write)
+        self._as_worker(data, write)
 
-    @rule(job=claims, drop_oldest=st.booleans())
-    def add_checkpoint(self, job: Job, drop_oldest: bool) -> None:
-        def write(expected: Expected) -> None:
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), drop_oldest=st.booleans())
+    def add_checkpoint(self, data: st.DataObject, drop_oldest: bool) -> None:
+        def write(job: Job, expected: Expected) -> None:
             step = next(self.numbers)
             drop = [f"{one:06}" for one in expected.checkpoints[:1]] if drop_oldest else []
             self.store.claims.add_checkpoint(job, checkpoint(step), drop=drop)
@@ -185,58 +194,72 @@ class JobStoreMachine(RuleBasedStateMachine):
             expected.lost, expected.wanted = 0, False
             expected.events.append(None)
 
-        self._as_worker(job, write)
+        self._as_worker(data, write)
 
-    @rule(job=claims)
-    def drop_newest_checkpoint(self, job: Job) -> None:
-        def write(expected: Expected) -> None:
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data())
+    def drop_newest_checkpoint(self, data: st.DataObject) -> None:
+        def write(job: Job, expected: Expected) -> None:
             self.store.claims.drop_checkpoints(job, [f"{one:06}" for one in expected.checkpoints[-1:]])
             expected.checkpoints = expected.checkpoints[:-1]
 
-        self._as_worker(job, write)
+        self._as_worker(data, write)
 
-    @rule(job=claims, state=st.sampled_from([S.SUCCEEDED, S.FAILED, S.CANCELLED]))
-    def finish(self, job: Job, state: JobState) -> None:
-        def write(expected: Expected) -> None:
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), state=st.sampled_from([S.SUCCEEDED, S.FAILED, S.CANCELLED]))
+    def finish(self, data: st.DataObject, state: JobState) -> None:
+        def write(job: Job, expected: Expected) -> None:
             failure, result = (FAILURE if state is S.FAILED else None), (RESULT if state is S.SUCCEEDED else None)
             self.store.claims.finish(job, state, last_events=[WARNING], failure=failure, result=result)
             cancelled = expected.state is S.CANCELLING
             expected.events += [] if cancelled else [None]
             expected.move(S.CANCELLED if cancelled else state)
+            if expected.state is S.SUCCEEDED:
+                expected.checkpoints = []
             expected.expired = False
 
-        self._as_worker(job, write)
+        self._as_worker(data, write)
 
-    @rule(job=claims)
-    def park(self, job: Job) -> None:
-        def write(expected: Expected) -> None:
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data())
+    def park(self, data: st.DataObject) -> None:
+        def write(job: Job, expected: Expected) -> None:
             state = self.store.claims.park(job, Progress(step=9, total_steps=9))
             if expected.state is not S.CANCELLING:
                 expected.move(S.PAUSED if expected.state is S.PAUSING else S.QUEUED)
                 expected.expired = False
             assert state is expected.state
 
-        self._as_worker(job, write)
+        self._as_worker(data, write)
 
-    @rule(job=claims, counted=st.booleans())
-    def release(self, job: Job, counted: bool) -> None:
-        def write(expected: Expected) -> None:
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), counted=st.booleans())
+    def release(self, data: st.DataObject, counted: bool) -> None:
+        def write(job: Job, expected: Expected) -> None:
             self.store.claims.release(job, "stopped", counted=counted)
             becomes = {S.RUNNING: S.QUEUED, S.PAUSING: S.PAUSED, S.CANCELLING: S.CANCELLED}[expected.state]
             expected.lost += counted and becomes is not S.CANCELLED
             expected.move(becomes)
             expected.expired = False
 
-        self._as_worker(job, write)
+        self._as_worker(data, write)
 
-    def _as_worker(self, job: Job, write: Callable[[Expected], None]) -> None:
-        """Write as the one who claimed the job, which must fail and change nothing once it is another's."""
-        expected = self.jobs.get(job.job_id)
-        if expected and expected.epoch == job.epoch and expected.state in HELD:
-            write(expected)
+    def _as_worker(self, data: st.DataObject, write: Callable[[Job, Expected], None]) -> None:
+        """Write as one who claimed a job, which must fail and change nothing once it is another's."""
+        live = [job for job in self.claims if self._holds(job)]
+        choice = self.claims if data.draw(st.integers(0, 4)) == 0 else live
+        if not choice:
+            return
+        job = data.draw(st.sampled_from(choice))
+        if self._holds(job):
+            write(job, self.jobs[job.job_id])
             return
         with pytest.raises(LostJob):
-            write(Expected(user_id="", state=S.RUNNING))  # what it expects does not matter; the invariants look
+            write(job, Expected(user_id="", state=S.RUNNING))  # the invariants see that nothing changed
+
+    def _holds(self, job: Job) -> bool:
+        expected = self.jobs.get(job.job_id)
+        return bool(expected and expected.epoch == job.epoch and expected.state in HELD)
 
     @rule(
         call=st.sampled_from(["pause", "resume", "cancel", "request_checkpoint"]),
@@ -263,6 +286,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         if becomes is not expected.state:
             expected.move(becomes)
 
+    @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
         known = sorted([*self.jobs, *self.deleted])
@@ -276,6 +300,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.jobs.pop(job_id, None)
         self.deleted.add(job_id)
 
+    @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def a_month_passes(self, data: st.DataObject) -> None:
         ended = [job_id for job_id, one in self.jobs.items() if one.state.ended]
@@ -296,8 +321,9 @@ class JobStoreMachine(RuleBasedStateMachine):
         assert {row["job_id"] for row in rows} == set(self.jobs)
         for row in rows:
             one = self.jobs[row["job_id"]]
+            newest = row["checkpoint_step"] if one.state is S.SUCCEEDED else _newest(one)
             stored = (row["state"], row["epoch"], row["lost"], row["checkpoint_step"], row["last_sequence"])
-            assert stored == (one.state, one.epoch, one.lost, _newest(one), len(one.events))
+            assert stored == (one.state, one.epoch, one.lost, newest, len(one.events))
             assert (row["owner"] is not None) == (row["lease_until_s"] is not None) == (one.state in HELD)
             assert (row["result"] is not None) == (one.state is S.SUCCEEDED)
             assert (row["failure"] is not None) == (one.state is S.FAILED)

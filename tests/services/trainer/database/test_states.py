@@ -224,23 +224,35 @@ def test_job_goes_on_from_its_checkpoints_step(job_store: JobStore) -> None:
     job_store.claims.add_checkpoint(job, checkpoint(5))
     job_store.claims.heartbeat(job, PROGRESS, lease_s=HELD_S)
     job_store.claims.release(job, "stopped")
-    assert job_store.get("t", job.job_id).step == take(job_store).step == 5
+    assert job_store.get("t", job.job_id).step == 5
+    job_store.claims.heartbeat(take(job_store), PROGRESS, lease_s=EXPIRED_S)
+    assert job_store.get("t", job.job_id).step == 7
+    assert take(job_store).step == 5
 
 
-def test_checkpoints_to_discard_are_those_of_ended_jobs_whose_cancellation_said_so(job_store: JobStore) -> None:
+def test_discarded_checkpoints_of_a_paused_job_are_removed_in_time_and_others_stay(job_store: JobStore) -> None:
     kept, discarded = (in_state(job_store, S.RUNNING) for _ in range(2))
     for job in (kept, discarded):
         job_store.claims.add_checkpoint(job, checkpoint(5))
-    job_store.cancel("t", kept.job_id)
-    assert job_store.cancel("t", discarded.job_id, discard_checkpoints=True).discard_checkpoints
+        job_store.pause("t", job.job_id)
+        job_store.claims.park(job, PROGRESS)
+    assert job_store.cancel("t", kept.job_id).state is S.CANCELLED
     assert job_store.retention.checkpoints_to_discard() == []
-    for job in (kept, discarded):
-        job_store.claims.finish(job, S.CANCELLED)
+    assert job_store.cancel("t", discarded.job_id, discard_checkpoints=True).discard_checkpoints
     assert job_store.retention.checkpoints_to_discard() == [("t", discarded.job_id)]
     job_store.retention.checkpoints_discarded(discarded.job_id)
     assert job_store.retention.checkpoints_to_discard() == []
     assert len(job_store.checkpoints("t", kept.job_id)) == 1
     assert job_store.checkpoints("t", discarded.job_id) == []
+
+
+@pytest.mark.parametrize(("discard", "left"), [(False, 1), (True, 0)])
+def test_cancelled_jobs_checkpoints_go_with_its_end_if_so_asked(job_store: JobStore, discard: bool, left: int) -> None:
+    job = in_state(job_store, S.RUNNING)
+    job_store.claims.add_checkpoint(job, checkpoint(5))
+    job_store.cancel("t", job.job_id, discard_checkpoints=discard)
+    job_store.claims.finish(job, S.CANCELLED)
+    assert len(job_store.checkpoints("t", job.job_id)) == left
 
 
 def test_progress_is_when_the_job_last_got_on(job_store: JobStore) -> None:
