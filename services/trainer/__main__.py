@@ -37,7 +37,7 @@ def main() -> int:
     try:
         objects = ObjectStore(store_settings)
         jobs = JobStore(settings.database_url)
-        supervisor = Supervisor(settings.workers)
+        supervisor = Supervisor(settings.workers, silent_s=max(30.0, 4 * settings.lease_s))
     except ServiceError as error:
         log.error(error.line)
         return 1

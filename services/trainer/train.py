@@ -16,7 +16,7 @@ from diffusers import FluxTransformer2DModel
 from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 
-from services.trainer.adapters.adapter import adapter_parameters
+from services.trainer.adapters.adapter import adapter_parameters, without_dropout
 from services.trainer.averaging import Average, AverageState, schedule_free_average
 from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import Batch, loss_per_sample
@@ -164,15 +164,10 @@ class Training:
     def evaluating(self) -> Iterator[None]:
         """Without the adapter's dropout, and with the weights that are published: the average, where there is one.
 
-        Afterwards everything is what it was, to the bit.
+        Afterwards everything is what it was, to the bit, also when it is another job's turn on the base by then.
         """
-        was_training = self._transformer.training
-        with self._published_weights():
-            self._transformer.eval()
-            try:
-                yield
-            finally:
-                self._transformer.train(was_training)
+        with self._published_weights(), without_dropout(self._transformer):
+            yield
 
     def _backward(self, batches: Sequence[Batch]) -> Tensor:
         """Add up the gradient of the mean loss over all samples; return that loss."""

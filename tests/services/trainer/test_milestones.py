@@ -10,7 +10,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from services.trainer import reporter
-from services.trainer.adapters.adapter import attached
+from services.trainer.adapters.adapter import adapter_layers, attached
 from services.trainer.adapters.files import AdapterSnapshot, snapshot
 from services.trainer.config import TrainConfig
 from services.trainer.database.job_store import JobStore
@@ -79,7 +79,7 @@ class Run:
         coming = iter(losses)
 
         def measure() -> float:
-            self.modes.append(transformer.training)
+            self.modes.append(any(layer.training for layer in adapter_layers(transformer).values()))
             self.while_measuring()
             return next(coming)
 
