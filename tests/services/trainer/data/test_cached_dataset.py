@@ -84,6 +84,12 @@ def test_run_that_goes_on_in_the_middle_sees_what_it_would_have_seen(
     assert all(same(*pair) for pair in zip(chain(*whole[first_step:]), chain(*rest), strict=True))
 
 
+def test_after_an_epoch_in_order_comes_the_second_one(store: ObjectStore, make_dataset: MakeDataset) -> None:
+    dataset = cached(store, make_dataset(MIXED))  # three batches an epoch
+    shuffled, in_order = (list(shown(dataset, CONFIG, 6, in_order_first=first)) for first in (False, True))
+    assert all(same(*pair) for pair in zip(shuffled[3:], in_order[3:], strict=True))
+
+
 def test_nothing_is_read_for_steps_that_are_left_out(store: ObjectStore, make_dataset: MakeDataset) -> None:
     manifest = make_dataset([SQUARE] * 6)
     read: list[str] = []
