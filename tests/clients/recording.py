@@ -102,7 +102,9 @@ class Recorder:
     def _of_job(self, request: Message) -> Iterable[Message]:
         match request:
             case trainer.ListTrainingJobsRequest():
-                yield trainer.ListTrainingJobsResponse(jobs=[self.job])
+                listed = trainer.TrainingJob.FromString(self.job.SerializeToString())
+                listed.ClearField("queue_position")
+                yield trainer.ListTrainingJobsResponse(jobs=[listed])
             case trainer.PauseTrainingJobRequest():
                 yield trainer.PauseTrainingJobResponse(job=self.job)
             case trainer.ResumeTrainingJobRequest():
