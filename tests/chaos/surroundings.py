@@ -158,6 +158,8 @@ def starve(siege: Siege, scenario: str, what: str, count: int) -> Outcome:
         name = f"{scenario}.{TOO_BIG.name}.{number}"
         big = siege.stand.submit(TOO_BIG, name, request_id=uuid4().hex)
         (row,) = siege.stand.wait_ended([big])
+        if siege.stand.workers() == [pid]:
+            resource.prlimit(pid, resource.RLIMIT_AS, limits)
         at_s, failure = time.monotonic(), row.failure or {}
         if failure.get("fault") != "RESOURCE" or not failure.get("remedy"):
             problems.append(Problem(job=name, charge=Charge.LOST, text=f"ended {row.state}: {failure}"))
@@ -167,8 +169,6 @@ def starve(siege: Siege, scenario: str, what: str, count: int) -> Outcome:
         siege.stand.wait_ended([small])
         if siege.stand.workers() != [pid]:
             problems.append(Problem(job=name, charge=Charge.LOST, text="it took its worker with it"))
-        else:
-            resource.prlimit(pid, resource.RLIMIT_AS, limits)
         submissions += [before, big, small]
     expected = {TOO_BIG.name: "FAILED"}
     return siege.judged(
