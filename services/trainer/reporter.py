@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import threading
 import time
 from collections import deque
@@ -146,15 +147,16 @@ class Reporter:
 
     def flush(self) -> None:
         """Write the steps noted so far; raises `NonFiniteLoss` naming the first bad one that was not skipped."""
-        if self._waiting:
-            metrics = read_metrics(self._waiting)
-            self._waiting = []
+        if waiting := self._waiting:
+            metrics = read_metrics(waiting)
             self.write([StepsCompleted(steps=metrics, total_steps=self.total_steps)])
+            self._waiting = []  # not before: a step that was not told yet is told by the next who tries
         self._last_flush_s = time.monotonic()
 
     def write(self, events: Sequence[Event]) -> None:
         """Write events now, or as soon as the database is back; raises `LostJob` when that was too late."""
-        self.patiently(lambda: self._claims.append(self._job, events))
+        write_id = secrets.token_hex(16)
+        self.patiently(lambda: self._claims.append(self._job, events, write_id=write_id))
         for listener in self.listeners:
             for event in events:
                 listener(event)

@@ -29,7 +29,7 @@ from services.trainer.adapters.warm_start import load_into
 from services.trainer.base import Base
 from services.trainer.checkpoints.checkpoints import Checkpoints
 from services.trainer.checkpoints.fingerprints import Fingerprints, versions
-from services.trainer.checkpoints.savepoints import Savepoints
+from services.trainer.checkpoints.savepoints import WARM_START, Savepoints
 from services.trainer.checkpoints.sets import CheckpointOfOtherBase
 from services.trainer.checkpoints.state import RunState
 from services.trainer.config import TrainConfig
@@ -141,6 +141,8 @@ class Run:
         warm_start = None if state else self._warm_start()
         if not state:
             self._warn(data)
+        elif state.warm_start_digest:
+            self._provenance[WARM_START] = state.warm_start_digest
         pissa_start = state.pissa_factors if state else None
         with self._turn.hold(self._swap), attached(transformer, config, pissa_start) as adapter:
             set_gradient_checkpointing(transformer, on=config.gradient_checkpointing)
@@ -245,7 +247,7 @@ class Run:
         if not self._config.warm_start_uri:
             return None
         data = read_warm_start(self._store, self._job.tenant, self._config.warm_start_uri)
-        self._provenance["fluxsmith.warm_start_digest"] = hashlib.sha256(data).hexdigest()
+        self._provenance[WARM_START] = hashlib.sha256(data).hexdigest()
         return data
 
     def _fingerprints(self, data: Data) -> Fingerprints:

@@ -41,6 +41,7 @@ class RunRecord(_Record):
     steps_done: int
     skipped_in_a_row: int
     skipped_steps: int
+    warm_start_digest: str = ""
     parameters: tuple[str, ...]
     optimizer: JsonValue
     average_updates: int | None
@@ -60,6 +61,7 @@ def split(state: RunState) -> tuple[RunRecord, dict[str, Tensors]]:
         steps_done=training.steps_done,
         skipped_in_a_row=training.skipped_in_a_row,
         skipped_steps=state.skipped_steps,
+        warm_start_digest=state.warm_start_digest,
         parameters=tuple(training.parameters),
         optimizer=packed(training.optimizer, of_optimizer),
         average_updates=training.average["updates"] if training.average else None,
@@ -104,6 +106,7 @@ def joined(record: RunRecord, parts: Mapping[str, Tensors]) -> RunState:
         ),
         pissa_factors=parts.get(PISSA, {}),
         skipped_steps=record.skipped_steps,
+        warm_start_digest=record.warm_start_digest,
     )
 
 

@@ -17,6 +17,9 @@ from services.trainer.milestones import Milestones
 from services.trainer.reporter import Reporter
 from services.trainer.train import Training
 
+WARM_START = "fluxsmith.warm_start_digest"
+"""Where the header of a file has the digest of the one that its job began with."""
+
 
 class Savepoints:
     """The checkpoints of one run, from its first step or from the checkpoint that it goes on from.
@@ -85,6 +88,7 @@ class Savepoints:
                     milestones=self._milestones.state(),
                     pissa_factors=self._form.pissa_factors,
                     skipped_steps=self._reporter.skipped_steps,
+                    warm_start_digest=self._provenance.get(WARM_START, ""),
                 )
                 put = partial(self._checkpoints.write, state, lora, self._milestones.losses.get(step))
                 with apart():

@@ -17,10 +17,11 @@ class RunState:
 
     With the job's configuration and data this is everything: which samples come next, their noise and every other draw
     are functions of the job's seed and `training.steps_done`. `pissa_factors` is what the base gave up (`adapter.py`),
-    `skipped_steps` how many steps changed nothing so far.
+    `skipped_steps` how many steps changed nothing so far, `warm_start_digest` that of the file it began with.
     """
 
     training: TrainingState
     milestones: MilestonesState
     pissa_factors: Mapping[str, Tensor]
     skipped_steps: int
+    warm_start_digest: str = ""

@@ -92,11 +92,17 @@ class Claims:
             serve(connection, job.tenant, job.user_id, progress.served_s)
             return Orders(state=JobState(held["state"]), checkpoint=held["checkpoint_wanted"])
 
-    def append(self, job: Job, new_events: Sequence[Event]) -> None:
-        """Write events of a job."""
+    def append(self, job: Job, new_events: Sequence[Event], *, write_id: str = "") -> None:
+        """Write events of a job, once for a `write_id` (up to 32 characters) that is tried again before any other.
+
+        When the answer to a commit is lost, nobody knows whether it was made.
+        """
         with self._database.writing() as connection:
-            _update_held(connection, job)
+            held = _update_held(connection, job)
+            if write_id and held["last_write_id"] == write_id:
+                return
             append_events(connection, job.job_id, new_events)
+            _update_held(connection, job, last_write_id=write_id or None)
 
     def checkpoints(self, job: Job) -> list[StoredCheckpoint]:
         """The checkpoints of a job, newest first; never raises `LostJob`."""
@@ -250,10 +256,11 @@ def _settle(connection: Connection, job_id: str, state: JobState, max_attempts: 
 
 
 def _update_held(connection: Connection, job: Job, **values: Any) -> RowMapping:
-    """Write to a job under the epoch it was claimed with; return its `state` and `checkpoint_wanted`."""
+    """Write to a job under the epoch it was claimed with; return `state`, `checkpoint_wanted` and `last_write_id`."""
     held: ColumnElement[bool] = and_(jobs.c.job_id == job.job_id, jobs.c.epoch == job.epoch, jobs.c.state.in_(HELD))
     change = update(jobs).where(held).values(epoch=jobs.c.epoch, **values)
-    row = connection.execute(change.returning(jobs.c.state, jobs.c.checkpoint_wanted)).mappings().one_or_none()
+    told = (jobs.c.state, jobs.c.checkpoint_wanted, jobs.c.last_write_id)
+    row = connection.execute(change.returning(*told)).mappings().one_or_none()
     if row is None:
         raise LostJob(f"job {job.job_id} is no longer held under epoch {job.epoch}")
     return row

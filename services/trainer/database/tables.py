@@ -50,6 +50,7 @@ jobs = Table(
     Column("not_before_s", Float, nullable=False, default=0.0),  # a released job waits until then
     Column("checkpoint_step", Integer, nullable=False, default=0),  # of the newest checkpoint
     Column("checkpoint_wanted", Boolean, nullable=False, default=False),
+    Column("last_write_id", String(32)),  # of the events that its worker wrote last
     Column("discard_checkpoints", Boolean, nullable=False, default=False),
     Column("failure", JSON(none_as_null=True)),
     Column("result", JSON(none_as_null=True)),

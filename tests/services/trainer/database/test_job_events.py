@@ -37,3 +37,12 @@ def test_numbers_of_a_skipped_step_survive_the_database(job_store: JobStore) -> 
     assert isinstance(stored, StepsCompleted)
     assert math.isnan(stored.steps[0].loss)
     assert stored.steps[0].gradient_norm == math.inf
+
+
+def test_append_that_is_tried_again_writes_its_events_once(job_store: JobStore) -> None:
+    job_store.create("t", NEW)
+    job = take(job_store)
+    for write_id in ("a", "a", "b"):
+        job_store.claims.append(job, [JobWarning(reason=write_id, message="m")], write_id=write_id)
+    told = [stored.event.reason for stored in job_store.events_after(job.job_id, 0) if stored.event.kind == "warning"]
+    assert told == ["a", "b"]

@@ -23,6 +23,7 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("step_time_s", sa.Float))
     op.add_column("jobs", sa.Column("lease_s", sa.Float))
     op.add_column("jobs", sa.Column("artifacts", sa.JSON))
+    op.add_column("jobs", sa.Column("last_write_id", sa.String(32)))
     op.create_index("jobs_by_user", "jobs", ["tenant", "state", "user_id"])
     op.add_column("requests", sa.Column("call", sa.String(16), nullable=False, server_default="CREATE"))
     op.create_index("requests_by_job", "requests", ["job_id"])
