@@ -34,7 +34,7 @@ from services.common.settings import StoreSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 600.0  # FLUX.1-dev's files are read and hashed; one that ends early is noticed at once
-STOP_S = 20.0
+STOP_S = 75.0  # the trainer waits for its workers, which write a checkpoint of each job
 
 
 class StackError(Exception):
