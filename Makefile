@@ -20,7 +20,7 @@ proto: ## Generate the Python stubs from protos/
 	@scripts/proto.sh
 bench: ## Measure the full-size model on a GPU (results in benchmarks/results/)
 	@scripts/bench.sh
-chaos: ## Break the stack on purpose while jobs run, then run 2,000 jobs; writes docs/chaos.md (two hours)
+chaos: ## Break the stack on purpose while jobs run, then run 2,000 jobs; writes docs/chaos.md (over an hour)
 	@scripts/chaos.sh
 	@scripts/chaos.sh soak
 clean: ## Remove what the other targets made, the virtual environment included

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from uuid import uuid4
 
+import grpc
+
+from tests.chaos.judge import Charge, Problem
 from tests.chaos.kinds import KINDS, Kind
 from tests.chaos.stand import Stand, Submission
 
@@ -27,6 +30,8 @@ class Flow:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_full, name="flow", daemon=True)
         self.submissions: list[Submission] = []
+        self.refusals: list[Problem] = []
+        """Jobs that were refused although nothing is wrong with them."""
         self.error: Exception | None = None
 
     def __enter__(self) -> Flow:
@@ -62,4 +67,9 @@ class Flow:
     def _submit_next(self) -> None:
         number = len(self.submissions)
         kind = self._kinds[number % len(self._kinds)]
-        self.submissions.append(self._stand.submit(kind, self.name_of(number), request_id=uuid4().hex))
+        name = self.name_of(number)
+        try:
+            self.submissions.append(self._stand.submit(kind, name, request_id=uuid4().hex))
+        except grpc.RpcError as error:
+            self.refusals.append(Problem(job=name, charge=Charge.LOST, text=f"was refused: {error.details()}"))
+            self._ended.wait(POLL_S)

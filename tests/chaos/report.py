@@ -126,7 +126,7 @@ def _table(outcomes: Sequence[dict[str, Any]]) -> str:
             f"{_jobs_with(each, Charge.LOST)} | {_jobs_with(each, Charge.TORN)} | {equal} | "
             f"{_jobs_with(each, Charge.EVENTS)} | {middle} | {high} |"
         )
-    notes = [f"{each['scenario']}: {note}." for each in outcomes for note in each["notes"]]
+    notes = [f"{each['scenario'].capitalize()}: {note}." for each in outcomes for note in each["notes"]]
     return "\n".join(
         [
             *lines,

@@ -92,6 +92,7 @@ class Siege:
                 recovery_s = self.recovery_s(struck)
                 recoveries_s += [] if recovery_s is None else [recovery_s]
                 problems += self._missing(f"{scenario}, fault {number}", struck, recovery_s)
+        problems += flow.refusals
         return self.judged(
             scenario, what, flow.submissions, begun_s, faults=len(strikes), recoveries_s=recoveries_s, problems=problems
         )
