@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.campaign import NAMES
 from tests.chaos.judge import Charge
 from tests.conftest import ROOT
 
@@ -127,15 +128,10 @@ def _table(outcomes: Sequence[dict[str, Any]]) -> str:
             f"{_jobs_with(each, Charge.EVENTS)} | {middle} | {high} |"
         )
     notes = [f"{each['scenario'].capitalize()}: {note}." for each in outcomes for note in each["notes"]]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "p50 and p99 are of the time to recover; p99 of fewer than a hundred runs is the longest.",
-            *notes,
-            "",
-        ]
-    )
+    missing = [name for name in NAMES if name not in {each["scenario"] for each in outcomes}]
+    notes += [f"**Not part of this run: {', '.join(missing)}.**"] if missing else []
+    times = "p50 and p99 are of the time to recover; p99 of fewer than a hundred runs is the longest."
+    return "\n".join([*lines, "", times, "", " ".join(notes), ""])
 
 
 def _jobs_with(outcome: dict[str, Any], *charges: Charge) -> int:
