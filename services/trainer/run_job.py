@@ -19,7 +19,7 @@ from typing import Any
 from diffusers import FluxTransformer2DModel
 
 from services.common.cache import EncodingHead
-from services.common.errors import Unavailable
+from services.common.errors import ServiceError, Unavailable
 from services.common.object_store import ObjectStore
 from services.trainer.adapters.adapter import NonFiniteAdapter, attached
 from services.trainer.adapters.files import AdapterSnapshot, adapter_form, peft_file, snapshot
@@ -272,7 +272,7 @@ class Run:
                 scheduler_folder=self._base.scheduler_folder,
                 folder=epoch_prefix(self._job),
                 size=data.usual_size(),
-                apart=self._turn.apart,
+                apart=partial(self._turn.apart, goes_on_after=(ServiceError,)),  # it may go on without a preview
             )
         return Milestones(
             training,

@@ -36,10 +36,14 @@ class Swapped(Protocol):
 
 
 class Turns:
-    """The turns on one base. A slice ends with the first `Turn.pass_on` after `slice_s` seconds that finds others."""
+    """The turns on one base. A slice ends with the first `Turn.pass_on` after `slice_s` seconds that finds others.
 
-    def __init__(self, slice_s: float) -> None:
+    `clock` gives the seconds that are shared; it never goes back.
+    """
+
+    def __init__(self, slice_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._slice_s = slice_s
+        self._clock = clock
         self._changed = threading.Condition()
         self._all = _Account(None, slice_s)
         self._holder: Turn | None = None
@@ -77,7 +81,7 @@ class Turns:
                 turn._swap.back()
             with self._changed:
                 self._inside = turn
-        self._ends_s = time.monotonic() + self._slice_s
+        self._ends_s = self._clock() + self._slice_s
 
     def _wait(self, turn: Turn) -> None:
         with self._changed:
@@ -165,7 +169,7 @@ class Turns:
         turn._account.want(wanting)
 
     def _charge(self) -> None:
-        now_s = time.monotonic()
+        now_s = self._clock()
         if self._holder:
             self._holder._account.charge(now_s - self._charged_s)
             self._holder._served_s += now_s - self._charged_s
@@ -181,7 +185,7 @@ class Turns:
         return hurrying[0] if hurrying else self._all.next()
 
     def _grant(self, turn: Turn) -> None:
-        self._charged_s = time.monotonic()
+        self._charged_s = self._clock()
         self._holder = turn
         self._changed.notify_all()
 
@@ -205,7 +209,7 @@ class Turn:
 
     @property
     def served_s(self) -> float:
-        """Seconds that the job has had the base, by the monotonic clock, until now."""
+        """Seconds that the job has had the base, until now."""
         with self._turns._changed:
             if self._turns._holder is self:
                 self._turns._charge()
@@ -234,22 +238,26 @@ class Turn:
         Two comparisons when there is nothing to do. Raises what `check` and the swap raise.
         """
         turns = self._turns
-        if not turns._hurrying and (time.monotonic() < turns._ends_s or turns._all.wanting < 2):
+        if not turns._hurrying and (turns._clock() < turns._ends_s or turns._all.wanting < 2):
             return
         if turns._over(self):
             turns._take(self, back=True)
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
+    def apart(self, *, goes_on_after: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         """Inside `hold`, a block without the base: whoever wants it meanwhile has it, and swaps this job out.
 
         When nobody does, nothing is swapped. The block must touch neither the base nor the job's tensors: another
-        thread may be moving them. It is followed by a wait for the base, but not when it ends with an exception.
+        thread may be moving them. It is followed by a wait for the base, but not when it ends with an exception: that
+        ends the job, unless it is one that the job `goes_on_after`.
         """
         with self._turns._changed:
             self._turns._let_go(self)
         try:
             yield
+        except goes_on_after:
+            self._turns._take(self, back=True)
+            raise
         except BaseException:
             self._turns._give_up(self)
             raise
