@@ -42,7 +42,7 @@ from benchmarks.diffusers_script import (
     run_script,
     write_pictures,
 )
-from services.common.logs import set_up_logging
+from services.common.logs import hide_progress_bars, set_up_logging
 from services.common.object_store import ObjectStore
 from services.stack import ROOT, Stack, StackError, exit_on_sigterm
 
@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train, measure, write, print. Returns 2 when something that is needed is not there."""
     options = _options(arguments)
     set_up_logging("WARNING")
+    hide_progress_bars()
     exit_on_sigterm()
     try:
         script = checked_script(options.checkout, options.python)

@@ -32,7 +32,7 @@ from benchmarks.measure import log
 from benchmarks.pictures import captioned_files
 from benchmarks.plain_loop import pipeline_of
 from benchmarks.scales import SCALES
-from services.common.logs import set_up_logging
+from services.common.logs import hide_progress_bars, set_up_logging
 from services.common.object_store import ObjectStore
 from services.encoder.inference import EncoderModels
 from services.encoder.loading import Precision
@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("benchmarks.encoder: torch sees no CUDA GPU; take `--device cpu`", file=sys.stderr)
         return EXIT_NO_DEVICE
     set_up_logging("WARNING")
+    hide_progress_bars()
     log.setLevel(logging.INFO)
     report = measured(options, device)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ import torch
 from benchmarks.encoder_desk import EncoderDesk, folder_models, store_settings, uploaded
 from benchmarks.pictures import captioned_files
 from benchmarks.resident import ResidentMemory, resident_bytes
-from services.common.logs import set_up_logging
+from services.common.logs import hide_progress_bars, set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.settings import StoreSettings
 from services.encoder.datasets import Datasets
@@ -93,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write, print."""
     options = _options(arguments)
     set_up_logging("ERROR")
+    hide_progress_bars()
     if options.encode:
         for figures in encoded(ObjectStore(StoreSettings()), options.encode):
             print(json.dumps(asdict(figures)), flush=True)

@@ -31,7 +31,7 @@ from diffusers import FluxTransformer2DModel
 
 from benchmarks.measure import Failure, attempted
 from services.common.cache import read_manifest
-from services.common.logs import set_up_logging
+from services.common.logs import hide_progress_bars, set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
 from services.stack import ROOT, Stack, exit_on_sigterm
@@ -164,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing, write, print the table."""
     options = _arguments(arguments)
     set_up_logging("WARNING")
+    hide_progress_bars()
     exit_on_sigterm()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"options-cpu-{datetime.now(UTC):%Y-%m-%d}.json"

@@ -30,7 +30,7 @@ from transformers import T5EncoderModel
 from benchmarks.encoding import random_t5_weights, t5_of
 from benchmarks.measure import release, weights_gb
 from benchmarks.scales import T5_XXL
-from services.common.logs import set_up_logging
+from services.common.logs import hide_progress_bars, set_up_logging
 from services.encoder.inference import CaptionTokenizer
 from services.encoder.loading import LoadChoices, Precision, load_t5, load_tokenizers
 
@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     set_up_logging("WARNING")
+    hide_progress_bars()
     captions = demo_captions()[: options.captions]
     _, tokenizer = load_tokenizers(FLUX_TINY, VOCABULARIES)
     tokens = tokenizer.tokens if options.model == "flux-tiny" else 512

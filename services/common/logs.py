@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 
-import diffusers.utils.logging
-import transformers.utils.logging
-
-# On import, since bitsandbytes warns while it is imported itself, of kernels that are optional.
+# On import, since these libraries speak up while they are imported themselves, of parts that are optional.
 for _name in ("bitsandbytes", "urllib3", "httpx"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.WARNING)  # ten lines at every start
+for _name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+    os.environ.setdefault(_name, "error")
 
 
 def set_up_logging(level: str) -> None:
@@ -18,7 +18,13 @@ def set_up_logging(level: str) -> None:
     logging.basicConfig(
         level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
     )
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+
+
+def hide_progress_bars() -> None:
+    """For processes that load models; importing the libraries costs others 280 MB for nothing."""
+    import diffusers.utils.logging  # noqa: PLC0415 - see above
+    import transformers.utils.logging  # noqa: PLC0415
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()

@@ -32,6 +32,7 @@ from services.common.settings import StoreSettings
 T = TypeVar("T")
 
 RETRY_S = 1.0
+READS = 3  # of an object whose digest is not the right one
 PART_BYTES = 16 << 20  # of an upload in parts, of which three are on their way at once
 DELETE_ROUNDS = 3
 DIGEST_METADATA = "x-amz-meta-sha256"
@@ -205,7 +206,7 @@ class ObjectStore:
 
     def _read(self, key: str, wanted: Callable[[str | None], str | None] | None) -> bytes:
         """The object; `wanted` gives the digest that it must have for the one that was noted with it."""
-        for _ in range(2):  # what was damaged on its way only is whole the second time
+        for _ in range(READS):  # what was damaged on its way only is whole the next time
             data, noted = self._patiently(lambda: self._get_once(key))
             if wanted is None or hashlib.sha256(data).hexdigest() == wanted(noted):
                 return data

@@ -9,7 +9,7 @@ import sys
 from fluxsmith.v1 import encoder_pb2, encoder_pb2_grpc
 
 from services.common.errors import ServiceError
-from services.common.logs import set_up_logging
+from services.common.logs import hide_progress_bars, set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.server import serve
 from services.common.settings import ServiceSettings, StoreSettings, read_settings
@@ -33,6 +33,7 @@ def main() -> int:
         print(f"error: {error.line}", file=sys.stderr)  # noqa: T201 - the log is not set up yet
         return 1
     set_up_logging(service.log_level)
+    hide_progress_bars()
     try:
         store = ObjectStore(store_settings)
         store.ensure_bucket()

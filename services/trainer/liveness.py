@@ -15,22 +15,28 @@ from collections.abc import Sequence
 OPTION = "--life-sign="
 """Of a worker's command line: the descriptor to write to."""
 BEAT_S = 1.0
+LOADING, READY = b".", b"r"
 
 
-def show_life(arguments: Sequence[str]) -> None:
-    """Begin to write, from a thread of its own, if the command line asks for it; before anything slow."""
+def show_life(arguments: Sequence[str]) -> threading.Event:
+    """Begin to write, from a thread of its own, if the command line asks for it; before anything slow.
+
+    Set the event that is returned once the worker is ready to work: its supervisor is told.
+    """
+    ready = threading.Event()
     for argument in arguments:
         if argument.startswith(OPTION):
             descriptor = int(argument.removeprefix(OPTION))
             os.set_blocking(descriptor, False)
-            threading.Thread(target=_write_on, args=(descriptor,), name="life-sign", daemon=True).start()
+            threading.Thread(target=_write_on, args=(descriptor, ready), name="life-sign", daemon=True).start()
+    return ready
 
 
-def _write_on(descriptor: int) -> None:
+def _write_on(descriptor: int, ready: threading.Event) -> None:
     with contextlib.suppress(BrokenPipeError):  # nobody reads any more
         while True:
             with contextlib.suppress(BlockingIOError):  # nobody has read for hours, which is no reason to hang too
-                os.write(descriptor, b".")
+                os.write(descriptor, READY if ready.is_set() else LOADING)
             time.sleep(BEAT_S)
 
 
@@ -42,6 +48,8 @@ class LifeSigns:
         """`writing` is the worker's end."""
         os.set_blocking(self._reading, False)
         self._last_s = time.monotonic()
+        self.was_ready = False
+        """Whether the worker has said that it is ready to work; as of the last `silent_s`."""
 
     @property
     def option(self) -> str:
@@ -55,8 +63,9 @@ class LifeSigns:
     def silent_s(self) -> float:
         """Seconds since the last sign, or since the beginning."""
         with contextlib.suppress(BlockingIOError):
-            while os.read(self._reading, 1024):
+            while signs := os.read(self._reading, 1024):
                 self._last_s = time.monotonic()
+                self.was_ready = self.was_ready or READY in signs
         return time.monotonic() - self._last_s
 
     def close(self) -> None:

@@ -90,9 +90,13 @@ class Reporter:
         self._ended.set()
         self._thread.join()
 
+    def gets_on(self) -> None:
+        """A sign that the job does not hang, from what takes long without a `check`."""
+        self._last_sign_s = time.monotonic()
+
     def check(self) -> None:
         """Raise if the job should not go on: `LostJob`, `CancelJob`, `PauseJob`, `StopWorker`. A sign that it does."""
-        self._last_sign_s = time.monotonic()
+        self.gets_on()
         if self._lost:
             raise LostJob(self._job.job_id)
         if self._orders.state is JobState.CANCELLING:

@@ -56,12 +56,15 @@ class Supervisor:
             signs = LifeSigns()
             process = start_worker(self._command, index, signs)
             self._watch(process, index, signs)
+            signs.silent_s()
             signs.close()
             if self._stopping.is_set():
                 _stop(process)
                 return
             lived_s = time.monotonic() - started_s
-            backoff_s = POLL_S if lived_s > LONGEST_BACKOFF_S else min(2 * backoff_s, LONGEST_BACKOFF_S)
+            # Only one that never gets to work is started ever more slowly.
+            lasted = signs.was_ready or lived_s > LONGEST_BACKOFF_S
+            backoff_s = POLL_S if lasted else min(2 * backoff_s, LONGEST_BACKOFF_S)
             log.error("worker %d ended with code %s; starting it again in %.1f s", index, process.returncode, backoff_s)
             self._stopping.wait(backoff_s)
 

@@ -14,15 +14,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from services.common.errors import NotFound, ServiceError, Unavailable
-from services.common.logs import set_up_logging
+from services.common.logs import hide_progress_bars, set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings, StoreSettings, read_settings
 from services.trainer.base import load_base
@@ -35,6 +36,7 @@ from services.trainer.jobs import ArtifactPublished, Fault, Job, JobState, JobWa
 from services.trainer.leftovers import remove_leftovers
 from services.trainer.liveness import show_life
 from services.trainer.reporter import CancelJob, PauseJob, Reporter, StopWorker
+from services.trainer.results.job_files import job_prefix
 from services.trainer.run_job import Workplace, run_job
 from services.trainer.settings import TrainerSettings
 from services.trainer.turns import Turn, Turns
@@ -47,6 +49,7 @@ SUSPECT_S = 5.0  # that a job waits which must run alone, before others make roo
 RELEASE_S = 15.0  # before a job that met an outage is claimed again; others go first
 STORE_PATIENCE_S = 60.0
 HUNG = 75  # the exit code of a worker that ended itself; EX_TEMPFAIL of sysexits.h
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +108,17 @@ class Worker:
             except CancelJob:
                 self._finish(job, reporter, JobState.CANCELLED)
             except PauseJob:
-                reporter.finishing = True
-                reporter.patiently(lambda: self._claims.park(job, reporter.progress))
+                self._park(job, reporter)
             except StopWorker:
                 why = "its worker was stopped" if self._stop.is_set() else "it makes room for a job that must run alone"
-                self._claims.release(job, f"{why}; it goes on from its last checkpoint")
+                self._release(job, reporter, f"{why}; it goes on from its last checkpoint")
             except Unavailable as error:
                 log.warning("%s: %s", job.job_id, error.line)
                 message = f"{error.message}; it goes on from its last checkpoint"
-                self._patiently_stopped(lambda: self._claims.release(job, message, delay_s=RELEASE_S))
+                self._release(job, reporter, message, delay_s=RELEASE_S)
             except CheckpointOfOtherBase as error:  # it loses nothing while it waits for its own base
                 log.error("%s: %s", job.job_id, error.line)
-                because = error.line
-                reporter.patiently(lambda: self._claims.park(job, reporter.progress, because=because))
+                self._park(job, reporter, because=error.line)
             except LostJob:
                 raise
             except Exception as error:  # noqa: BLE001 - the broad except of this process: the worker goes on
@@ -175,6 +176,7 @@ class Worker:
             self.run_one(job, active.leave)
         except LostJob as error:
             log.warning("%s", error)
+            self._leave_nothing_of_deleted(job)
         except Unavailable as error:  # its lease runs out, and it is taken up again
             log.warning("%s: %s", job.job_id, error.line)
         except Exception:  # the same, for what nobody has thought of
@@ -184,13 +186,20 @@ class Worker:
         reporter.check()
         with EncoderLink(self._settings.encoder_address, job.tenant, while_waiting=reporter.check) as link:
             result = run_job(job, self._place, link, reporter, turn)
-        self._finish(
-            job, reporter, JobState.SUCCEEDED, last_events=[ArtifactPublished(artifact=result.lora)], result=result
-        )
+        last_events = [ArtifactPublished(artifact=result.lora)]
+        self._finish(job, reporter, JobState.SUCCEEDED, last_events=last_events, result=result)
 
     def _finish(self, job: Job, reporter: Reporter, state: JobState, **result: Any) -> None:
-        reporter.patiently(lambda: self._claims.finish(job, state, progress=reporter.progress, **result))
+        self._insist(reporter, lambda: self._claims.finish(job, state, progress=reporter.progress, **result))
         self._clean_up(job)
+
+    def _park(self, job: Job, reporter: Reporter, because: str = "") -> None:
+        state = self._insist(reporter, lambda: self._claims.park(job, reporter.progress, because=because))
+        if state is JobState.CANCELLING:  # asked for in the meantime
+            self._finish(job, reporter, JobState.CANCELLED)
+
+    def _release(self, job: Job, reporter: Reporter, message: str, **how: Any) -> None:
+        self._insist(reporter, lambda: self._claims.release(job, message, **how))
 
     def _clean_up(self, job: Job) -> None:
         """Remove what an ended job does not need; what is left over goes when it is deleted."""
@@ -208,41 +217,69 @@ class Worker:
         trace = error if level == logging.ERROR else None  # the user's own fault has no trace worth reading
         log.log(level, "%s failed: %s", job.job_id, failure.message, exc_info=trace)
         if out_of_memory(error) and len(self._active) > 1:
-            message = f"{failure.message}; it is tried again alone"
-            reporter.patiently(lambda: self._claims.release(job, message, counted=True))
-        elif failure.fault is Fault.SYSTEM and job.lost + 1 < self._settings.max_attempts:
-            message = f"{failure.message}; it is tried again"
-            delay_s = self._settings.retry_delay_s * (job.lost + 1)
-            reporter.patiently(lambda: self._claims.release(job, message, delay_s=delay_s, counted=True))
+            self._release(job, reporter, f"{failure.message}; it is tried again alone", counted=True)
+        elif failure.fault is Fault.SYSTEM and (tried := 1 + self._lost(job, reporter)) < self._settings.max_attempts:
+            delay_s = self._settings.retry_delay_s * tried
+            self._release(job, reporter, f"{failure.message}; it is tried again", delay_s=delay_s, counted=True)
         else:
             self._finish(job, reporter, JobState.FAILED, failure=failure)
 
-    def _patiently_stopped(self, action: Callable[[], object]) -> None:
-        """Try until the database serves, or the worker is stopped: then the lease runs out by itself."""
-        while not self._stop.is_set():
+    def _lost(self, job: Job, reporter: Reporter) -> int:
+        """Attempts before this one that came to nothing; none once this one has written a checkpoint."""
+        try:
+            return self._insist(reporter, lambda: self._place.jobs.get(job.tenant, job.job_id)).lost
+        except NotFound as error:
+            raise LostJob(f"job {job.job_id} was deleted") from error
+
+    def _insist(self, reporter: Reporter, action: Callable[[], T]) -> T:
+        """Try until the database serves, whatever else is wanted of the job; once when the worker is stopped.
+
+        Then it raises `Unavailable`, and the lease runs out by itself.
+        """
+        while True:
             try:
-                action()
+                return action()
             except Unavailable as error:
+                if self._stop.is_set():
+                    raise
                 log.warning("%s Trying again in %.0f s", error.line, RETRY_S)
+                reporter.gets_on()
                 self._stop.wait(RETRY_S)
-            else:
-                return
+
+    def _leave_nothing_of_deleted(self, job: Job) -> None:
+        """A job that was deleted took its files with it; what was written since, before that was noticed, goes too."""
+        try:
+            self._place.jobs.get(job.tenant, job.job_id)
+        except NotFound:
+            with suppress(Unavailable):
+                self._place.store.with_patience(0.0).delete_prefix(job_prefix(job.tenant, job.job_id))
+        except Unavailable as error:
+            log.warning("%s: %s", job.job_id, error.line)
 
     def _end_this_worker(self, hung: Job) -> None:
         """End the process, since a step that hangs cannot be interrupted; its jobs go on elsewhere."""
         message = f"it has not got on for {self._settings.stall_s:.0f} s; its worker is replaced"
         log.critical("%s: %s", hung.job_id, message)
+        others = [active.job for active in list(self._active.values()) if active.job.job_id != hung.job_id]
         try:
-            self._claims.append(hung, [JobWarning(reason="STALLED", message=message)])
-            self._claims.release(hung, message, delay_s=self._settings.retry_delay_s * (hung.lost + 1), counted=True)
-            for active in self._active.values():
-                if active.job.job_id != hung.job_id:
-                    self._claims.release(
-                        active.job, "its worker hung over another job; it goes on from its last checkpoint"
-                    )
-        except (ServiceError, LostJob) as error:
-            log.critical("leases run out by themselves: %s", error)
-        os._exit(HUNG)
+            self._let_go(hung, message, others)
+        finally:
+            os._exit(HUNG)
+
+    def _let_go(self, hung: Job, message: str, others: Sequence[Job]) -> None:
+        """Release each at once; the leases of those that cannot be run out by themselves."""
+        delay_s = self._settings.retry_delay_s * (hung.lost + 1)
+        because = "its worker hung over another job; it goes on from its last checkpoint"
+        actions: list[Callable[[], object]] = [
+            partial(self._claims.append, hung, [JobWarning(reason="STALLED", message=message)]),
+            partial(self._claims.release, hung, message, delay_s=delay_s, counted=True),
+            *(partial(self._claims.release, other, because) for other in others),
+        ]
+        for action in actions:
+            try:
+                action()
+            except (ServiceError, LostJob) as error:
+                log.critical("%s", error)
 
 
 def main() -> int:
@@ -254,17 +291,19 @@ def main() -> int:
         print(f"error: {error.line}", file=sys.stderr)  # noqa: T201 - the log is not set up yet
         return 1
     set_up_logging(service.log_level)
+    hide_progress_bars()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if "--supervised" in sys.argv:
         threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
-    show_life(sys.argv)
+    ready = show_life(sys.argv)
     try:
         store = ObjectStore(store_settings, patience_s=STORE_PATIENCE_S)
         base = load_base(service)
         log.info("%s resident on %s in %s", service.base_model, base.transformer.device, base.transformer.dtype)
         jobs = JobStore(settings.database_url)
+        ready.set()
         Worker(Workplace(base=base, store=store, jobs=jobs, settings=settings), stop).run()
     except ServiceError as error:
         log.error(error.line)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 
-from services.common.logs import set_up_logging
+from services.common.logs import hide_progress_bars, set_up_logging
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
 from services.encoder.models import EncoderModels, ModelThread, load_models
@@ -21,6 +21,7 @@ from services.trainer.transformer import load_transformer
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_libraries() -> None:
     set_up_logging("WARNING")
+    hide_progress_bars()
 
 
 @pytest.fixture(scope="session")
