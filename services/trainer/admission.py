@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from services.common.cache import hold_key
-from services.common.errors import InvalidInput, LimitExceeded, QuotaExceeded, ServiceError, Unavailable
+from services.common.errors import InvalidInput, ServiceError, Unavailable
 from services.common.fields import invalid_field
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
@@ -85,7 +85,14 @@ class Admission:
         job_id = new_job_id()
         references.hold(job_id, *new.references())
         try:
-            job = self._write_down(tenant, new, request_id=request_id, job_id=job_id)
+            job = self._jobs.create(
+                tenant,
+                new,
+                request_id=request_id,
+                job_id=job_id,
+                max_user_jobs=self._settings.max_user_jobs,
+                max_tenant_jobs=self._settings.max_tenant_jobs,
+            )
         except Unavailable:
             raise  # it may be there all the same
         except ServiceError:
@@ -114,20 +121,6 @@ class Admission:
             checks.append(partial(warm_start_key, self._objects, tenant, known.warm_start_uri))
         refuse_all(checks)
         return parse_config(asked.config)
-
-    def _write_down(self, tenant: str, new: NewJob, *, request_id: str, job_id: str) -> Job:
-        try:
-            return self._jobs.create(
-                tenant,
-                new,
-                request_id=request_id,
-                job_id=job_id,
-                max_user_jobs=self._settings.max_user_jobs,
-                max_tenant_jobs=self._settings.max_tenant_jobs,
-            )
-        except LimitExceeded as error:
-            subject = f"user:{new.user_id}" if error.reason == "USER_QUOTA" else f"tenant:{tenant}"
-            raise QuotaExceeded(error.message, reason=error.reason, remedy=error.remedy, subject=subject) from error
 
     def _let_go(self, tenant: str, job_id: str, new: NewJob) -> None:
         for reference in new.references():

@@ -8,29 +8,18 @@ has just come. Nothing is queued for anybody: a slow watcher holds one page.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from sqlalchemy import select
-
 from services.common.errors import NotReady
 from services.common.fields import unknown
-from services.trainer.database.job_store import JobStore
-from services.trainer.database.tables import jobs as job_rows
-from services.trainer.jobs import JobState, StoredEvent
+from services.trainer.database.job_store import Head, JobStore
+from services.trainer.jobs import StoredEvent
 
 INTERVAL_S = 0.1
 PAGE_EVENTS = 200
 READS_AT_ONCE = 2  # of the pool's threads, so that others get answers while many catch up
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """How far the events of a job have come, and whether these are all."""
-
-    last_sequence: int
-    ended: bool
 
 
 @dataclass(kw_only=True)
@@ -147,7 +136,7 @@ class Watching:
     def _look(self, seen: Mapping[str, Head | None]) -> dict[str, tuple[Head, Sequence[StoredEvent]]]:
         """Where each job stands now, and its new events, the last page of them at most."""
         found: dict[str, tuple[Head, Sequence[StoredEvent]]] = {}
-        for job_id, head in read_heads(self._jobs, seen).items():
+        for job_id, head in self._jobs.heads(seen).items():
             before = seen[job_id]
             events: Sequence[StoredEvent] = ()
             if before and head.last_sequence > before.last_sequence:
@@ -164,11 +153,3 @@ class Watching:
             topics, self._topics = self._topics, {}
             for topic in topics.values():
                 topic.fail(error)
-
-
-def read_heads(jobs: JobStore, job_ids: Collection[str]) -> dict[str, Head]:
-    """How far the events of each of these jobs have come, in one statement; deleted ones are left out."""
-    query = select(job_rows.c.job_id, job_rows.c.last_sequence, job_rows.c.state)
-    with jobs._database.reading() as connection:
-        found = connection.execute(query.where(job_rows.c.job_id.in_(job_ids))).all()
-    return {job_id: Head(last_sequence=last, ended=JobState(state).ended) for job_id, last, state in found}

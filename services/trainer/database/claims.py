@@ -126,8 +126,7 @@ class Claims:
         with self._database.writing() as connection:
             _update_held(connection, job)
             _drop_checkpoints(connection, job, ids)
-            left = read_checkpoints(connection, job.job_id)
-            _update_held(connection, job, checkpoint_step=left[0].step if left else 0)
+            _note_newest(connection, job)
 
     def finish(
         self,
@@ -150,7 +149,9 @@ class Claims:
                 state, last_events, failure, result = JobState.CANCELLED, (), None, None
             append_events(connection, job.job_id, last_events)
             end(connection, job.job_id, state, failure=failure, result=result)
-            _drop_checkpoints(connection, job, _needless(connection, job, state))
+            if needless := _needless(connection, job, state):
+                _drop_checkpoints(connection, job, needless)
+                _note_newest(connection, job)
             serve(connection, job.tenant, job.user_id, progress.served_s if progress else 0.0)
 
     def park(self, job: Job, progress: Progress, *, because: str = "") -> JobState:
@@ -296,3 +297,9 @@ def _drop_checkpoints(connection: Connection, job: Job, ids: Collection[str]) ->
     if ids:
         named = and_(checkpoints.c.job_id == job.job_id, checkpoints.c.checkpoint_id.in_(ids))
         connection.execute(delete(checkpoints).where(named))
+
+
+def _note_newest(connection: Connection, job: Job) -> None:
+    left = read_checkpoints(connection, job.job_id)
+    newest = {"checkpoint_step": left[0].step if left else 0}
+    connection.execute(update(jobs).where(jobs.c.job_id == job.job_id).values(newest))

@@ -7,7 +7,8 @@ comes: again with the same payload it returns the job as it is now, with another
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, delete, insert, or_, select
 
@@ -34,7 +35,15 @@ from services.trainer.database.shares import enter
 from services.trainer.database.tables import checkpoints, deletions, events, jobs, now_s
 from services.trainer.jobs import Artifact, Job, JobState, NewJob, StateChanged, StoredCheckpoint, StoredEvent
 
-__all__ = ["JobStore", "LostJob", "new_job_id", "request_id_reused"]
+__all__ = ["Head", "JobStore", "LostJob", "new_job_id", "request_id_reused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """How far the events of a job have come, and whether these are all."""
+
+    last_sequence: int
+    ended: bool
 
 
 class JobStore:
@@ -65,7 +74,7 @@ class JobStore:
         """Queue a job, once for a `request_id`; raises what `created_by` does, also for another payload.
 
         `job_id` is the identifier for a job that is new, from `new_job_id`; made here unless given. Raises
-        `LimitExceeded` (`USER_QUOTA`, `TENANT_QUOTA`) when user or tenant have as many unfinished jobs as given; 0 is
+        `QuotaExceeded` (`USER_QUOTA`, `TENANT_QUOTA`) when user or tenant have as many unfinished jobs as given; 0 is
         no limit. What was created before is found at the limit too.
         """
         digest = creation_digest(new)
@@ -137,6 +146,13 @@ class JobStore:
         if found and found[0].sequence > sequence + 1:
             raise _events_removed(job_id, found[0].sequence)
         return found
+
+    def heads(self, job_ids: Collection[str]) -> dict[str, Head]:
+        """How far the events of each of these jobs have come, in one statement; deleted ones are left out."""
+        query = select(jobs.c.job_id, jobs.c.last_sequence, jobs.c.state).where(jobs.c.job_id.in_(job_ids))
+        with self._database.reading() as connection:
+            found = connection.execute(query).all()
+        return {job_id: Head(last_sequence=last, ended=JobState(state).ended) for job_id, last, state in found}
 
     def artifacts(self, job_id: str) -> dict[str, Artifact]:
         """The files that a job has published so far, by name, the newest of each, those of its checkpoints included."""

@@ -10,7 +10,9 @@ that come before a job's own as long as nothing else happens.
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, not_, or_, select
+from typing import Any
+
+from sqlalchemy import CTE, ColumnElement, Connection, RowMapping, Select, and_, func, literal, not_, or_, select
 
 from services.trainer.database.rows import HELD, lease_from_the_future, lease_ran_out
 from services.trainer.database.tables import jobs, now_s, tenant_shares, user_shares
@@ -18,6 +20,7 @@ from services.trainer.jobs import JobState
 
 LONGEST_DELAY_S = 3600.0
 """The longest that a released job waits; one that seems to wait longer is from before the clock was set back."""
+_GROUP = (jobs.c.tenant, jobs.c.user_id, jobs.c.priority)
 
 
 def claimable(retry_delay_s: float) -> ColumnElement[bool]:
@@ -36,28 +39,72 @@ def suspect(max_attempts: int) -> ColumnElement[bool]:
 def first(
     connection: Connection, *, retry_delay_s: float, among: ColumnElement[bool] | None = None
 ) -> RowMapping | None:
-    """`job_id`, `state`, `epoch` and `lost` of the job that is next, of those `among` which it is to be; or None."""
-    waits = claimable(retry_delay_s)
-    line = _line(waits if among is None else and_(waits, among)).subquery()
-    head = select(line.c.job_id).order_by(line.c.place).limit(1).scalar_subquery()
-    query = select(jobs.c.job_id, jobs.c.state, jobs.c.epoch, jobs.c.lost).where(jobs.c.job_id == head)
-    return connection.execute(query).mappings().one_or_none()
+    """`job_id`, `state`, `epoch` and `lost` of the job that is next, of those `among` which it is to be; or None.
+
+    Only the oldest job of each user and priority can be next, so that a long line need not be put in order.
+    """
+    waits = claimable(retry_delay_s) if among is None else and_(claimable(retry_delay_s), among)
+    oldest = (
+        select(*_GROUP, func.min(jobs.c.create_time_s).label("create_time_s"), literal(1).label("number"))
+        .where(waits)
+        .group_by(*_GROUP)
+        .cte("oldest")
+    )
+    line = _line(oldest, "create_time_s").subquery()
+    same = and_(*(jobs.c[name] == line.c[name] for name in ("tenant", "user_id", "priority", "create_time_s")))
+    query = select(jobs.c.job_id, jobs.c.state, jobs.c.epoch, jobs.c.lost).join(line, same)
+    head = query.where(line.c.place == 1, waits).order_by(jobs.c.job_id).limit(1)
+    return connection.execute(head).mappings().one_or_none()
 
 
 def position(connection: Connection, job_id: str) -> int:
     """How many jobs are claimed before this one; 0 for one that does not wait."""
-    waits = or_(jobs.c.state == JobState.QUEUED, and_(jobs.c.state == JobState.RUNNING, lease_ran_out()))
-    line = _line(waits).subquery()
+    its_users_first = (jobs.c.priority.desc(), jobs.c.create_time_s, jobs.c.job_id)
+    number = func.row_number().over(partition_by=(jobs.c.tenant, jobs.c.user_id), order_by=its_users_first)
+    numbered = (
+        select(jobs.c.job_id, *_GROUP, jobs.c.create_time_s, number.label("number"))
+        .where(or_(jobs.c.state == JobState.QUEUED, and_(jobs.c.state == JobState.RUNNING, lease_ran_out())))
+        .cte("numbered")
+    )
+    line = _line(numbered, "create_time_s", "job_id").subquery()
     place = connection.execute(select(line.c.place).where(line.c.job_id == job_id)).scalar()
     return place - 1 if place else 0
 
 
-def _line(waits: ColumnElement[bool]) -> Select[tuple[str, int]]:
-    """`job_id` and `place` (from 1) of the jobs that wait."""
-    live = and_(jobs.c.state.in_(HELD), not_(lease_ran_out()))
+def _line(waiting: CTE, *age: str) -> Select[Any]:
+    """What waits, with its `place` in line from 1; what is alike in everything, `age` included, has the same place.
+
+    `waiting` has `tenant`, `user_id`, `priority`, the columns of `age`, and the `number` of a job among its user's.
+    """
+    of_users, of_tenants = _active()
+    one = waiting.c
+    same_user = and_(of_users.c.tenant == one.tenant, of_users.c.user_id == one.user_id)
+    its_share = and_(user_shares.c.tenant == one.tenant, user_shares.c.user_id == one.user_id)
+    user_place = func.coalesce(of_users.c.active, 0) + one.number
+    user_served_s = func.coalesce(user_shares.c.served_s, 0.0)
+    in_tenant = func.rank().over(
+        partition_by=one.tenant, order_by=(one.priority.desc(), user_place, user_served_s, *(one[name] for name in age))
+    )
+    in_tenants = (
+        select(*(each for each in one if each is not one.number), in_tenant.label("number"))
+        .select_from(waiting.outerjoin(of_users, same_user).outerjoin(user_shares, its_share))
+        .cte("in_tenants")
+    )
+    two = in_tenants.c
+    tenant_place = func.coalesce(of_tenants.c.active, 0) + two.number
+    tenant_served_s = func.coalesce(tenant_shares.c.served_s, 0.0)
+    place = func.rank().over(order_by=(tenant_place, tenant_served_s, *(two[name] for name in age)))
+    same_tenant, their_share = of_tenants.c.tenant == two.tenant, tenant_shares.c.tenant == two.tenant
+    return select(*two, place.label("place")).select_from(
+        in_tenants.outerjoin(of_tenants, same_tenant).outerjoin(tenant_shares, their_share)
+    )
+
+
+def _active() -> tuple[CTE, CTE]:
+    """How many jobs of each user and of each tenant workers have, where there are any."""
     of_users = (
         select(jobs.c.tenant, jobs.c.user_id, func.count().label("active"))
-        .where(live)
+        .where(jobs.c.state.in_(HELD), not_(lease_ran_out()))
         .group_by(jobs.c.tenant, jobs.c.user_id)
         .cte("of_users")
     )
@@ -66,51 +113,4 @@ def _line(waits: ColumnElement[bool]) -> Select[tuple[str, int]]:
         .group_by(of_users.c.tenant)
         .cte("of_tenants")
     )
-    among_users = (
-        select(
-            jobs.c.job_id,
-            jobs.c.tenant,
-            jobs.c.user_id,
-            jobs.c.priority,
-            jobs.c.create_time_s,
-            func.row_number()
-            .over(
-                partition_by=(jobs.c.tenant, jobs.c.user_id),
-                order_by=(jobs.c.priority.desc(), jobs.c.create_time_s, jobs.c.job_id),
-            )
-            .label("number"),
-        )
-        .where(waits)
-        .cte("among_users")
-    )
-    one = among_users.c
-    same_user = and_(of_users.c.tenant == one.tenant, of_users.c.user_id == one.user_id)
-    its_share = and_(user_shares.c.tenant == one.tenant, user_shares.c.user_id == one.user_id)
-    user_place = func.coalesce(of_users.c.active, 0) + one.number
-    user_served_s = func.coalesce(user_shares.c.served_s, 0.0)
-    among_tenants = (
-        select(
-            one.job_id,
-            one.tenant,
-            one.create_time_s,
-            func.row_number()
-            .over(
-                partition_by=one.tenant,
-                order_by=(one.priority.desc(), user_place, user_served_s, one.create_time_s, one.job_id),
-            )
-            .label("number"),
-        )
-        .select_from(among_users.outerjoin(of_users, same_user).outerjoin(user_shares, its_share))
-        .cte("among_tenants")
-    )
-    two = among_tenants.c
-    tenant_place = func.coalesce(of_tenants.c.active, 0) + two.number
-    tenant_served_s = func.coalesce(tenant_shares.c.served_s, 0.0)
-    return select(
-        two.job_id,
-        func.row_number().over(order_by=(tenant_place, tenant_served_s, two.create_time_s, two.job_id)).label("place"),
-    ).select_from(
-        among_tenants.outerjoin(of_tenants, of_tenants.c.tenant == two.tenant).outerjoin(
-            tenant_shares, tenant_shares.c.tenant == two.tenant
-        )
-    )
+    return of_users, of_tenants

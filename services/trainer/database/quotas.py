@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
-from services.common.errors import LimitExceeded
+from services.common.errors import QuotaExceeded
 from services.trainer.database.rows import ENDED
 from services.trainer.database.tables import jobs
 from services.trainer.jobs import JobState
@@ -15,7 +15,7 @@ UNFINISHED = tuple(state for state in JobState if state not in ENDED)
 def refuse_over_quota(
     connection: Connection, tenant: str, user_id: str, *, max_user_jobs: int, max_tenant_jobs: int
 ) -> None:
-    """Raise `LimitExceeded` when one more job would be too many; 0 means no limit.
+    """Raise `QuotaExceeded` when one more job would be too many; 0 means no limit.
 
     The caller holds the tenant's row (`shares.enter`), so that nobody else counts at the same time.
     """
@@ -31,9 +31,10 @@ def _unfinished(connection: Connection, *whose: ColumnElement[bool]) -> int:
     return connection.execute(query).scalar_one()
 
 
-def _exceeded(kind: str, name: str, count: int, most: int) -> LimitExceeded:
-    return LimitExceeded(
+def _exceeded(kind: str, name: str, count: int, most: int) -> QuotaExceeded:
+    return QuotaExceeded(
         f"{kind} {name!r} has {count} unfinished jobs; {most} are allowed",
         reason=f"{kind.upper()}_QUOTA",
         remedy="Wait until one has ended, or cancel one; then try again.",
+        subject=f"{kind}:{name}",
     )

@@ -257,7 +257,7 @@ def test_database_that_fails_is_told_to_all_and_watching_goes_on_afterwards(
         watchers = [asyncio.create_task(sequences(watched, job)) for _ in range(3)]
         await asyncio.sleep(0.3)
         with monkeypatch.context() as patch:
-            patch.setattr(watching, "read_heads", broken)
+            patch.setattr(job_store, "heads", broken)
             failed = await asyncio.gather(*watchers, return_exceptions=True)
         assert [getattr(error, "reason", "") for error in failed] == ["AWAY"] * 3
         again = asyncio.create_task(sequences(watched, job, 2))

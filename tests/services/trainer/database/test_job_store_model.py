@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, select, update
 
-from services.common.errors import LimitExceeded, NotFound, NotReady
+from services.common.errors import NotFound, NotReady, QuotaExceeded
 from services.trainer.database.job_store import JobStore, LostJob
 from services.trainer.database.tables import jobs, metadata
 from services.trainer.jobs import (
@@ -114,7 +114,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             else:
                 assert call().job_id == self.made_by[request_id]
         elif len(unfinished) >= MAX_USER_JOBS:
-            assert _raises(LimitExceeded, call) == "USER_QUOTA"
+            assert _raises(QuotaExceeded, call) == "USER_QUOTA"
         else:
             job = call()
             assert job.job_id not in self.jobs
@@ -321,9 +321,8 @@ class JobStoreMachine(RuleBasedStateMachine):
         assert {row["job_id"] for row in rows} == set(self.jobs)
         for row in rows:
             one = self.jobs[row["job_id"]]
-            newest = row["checkpoint_step"] if one.state is S.SUCCEEDED else _newest(one)
             stored = (row["state"], row["epoch"], row["lost"], row["checkpoint_step"], row["last_sequence"])
-            assert stored == (one.state, one.epoch, one.lost, newest, len(one.events))
+            assert stored == (one.state, one.epoch, one.lost, _newest(one), len(one.events))
             assert (row["owner"] is not None) == (row["lease_until_s"] is not None) == (one.state in HELD)
             assert (row["result"] is not None) == (one.state is S.SUCCEEDED)
             assert (row["failure"] is not None) == (one.state is S.FAILED)
@@ -368,7 +367,7 @@ def _newest(expected: Expected) -> int:
     return expected.checkpoints[-1] if expected.checkpoints else 0
 
 
-def _raises(kind: type[NotReady | NotFound | LimitExceeded], call: Callable[[], object]) -> str:
+def _raises(kind: type[NotReady | NotFound | QuotaExceeded], call: Callable[[], object]) -> str:
     with pytest.raises(kind) as caught:
         call()
     return str(caught.value.reason)

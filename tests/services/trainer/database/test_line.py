@@ -11,6 +11,7 @@ import pytest
 
 from services.trainer.database.job_store import JobStore
 from services.trainer.jobs import Job, JobState, Progress
+from tests.services.trainer.database.conftest import Alter
 from tests.services.trainer.database.test_job_store import EXPIRED_S, HELD_S, NEW, take
 
 Tasks = Sequence[tuple[str, str, int]]
@@ -123,3 +124,12 @@ def test_job_that_does_not_wait_has_no_place(job_store: JobStore) -> None:
     first, second = queue(job_store, ("t", "a", 0), ("t", "a", 0))
     take(job_store)
     assert [job_store.queue_position(job) for job in (first, second)] == [0, 0]
+
+
+def test_jobs_of_one_moment_have_places_of_their_own(job_store: JobStore, alter: Alter) -> None:
+    tasks: Tasks = [(tenant, user, priority) for tenant in "st" for user in "ab" for priority in (0, 5, 0)]
+    made = queue(job_store, *tasks)
+    for job in made:
+        alter(job.job_id, create_time_s=1.0)
+    places = {job.job_id: job_store.queue_position(job) for job in made}
+    assert {take(job_store).job_id: place for place in range(len(made))} == places

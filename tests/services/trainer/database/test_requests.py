@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from services.common.errors import AlreadyExists, LimitExceeded, NotFound, NotReady
+from services.common.errors import AlreadyExists, NotFound, NotReady, QuotaExceeded
 from services.trainer.database.job_store import JobStore
 from services.trainer.jobs import JobState
 from tests.services.trainer.database.test_job_store import NEW, at_once, take
@@ -106,11 +106,11 @@ def test_user_and_tenant_have_so_many_unfinished_jobs_and_no_more(job_store: Job
     create = partial(job_store.create, max_user_jobs=2, max_tenant_jobs=3)
     first = create("t", A, request_id="r")
     create("t", A)
-    with pytest.raises(LimitExceeded, match="2 unfinished") as caught:
+    with pytest.raises(QuotaExceeded, match="2 unfinished") as caught:
         create("t", A)
     assert caught.value.reason == "USER_QUOTA"
     create("t", B)
-    with pytest.raises(LimitExceeded, match="3 unfinished") as caught:
+    with pytest.raises(QuotaExceeded, match="3 unfinished") as caught:
         create("t", B)
     assert caught.value.reason == "TENANT_QUOTA"
     assert create("t", A, request_id="r") == first
@@ -123,7 +123,7 @@ def test_quota_holds_however_many_ask_at_once(job_store: JobStore) -> None:
     def create(number: int) -> bool:
         try:
             return bool(job_store.create("t", A, max_user_jobs=3, max_tenant_jobs=5))
-        except LimitExceeded:
+        except QuotaExceeded:
             return False
 
     assert sum(map(bool, at_once(16, create))) == 3
