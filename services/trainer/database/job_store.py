@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, delete, insert, or_, select
 
-from services.common.errors import NotReady
+from services.common.errors import NotFound, NotReady
 from services.common.fields import require_id, unknown
 from services.trainer.database import changes, line
 from services.trainer.database.claims import Claims, LostJob
@@ -83,8 +83,7 @@ class JobStore:
         job_id = job_id or new_job_id()
         with self._database.writing() as connection:
             if before := repeated(connection, tenant, request_id, Call.CREATE, digest, job_id):
-                refuse_deleted(connection, tenant, before, request_id)
-                return read_job(connection, tenant, before)
+                return _made(connection, tenant, before, request_id)
             enter(connection, tenant, new.user_id)
             refuse_over_quota(
                 connection, tenant, new.user_id, max_user_jobs=max_user_jobs, max_tenant_jobs=max_tenant_jobs
@@ -220,7 +219,7 @@ class JobStore:
         with self._database.writing() as connection:
             digest = call_digest(Call.DELETE, job_id)
             repeated(connection, tenant, request_id, Call.DELETE, digest, job_id)
-            if _ended(connection, tenant, job_id):
+            if _ended(connection, tenant, job_id, for_update=True):
                 connection.execute(delete(events).where(events.c.job_id == job_id))
                 connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job_id))
                 connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
@@ -232,8 +231,7 @@ class JobStore:
             if known is None:
                 return None
             refuse_another(known, Call.CREATE, digest)
-            refuse_deleted(connection, tenant, known["job_id"], request_id)
-            return read_job(connection, tenant, known["job_id"])
+            return _made(connection, tenant, known["job_id"], request_id)
 
     def _once(
         self,
@@ -256,9 +254,19 @@ def new_job_id() -> str:
     return f"job-{secrets.token_hex(10)}"
 
 
-def _ended(connection: Connection, tenant: str, job_id: str) -> bool:
+def _made(connection: Connection, tenant: str, job_id: str, request_id: str) -> Job:
+    """The job that a request made; raises `NotReady` when that has been deleted, be it in this very moment."""
+    try:
+        return read_job(connection, tenant, job_id)
+    except NotFound:
+        refuse_deleted(connection, tenant, job_id, request_id)
+        raise
+
+
+def _ended(connection: Connection, tenant: str, job_id: str, *, for_update: bool = False) -> bool:
     require_id("job", job_id)
-    state = connection.execute(select(jobs.c.state).where(jobs.c.job_id == job_id, jobs.c.tenant == tenant)).scalar()
+    query = select(jobs.c.state).where(jobs.c.job_id == job_id, jobs.c.tenant == tenant)
+    state = connection.execute(query.with_for_update() if for_update else query).scalar()
     if state is None:
         if was_deleted(connection, tenant, job_id):
             return False

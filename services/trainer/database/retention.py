@@ -75,15 +75,14 @@ class Retention:
             if not due:
                 return removed
             with self._database.writing() as connection:
-                for job_id in due:
+                for job_id in sorted(due):  # others who remove at the same time take the rows in the same order
                     _remove_events_of(connection, job_id)
             removed += len(due)
 
 
 def _remove_events_of(connection: Connection, job_id: str) -> None:
-    row = connection.execute(
-        select(jobs.c.last_sequence, jobs.c.artifacts).where(jobs.c.job_id == job_id)
-    ).one_or_none()
+    query = select(jobs.c.last_sequence, jobs.c.artifacts).where(jobs.c.job_id == job_id)
+    row = connection.execute(query.with_for_update()).one_or_none()
     if row is None:
         return  # deleted in the meantime
     values: dict[str, object] = {"first_sequence": row.last_sequence}
