@@ -32,6 +32,16 @@ def claim(store: JobStore, job: Job) -> object:
     return store.claims.claim("other", lease_s=HELD_S, max_attempts=3)
 
 
+def asking(call: Callable[[JobStore, str, str], Job]) -> Call:
+    """A caller asks for something."""
+    return lambda store, job: call(store, job.tenant, job.job_id)
+
+
+def deletion(job: Job) -> Call:
+    """A caller deletes this job."""
+    return lambda store, _: store.delete(job.tenant, job.job_id)
+
+
 def race(store: JobStore, job: Job, *calls: Call) -> list[object]:
     """What each call returns or raises, when all of them come while the job's row is held."""
     with ThreadPoolExecutor(len(calls)) as threads:
@@ -119,7 +129,7 @@ def test_job_resumed_or_cancelled_while_it_is_parked_is_not_left_behind(job_stor
         job = in_state(job_store, S.PAUSING)
         calls: list[Call] = [
             lambda store, job: store.claims.park(job, PROGRESS),
-            lambda store, job, other=other: other(store, "t", job.job_id),
+            asking(other),
         ]
         results = race(job_store, job, *calls[:: -1 if turned else 1])
         assert not [each for each in results if isinstance(each, Exception)]
@@ -133,7 +143,7 @@ def test_old_job_is_deleted_while_time_removes_its_events(job_store: JobStore, a
         for job in jobs:
             alter(job.job_id, end_time_s=1.0)
         calls: list[Call] = [lambda store, _: store.retention.remove_old(events_kept_days=1)]
-        calls += [lambda store, _, job=job: store.delete("t", job.job_id) for job in jobs]
+        calls += [deletion(job) for job in jobs]
         results = race(job_store, jobs[-1], *calls, *calls)
         assert not [each for each in results if isinstance(each, Exception)]
         assert job_store.list("t", before=None, limit=10) == []
@@ -152,7 +162,4 @@ def test_creation_repeated_while_its_job_is_deleted_finds_the_job_or_its_tombsto
                 return error.reason
             return None
 
-        def delete(store: JobStore, job: Job) -> object:
-            return store.delete("t", job.job_id)
-
-        assert race(job_store, job, again, delete, again) == ["JOB_DELETED", None, "JOB_DELETED"]
+        assert race(job_store, job, again, deletion(job), again) == ["JOB_DELETED", None, "JOB_DELETED"]
