@@ -253,6 +253,7 @@ def test_cancelled_jobs_checkpoints_go_with_its_end_if_so_asked(job_store: JobSt
     job_store.cancel("t", job.job_id, discard_checkpoints=discard)
     job_store.claims.finish(job, S.CANCELLED)
     assert len(job_store.checkpoints("t", job.job_id)) == left
+    assert job_store.get("t", job.job_id).checkpoint_step == 5 * left
 
 
 def test_progress_is_when_the_job_last_got_on(job_store: JobStore) -> None:
