@@ -29,8 +29,8 @@ from services.trainer.adapters.files import DtypeTooSmall
 from services.trainer.base import Base
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import GuidanceMode
-from services.trainer.failures import failure_of
 from services.trainer.database.job_store import JobStore
+from services.trainer.failures import failure_of
 from services.trainer.jobs import (
     DatasetReference,
     Event,
