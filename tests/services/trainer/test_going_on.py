@@ -61,11 +61,11 @@ def test_stopped_job_goes_on_to_the_same_bits(
     assert stopped.checkpoint_step in {5, 6}  # within one step, where it has several batches before its end
     bench.stop.clear()
     finished = bench.run_next()
-    assert digest(finished) == undisturbed.digest
+    assert digest(bench, finished) == undisturbed.digest
     assert finished.result
     assert finished.result.held_out_loss_best == undisturbed.result.held_out_loss_best
     assert steps_of(bench, finished) == list(range(1, 10))
-    assert bench.file(finished, "lora-best.safetensors") == undisturbed.best
+    assert digest(bench, finished, "lora-best.safetensors") == undisturbed.best
 
 
 def test_paused_job_waits_with_a_checkpoint_and_is_resumed_to_the_same_bits(
@@ -80,7 +80,7 @@ def test_paused_job_waits_with_a_checkpoint_and_is_resumed_to_the_same_bits(
     assert bench.jobs.claims.claim("w", lease_s=60, max_attempts=3) is None
     assert bench.jobs.resume(bench.tenant, job.job_id).state is JobState.QUEUED
     finished = bench.run_next()
-    assert digest(finished) == undisturbed.digest
+    assert digest(bench, finished) == undisturbed.digest
     assert [event.message for event in bench.events(finished) if isinstance(event, StateChanged)].count(
         "goes on after step 5"
     ) == 1
@@ -105,7 +105,7 @@ def test_job_paused_while_it_is_measured_is_measured_again_and_nothing_else_chan
     assert paused.state is JobState.PAUSED
     bench.jobs.resume(bench.tenant, job.job_id)
     finished = bench.run_next()
-    assert digest(finished) == undisturbed.digest
+    assert digest(bench, finished) == undisturbed.digest
     assert finished.result
     assert finished.result.held_out_loss_lora == undisturbed.result.held_out_loss_lora
     assert bench.file(finished, "metrics.csv").count(b"\n") == undisturbed.measured
@@ -184,7 +184,7 @@ def test_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
     bench.stop.clear()
     finished = bench.run_next()
     assert "000008-1" in bench.warnings(finished)["CHECKPOINT_SKIPPED"]
-    assert digest(finished) == undisturbed.digest
+    assert digest(bench, finished) == undisturbed.digest
     assert steps_of(bench, finished) == [*range(1, 9), *range(7, 10)]
 
 
@@ -207,7 +207,7 @@ def test_worker_that_lost_its_job_writes_nothing_more(
     before = bench.jobs.get(bench.tenant, job.job_id)
     assert (before.state, before.epoch, before.checkpoint_step) == (JobState.RUNNING, 2, 0)
     bench.worker.run_one(before)
-    assert digest(bench.jobs.get(bench.tenant, job.job_id)) == undisturbed.digest
+    assert digest(bench, bench.jobs.get(bench.tenant, job.job_id)) == undisturbed.digest
 
 
 def test_write_that_the_store_refuses_is_tried_until_it_serves(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,4 +238,4 @@ def test_job_whose_checkpoint_is_of_another_base_waits_for_its_own(
     assert (waiting.state, waiting.checkpoint_step) == (JobState.PAUSED, job.checkpoint_step)
     bench.worker = own
     bench.jobs.resume(bench.tenant, job.job_id)
-    assert digest(bench.run_next()) == undisturbed.digest
+    assert digest(bench, bench.run_next()) == undisturbed.digest

@@ -57,7 +57,7 @@ def test_jobs_that_take_turns_make_what_each_makes_alone(
     before = {name: tensor.clone() for name, tensor in bench.place.base.transformer.state_dict().items()}
     undisturbed = [alone(config).digest for config in KINDS]
     together = run_together(bench, KINDS, monkeypatch)
-    assert [digest(job) for job in together] == undisturbed
+    assert [digest(bench, job) for job in together] == undisturbed
     after = bench.place.base.transformer.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

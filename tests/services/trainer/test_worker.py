@@ -43,7 +43,7 @@ def test_job_that_may_kill_workers_runs_alone_and_others_make_room(
         thread.join()
     messages = [event.message for event in bench.events(long) if isinstance(event, StateChanged)]
     assert any("makes room" in message for message in messages)
-    assert digest(bench.run(LONG)) == undisturbed.digest
+    assert digest(bench, bench.run(LONG)) == undisturbed.digest
 
 
 def test_step_that_hangs_is_told_and_ends_its_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
