@@ -7,12 +7,13 @@ that epoch; when no row has it any more, the worker has lost the job and must st
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, not_, or_, select, update
 
 from services.trainer.database.database import Database, insert_if_new
-from services.trainer.database.line import LONGEST_DELAY_S, claimable, first, suspect
+from services.trainer.database.line import LONGEST_DELAY_S, active_counts, claimable, first, suspect
 from services.trainer.database.rows import (
     HELD,
     NOBODY,
@@ -49,6 +50,20 @@ class LostJob(Exception):
     """The job belongs to another worker now, or is gone: stop at once, write nothing more."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """The job that is next in line, and how many jobs of its tenant and of its user workers have already."""
+
+    job_id: str
+    tenant: str
+    user_id: str
+    priority: int
+    suspect: bool
+    """Whether only a worker without other jobs may take it."""
+    tenant_active: int
+    user_active: int
+
+
 class Claims:
     """The workers' side of a job database. Every method but `claim` raises `LostJob`; all raise `Unavailable`."""
 
@@ -77,8 +92,7 @@ class Claims:
         self._settle_abandoned(max_attempts)
         among = suspect(max_attempts) if only_suspects else None
         while found := self._next(retry_delay_s, among):
-            abandoned = found["state"] == JobState.RUNNING
-            if not alone and (found["lost"] > 0 or (abandoned and found["lost"] + 2 >= max_attempts)):
+            if not alone and _is_suspect(found, max_attempts):
                 return None
             if job := self._take(found, owner, lease_s=lease_s, retry_delay_s=retry_delay_s):
                 return job  # otherwise another worker was faster
@@ -193,6 +207,31 @@ class Claims:
         """Whether a job waits that only a worker without other jobs may take."""
         return self._next(retry_delay_s, suspect(max_attempts)) is not None
 
+    def waiting(self, *, max_attempts: int, retry_delay_s: float = 0.0) -> Waiting | None:
+        """The job that the next claim would take, whoever makes it; None when none waits. Changes nothing."""
+        if not self._anything_to_take():
+            return None
+        with self._database.reading() as connection:
+            found = first(connection, retry_delay_s=retry_delay_s, among=not_(_to_settle(max_attempts)))
+            if found is None:
+                return None
+            tenants, users = active_counts(connection)
+        tenant, user_id = found["tenant"], found["user_id"]
+        return Waiting(
+            job_id=found["job_id"],
+            tenant=tenant,
+            user_id=user_id,
+            priority=found["priority"],
+            suspect=_is_suspect(found, max_attempts),
+            tenant_active=tenants.get(tenant, 0),
+            user_active=users.get((tenant, user_id), 0),
+        )
+
+    def active_counts(self) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
+        """How many jobs workers have of each tenant, and of each tenant and user; no entry where it is none."""
+        with self._database.reading() as connection:
+            return active_counts(connection)
+
     def _next(self, retry_delay_s: float, among: ColumnElement[bool] | None = None) -> RowMapping | None:
         with self._database.reading() as connection:
             return first(connection, retry_delay_s=retry_delay_s, among=among)
@@ -228,8 +267,7 @@ class Claims:
 
     def _settle_abandoned(self, max_attempts: int) -> None:
         """Move on the abandoned jobs that need no worker: paused and cancelled ones, and those that cost too many."""
-        asked = jobs.c.state.in_((JobState.PAUSING, JobState.CANCELLING))
-        settled = and_(lease_ran_out(), or_(asked, jobs.c.lost + 1 >= max_attempts))
+        settled = _to_settle(max_attempts)
         with self._database.reading() as connection:
             if not connection.execute(select(jobs.c.job_id).where(settled).limit(1)).first():
                 return
@@ -237,6 +275,18 @@ class Claims:
             locked = select(jobs.c.job_id, jobs.c.state).where(settled).with_for_update(skip_locked=True)
             for job_id, state in connection.execute(locked).all():
                 _settle(connection, job_id, JobState(state), max_attempts)
+
+
+def _to_settle(max_attempts: int) -> ColumnElement[bool]:
+    """Whether a job was abandoned that no worker need take any more."""
+    asked = jobs.c.state.in_((JobState.PAUSING, JobState.CANCELLING))
+    return and_(lease_ran_out(), or_(asked, jobs.c.lost + 1 >= max_attempts))
+
+
+def _is_suspect(found: RowMapping, max_attempts: int) -> bool:
+    """What `suspect` says, of a job that was found in line."""
+    abandoned = found["state"] == JobState.RUNNING
+    return bool(found["lost"] > 0 or (abandoned and found["lost"] + 2 >= max_attempts))
 
 
 def _settle(connection: Connection, job_id: str, state: JobState, max_attempts: int) -> None:

@@ -10,6 +10,7 @@ that come before a job's own as long as nothing else happens.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from sqlalchemy import CTE, ColumnElement, Connection, RowMapping, Select, and_, func, literal, not_, or_, select
@@ -21,6 +22,7 @@ from services.trainer.jobs import JobState
 LONGEST_DELAY_S = 3600.0
 """The longest that a released job waits; one that seems to wait longer is from before the clock was set back."""
 _GROUP = (jobs.c.tenant, jobs.c.user_id, jobs.c.priority)
+_TOLD = (jobs.c.job_id, jobs.c.state, jobs.c.epoch, jobs.c.lost, *_GROUP)
 
 
 def claimable(retry_delay_s: float) -> ColumnElement[bool]:
@@ -39,7 +41,7 @@ def suspect(max_attempts: int) -> ColumnElement[bool]:
 def first(
     connection: Connection, *, retry_delay_s: float, among: ColumnElement[bool] | None = None
 ) -> RowMapping | None:
-    """`job_id`, `state`, `epoch` and `lost` of the job that is next, of those `among` which it is to be; or None.
+    """What a claim must know of the job that is next, of those `among` which it is to be; None when there is none.
 
     Only the oldest job of each user and priority can be next, so that a long line need not be put in order.
     """
@@ -52,9 +54,19 @@ def first(
     )
     line = _line(oldest, "create_time_s").subquery()
     same = and_(*(jobs.c[name] == line.c[name] for name in ("tenant", "user_id", "priority", "create_time_s")))
-    query = select(jobs.c.job_id, jobs.c.state, jobs.c.epoch, jobs.c.lost).join(line, same)
+    query = select(*_TOLD).join(line, same)
     head = query.where(line.c.place == 1, waits).order_by(jobs.c.job_id).limit(1)
     return connection.execute(head).mappings().one_or_none()
+
+
+def active_counts(connection: Connection) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
+    """How many jobs workers have of each tenant, and of each tenant and user; no entry where it is none."""
+    of_users, _ = _active()
+    users = {(tenant, user_id): active for tenant, user_id, active in connection.execute(select(of_users)).all()}
+    tenants = Counter[str]()
+    for (tenant, _), active in users.items():
+        tenants[tenant] += active
+    return dict(tenants), users
 
 
 def position(connection: Connection, job_id: str) -> int:
