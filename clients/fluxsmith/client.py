@@ -139,6 +139,14 @@ class Client:
         request = trainer_pb2.GetTrainingJobRequest(job_id=job_id)
         return self._handle(self._trainer.call(self._trainer_stub.GetTrainingJob, request).job)
 
+    def delete_job(self, job_id: str) -> None:
+        """Remove an ended job as `JobHandle.delete` does, without asking for it first; again changes nothing.
+
+        Raises `NotFound` for a job that never was, and `FailedPrecondition` while it has not ended.
+        """
+        request = trainer_pb2.DeleteTrainingJobRequest(job_id=job_id, request_id=str(uuid4()))
+        self._trainer.call(self._trainer_stub.DeleteTrainingJob, request)
+
     def jobs(self, *, user_id: str | None = None) -> Iterator[JobHandle]:
         """Yield every job, newest first, page by page; only those for `user_id` if given."""
         page_token = ""

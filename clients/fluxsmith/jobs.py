@@ -133,14 +133,15 @@ class JobHandle:
     def download(self, path: str | PathLike[str], *, artifact_name: str = "") -> Path:
         """Fetch a file of the job, by default its LoRA, check its digest and write it to `path`, replacing that.
 
-        `artifacts` tells the names there are, and each of `checkpoints` that of its LoRA. Raises `JobFailed` or
-        `JobCancelled` if the job ended without a result.
+        `artifacts` tells the names there are, and each of `checkpoints` that of its LoRA. Raises `FailedPrecondition`
+        for a name that is not among them, or not yet. Without a name it raises `JobFailed` or `JobCancelled` if the job
+        ended without a result.
         """
         request = trainer_pb2.CreateDownloadUrlRequest(job_id=self.id, artifact_name=artifact_name)
         try:
             answer = self._connection.call(self._stub.CreateDownloadUrl, request)
         except FailedPrecondition:
-            if self.refresh().state.ended:
+            if not artifact_name and self.refresh().state.ended:
                 self._succeeded(self.snapshot)
             raise
         artifact = read_artifact(answer.artifact)

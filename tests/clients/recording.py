@@ -17,15 +17,23 @@ from fluxsmith.v1 import trainer_pb2 as trainer
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 _Kind = TypeVar("_Kind", bound=Message)
 
 CONTENT = b"a picture or a LoRA"
+_WITHOUT_LORA = {trainer.TRAINING_JOB_STATE_FAILED, trainer.TRAINING_JOB_STATE_CANCELLED}
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Refused(Exception):
-    """What a request is answered with that is wrong, by its message."""
+    """What a request is answered with that is wrong, by its message, and by its reason as the services give it."""
+
+    def __init__(self, message: str, *, code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT, reason: str = ""):
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
 
 
 class Recorder:
@@ -41,6 +49,7 @@ class Recorder:
         self.job = trainer.TrainingJob(job_id="j", state=trainer.TRAINING_JOB_STATE_SUCCEEDED)
         self.events: list[trainer.TrainingEvent] = []
         self.checkpoints: list[trainer.Checkpoint] = []
+        self.deleted = False
         self.refusal = ""  # of the configuration, when asked to validate it
 
     def asked(self, kind: type[_Kind]) -> list[_Kind]:
@@ -65,6 +74,7 @@ class Recorder:
         self.requests.append(request)
         yield from self._of_encoder(request)
         yield from self._of_trainer(request)
+        yield from self._of_files(request)
         yield from self._of_job(request)
 
     def _of_encoder(self, request: Message) -> Iterable[Message]:
@@ -88,13 +98,21 @@ class Recorder:
                     raise Refused(self.refusal)
             case trainer.CreateTrainingJobRequest():
                 yield trainer.CreateTrainingJobResponse(job=self.job)
+            case trainer.GetTrainingJobRequest() if self.deleted or request.job_id != "j":
+                raise Refused("there is no such job", code=grpc.StatusCode.NOT_FOUND, reason="JOB_NOT_FOUND")
             case trainer.GetTrainingJobRequest():
                 yield trainer.GetTrainingJobResponse(job=self.job)
             case trainer.WatchTrainingJobRequest():
                 for event in self.events[request.after_sequence :]:
                     yield trainer.WatchTrainingJobResponse(event=event)
+
+    def _of_files(self, request: Message) -> Iterable[Message]:
+        match request:
             case trainer.CreateAdapterUploadRequest():
                 yield trainer.CreateAdapterUploadResponse(url=self.store_url, uri="s3://b/adapter")
+            case trainer.CreateDownloadUrlRequest() if self.job.state in _WITHOUT_LORA:
+                message = f"there is no file {request.artifact_name!r}"
+                raise Refused(message, code=grpc.StatusCode.FAILED_PRECONDITION, reason="ARTIFACT_NOT_FOUND")
             case trainer.CreateDownloadUrlRequest():
                 file = trainer.ArtifactPublished(size_bytes=len(CONTENT), content_digest=DIGEST)
                 yield trainer.CreateDownloadUrlResponse(artifact=file, url=self.store_url)
@@ -111,6 +129,11 @@ class Recorder:
                 yield trainer.ResumeTrainingJobResponse(job=self.job)
             case trainer.CancelTrainingJobRequest():
                 yield trainer.CancelTrainingJobResponse(job=self.job)
+            case trainer.DeleteTrainingJobRequest() if request.job_id != "j":
+                raise Refused("there is no such job", code=grpc.StatusCode.NOT_FOUND, reason="JOB_NOT_FOUND")
+            case trainer.DeleteTrainingJobRequest():
+                self.deleted = True
+                yield trainer.DeleteTrainingJobResponse()
             case trainer.CreateCheckpointRequest():
                 yield trainer.CreateCheckpointResponse(job=self.job)
             case trainer.ListCheckpointsRequest():
@@ -161,13 +184,21 @@ def _handler(method: MethodDescriptor, answer: Callable[[Message], Iterable[Mess
         try:
             answers = [answered for part in parts for answered in answer(part)]
         except Refused as refusal:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refusal))
+            _abort(context, refusal)
         return iter(answers) if method.server_streaming else next(iter(answers), response_class())
 
     kind = f"{_word(method.client_streaming)}_{_word(method.server_streaming)}_rpc_method_handler"
     return getattr(grpc, kind)(
         respond, request_deserializer=request_class.FromString, response_serializer=response_class.SerializeToString
     )
+
+
+def _abort(context: grpc.ServicerContext, refusal: Refused) -> None:
+    if not refusal.reason:
+        context.abort(refusal.code, str(refusal))
+    status = status_pb2.Status(code=refusal.code.value[0], message=str(refusal))
+    status.details.add().Pack(error_details_pb2.ErrorInfo(domain="fluxsmith", reason=refusal.reason))
+    context.abort_with_status(rpc_status.to_status(status))
 
 
 def _word(streaming: bool) -> str:

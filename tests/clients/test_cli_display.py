@@ -17,6 +17,8 @@ from fluxsmith import (
     StateChanged,
     StepMetrics,
     StepsCompleted,
+    TrainConfig,
+    TrainingJob,
     ValidationCompleted,
 )
 from fluxsmith.cli.display import BarDisplay, LineDisplay, display_for
@@ -60,6 +62,17 @@ def test_time_left_counts_from_the_checkpoint_after_a_lost_worker() -> None:
     meter.take(steps(*range(1, 91)))
     meter.take(steps(51))
     assert meter.left_s == pytest.approx(24.5)
+
+
+def test_time_left_is_the_trainers_own_where_it_has_told_one() -> None:
+    meter = TrainingMeter()
+    job = TrainingJob(id="j", state=JobState.RUNNING, config=TrainConfig(), dataset_id="d", step=10, total_steps=100)
+    meter.hear(dataclasses.replace(job, time_left_s=180.0))
+    meter.take(steps(11, 12, 13))
+    assert meter.step_s == pytest.approx(0.5)
+    assert meter.left_s == pytest.approx(174.0)
+    meter.hear(job)
+    assert meter.left_s == pytest.approx(43.5)
 
 
 def skipped(number: int) -> StepsCompleted:

@@ -167,3 +167,66 @@ def test_train_sends_its_priority(services: Recorder, folder: object) -> None:
     assert run(["train", "ink", "--priority", "5"]) == 0
     assert [request.priority for request in services.asked(pb.CreateTrainingJobRequest)] == [5, 5]
     assert run(["train", "ink", "--priority", "101"]) == 2
+
+
+def test_delete_says_what_it_removed_and_can_be_repeated(
+    services: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_checkpoint(services, 50)
+    services.job.result.artifacts.add(artifact_name="lora.safetensors", size_bytes=1_300_000)
+    assert (run(["delete", "j"]), run(["delete", "j"])) == (0, 0)
+    assert capsys.readouterr().out.splitlines() == [
+        "job j is deleted, with its events, 1 checkpoint (2.0 MB) and 1 file (1.3 MB)",
+        "job j was deleted before",
+    ]
+    assert len(services.asked(pb.DeleteTrainingJobRequest)) == 2
+
+
+def test_delete_of_a_job_that_never_was_is_bad_input(services: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["delete", "k"]) == 2
+    assert "no such job" in capsys.readouterr().err
+    assert not services.deleted
+
+
+def test_watch_left_on_a_paused_job_names_the_command_that_resumes_it(
+    services: Recorder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    services.happened(pb.TrainingEvent(state_changed=pb.StateChanged(state=pb.TRAINING_JOB_STATE_RUNNING)))
+    services.happened(pb.TrainingEvent(state_changed=pb.StateChanged(state=pb.TRAINING_JOB_STATE_PAUSED)))
+    monkeypatch.setattr(fluxsmith.JobHandle, "wait", interrupted)
+    assert run(["watch", "j"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("job j is paused; let it go on with: fluxsmith resume j ")
+
+
+def test_watch_shows_the_time_left_as_the_trainer_estimates_it(
+    services: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    services.job.step, services.job.total_steps, services.job.time_left.seconds = 1, 100, 990
+    done = pb.StepsCompleted(total_steps=100, steps=[pb.StepMetrics(step=1, loss=1.0)])
+    done.steps[0].duration.seconds = 2
+    services.happened(pb.TrainingEvent(steps_completed=done))
+    assert run(["watch", "j"]) == 0
+    assert capsys.readouterr().err == "step 1 of 100  loss 1.0000  2.00 s/step  16:30 min left\n"
+
+
+@pytest.mark.parametrize("checkpoint_step", [0, 50])
+def test_download_of_a_cancelled_job_names_its_checkpoints_if_it_has_any(
+    services: Recorder, capsys: pytest.CaptureFixture[str], checkpoint_step: int
+) -> None:
+    services.job.state, services.job.checkpoint_step = pb.TRAINING_JOB_STATE_CANCELLED, checkpoint_step
+    assert run(["download", "j"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "error: job j was cancelled."
+    assert ["fluxsmith checkpoints j" in line for line in lines[:-1]] == [True] * bool(checkpoint_step)
+
+
+def test_download_of_a_wrong_name_says_so_after_a_cancellation_too(
+    services: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    services.job.state = pb.TRAINING_JOB_STATE_CANCELLED
+    assert run(["download", "j", "x", "--artifact", "wrong"]) == 2
+    assert "no file 'wrong'" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import typer
 
 import fluxsmith
 from fluxsmith.cli.contact_sheet import contact_sheet
-from fluxsmith.cli.jobs import cancel, checkpoint, download, pause, resume, watch
+from fluxsmith.cli.jobs import cancel, checkpoint, delete, download, pause, resume, watch
 from fluxsmith.cli.listing import checkpoints, datasets, files, jobs
 from fluxsmith.cli.session import ConsoleHandler, Session
 from fluxsmith.cli.text import error_line
@@ -48,6 +48,7 @@ app.command()(datasets)
 app.command()(pause)
 app.command()(resume)
 app.command()(cancel)
+app.command()(delete)
 app.command()(checkpoint)
 app.command()(checkpoints)
 app.command()(files)

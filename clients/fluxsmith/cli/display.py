@@ -22,7 +22,7 @@ from fluxsmith.events import (
     StepsCompleted,
     ValidationCompleted,
 )
-from fluxsmith.training import JobState
+from fluxsmith.training import JobState, TrainingJob
 
 _LINE_INTERVAL_S = 5.0
 _STANDING = {JobState.QUEUED, JobState.PAUSING, JobState.PAUSED, JobState.CANCELLING}
@@ -49,6 +49,9 @@ class Display(Protocol):
 
     def queued(self, ahead: int) -> None:
         """Show how many jobs go before the one that waits."""
+
+    def heard(self, job: TrainingJob) -> None:
+        """Let what is shown next have the trainer's own estimate of the time left."""
 
 
 def display_for(console: Console) -> Display:
@@ -117,6 +120,10 @@ class BarDisplay:
         """Show how many jobs go before the one that waits."""
         self._show("train", self._meter.step, self._meter.total_steps or None, queue_text(ahead))
 
+    def heard(self, job: TrainingJob) -> None:
+        """Show the trainer's own estimate of the time left from now on."""
+        self._meter.hear(job)
+
     def _show(self, description: str, done: int, total: int | None, facts: str) -> None:
         if description not in self._tasks:
             self._tasks[description] = self._progress.add_task(description, total=total, facts=facts)
@@ -176,6 +183,10 @@ class LineDisplay:
         if ahead != self._ahead:
             self._ahead = ahead
             self.note(queue_text(ahead))
+
+    def heard(self, job: TrainingJob) -> None:
+        """Show the trainer's own estimate of the time left from now on."""
+        self._meter.hear(job)
 
     def _now_and_then(self, text: str, *, important: bool) -> None:
         now_s = self._clock()

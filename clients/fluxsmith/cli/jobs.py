@@ -1,55 +1,18 @@
-"""The commands about jobs under way or ended: `watch`, `pause`, `resume`, `cancel`, `checkpoint`, `download`."""
+"""The commands about one job: `watch`, `pause`, `resume`, `cancel`, `delete`, `checkpoint`, `download`."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fluxsmith.cli.display import Display, display_for
+from fluxsmith.cli.display import display_for
+from fluxsmith.cli.following import follow
 from fluxsmith.cli.session import Session
-from fluxsmith.cli.text import report_lines, size_text
-from fluxsmith.errors import Unavailable
-from fluxsmith.events import StateChanged
-from fluxsmith.jobs import JobHandle
-from fluxsmith.training import JobState, TrainingJob
-
-_QUEUE_INTERVAL_S = 2.0
+from fluxsmith.cli.text import removed_text, report_lines, size_text
+from fluxsmith.errors import JobCancelled, JobFailed, NotFound
+from fluxsmith.training import TrainingJob
 
 Job = Annotated[str, typer.Argument(metavar="JOB", help="The job, as `fluxsmith jobs` lists it.")]
-
-
-def follow(job: JobHandle, display: Display, session: Session) -> TrainingJob:
-    """Show the job's events until it has ended; return it, or raise `JobFailed` or `JobCancelled`.
-
-    Ctrl-C leaves the job alone, says how to come back and exits with 130.
-    """
-    back, stop = session.command("watch", job.id), session.command("cancel", job.id)
-    try:
-        # From the oldest event there is: those of jobs that ended long ago are removed.
-        for event in job.watch(after_sequence=max(job.snapshot.first_sequence - 1, 0)):
-            display.event(event)
-            if isinstance(event, StateChanged) and event.state is JobState.QUEUED:
-                _show_queue(job, display)
-        return job.wait()
-    except KeyboardInterrupt:
-        display.close()
-        session.say(f"job {job.id} goes on; come back with: {back}   or stop it with: {stop}")
-        raise typer.Exit(130) from None
-    except Unavailable:
-        display.close()
-        session.say(f"job {job.id} is not lost; come back with: {back}")
-        raise
-
-
-def _show_queue(job: JobHandle, display: Display) -> None:
-    """Show how the job moves up until a worker has it; no event tells of that."""
-    try:
-        while job.refresh().state is JobState.QUEUED:
-            display.queued(job.snapshot.queue_position)
-            time.sleep(_QUEUE_INTERVAL_S)
-    except Unavailable:
-        return  # the stream of events knows how to wait for the service
 
 
 def watch(context: typer.Context, job_id: Job) -> None:
@@ -94,6 +57,21 @@ def cancel(
     _say_state(stopped)
 
 
+def delete(context: typer.Context, job_id: Job) -> None:
+    """Remove an ended job with its events, checkpoints and files. Deleting again changes nothing."""
+    session: Session = context.obj
+    with session.client() as client:
+        try:
+            job = client.job(job_id)
+        except NotFound:
+            client.delete_job(job_id)  # raises for one that never was
+            typer.echo(f"job {job_id} was deleted before")
+            return
+        checkpoints = job.checkpoints()
+        job.delete()
+    typer.echo(f"job {job_id} is deleted, with {removed_text(job.snapshot, checkpoints)}")
+
+
 def checkpoint(context: typer.Context, job_id: Job) -> None:
     """Ask for a checkpoint of a running job after the step that it is in."""
     session: Session = context.obj
@@ -130,10 +108,21 @@ def download(  # a command's options are its parameters
     with session.client() as client:
         job = client.job(job_id)
         if not everything:
-            _show_file(job.download(target, artifact_name=artifact), fetched=True)
+            try:
+                path = job.download(target, artifact_name=artifact)
+            except (JobFailed, JobCancelled) as error:
+                _say_what_is_left(error.job, session)
+                raise
+            _show_file(path, fetched=True)
         elif not job.download_all(target, on_file=_show_file):
             session.say("No files yet.")
 
 
 def _show_file(path: Path, fetched: bool) -> None:
     typer.echo(f"{path} ({size_text(path.stat().st_size) if fetched else 'unchanged'})")
+
+
+def _say_what_is_left(job: TrainingJob, session: Session) -> None:
+    if job.checkpoint_step:
+        listing = session.command("checkpoints", job.id)
+        session.say(f"job {job.id} has checkpoints, each with its LoRA; list them with: {listing}")

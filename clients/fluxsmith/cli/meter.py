@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from fluxsmith.cli.text import duration_text, speed_text
 from fluxsmith.events import StepMetrics, StepsCompleted
+from fluxsmith.training import TrainingJob
 
 _LOSS_DECAY = 0.95  # the loss of single steps jumps with the drawn noise level; this averages over about 20
 _SPEED_STEPS = 20
@@ -19,12 +20,18 @@ class TrainingMeter:
         self.skipped_steps = 0
         self._loss_sum = 0.0
         self._loss_weight = 0.0
+        self._told_step_s: float | None = None
         self._durations_s: deque[float] = deque(maxlen=_SPEED_STEPS)
 
     def take(self, event: StepsCompleted) -> None:
         """Count the event's steps in."""
         self.total_steps = event.total_steps
         self._take_steps(event.steps)
+
+    def hear(self, job: TrainingJob) -> None:
+        """Take over the trainer's estimate of the time left, which counts in the jobs that share the base."""
+        steps_left = job.total_steps - job.step
+        self._told_step_s = job.time_left_s / steps_left if job.time_left_s and steps_left > 0 else None
 
     def _take_steps(self, steps: Sequence[StepMetrics]) -> None:
         for step in steps:
@@ -48,7 +55,8 @@ class TrainingMeter:
     @property
     def left_s(self) -> float | None:
         """Time that the steps to come will take; None before the first step."""
-        return None if self.step_s is None else self.step_s * max(self.total_steps - self.step, 0)
+        step_s = self._told_step_s or self.step_s
+        return None if step_s is None else step_s * max(self.total_steps - self.step, 0)
 
     def __str__(self) -> str:
         if self.step_s is None or self.left_s is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.data import Dataset, DatasetProgress, SampleProblem
 from fluxsmith.training import TrainingJob, TrainingResult
 
@@ -127,6 +128,24 @@ def report_lines(job: TrainingJob, *, file: Fetched | None = None, command: Call
     if file:
         facts["replaced" if file.replaced else "written"] = str(file.path)
     return [*(f"{name:<13}  {fact}" for name, fact in facts.items()), *_better_lines(job, command)]
+
+
+def removed_text(job: TrainingJob, checkpoints: Sequence[Checkpoint]) -> str:
+    """Return what goes with an ended job that is deleted."""
+    parts = ["its events"]
+    if checkpoints:
+        size_bytes = sum(checkpoint.size_bytes for checkpoint in checkpoints)
+        parts.append(f"{_count(len(checkpoints), 'checkpoint')} ({size_text(size_bytes)})")
+    if job.result and job.result.artifacts:
+        size_bytes = sum(artifact.size_bytes for artifact in job.result.artifacts)
+        parts.append(f"{_count(len(job.result.artifacts), 'file')} ({size_text(size_bytes)})")
+    else:  # one without a result has a report and metrics, and perhaps previews
+        parts.append("its files")
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _fell_text(min_delta: float | None) -> str:

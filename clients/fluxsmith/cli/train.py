@@ -11,7 +11,7 @@ from fluxsmith.cli import options
 from fluxsmith.cli.config_options import with_config_options
 from fluxsmith.cli.data_options import with_data_options
 from fluxsmith.cli.display import Display, display_for
-from fluxsmith.cli.jobs import follow
+from fluxsmith.cli.following import follow
 from fluxsmith.cli.output import check_target
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import Fetched, problem_lines, report_lines, to_json
