@@ -73,8 +73,9 @@ class JobHandle:
         return self._succeeded(self.refresh())
 
     def pause(self) -> TrainingJob:
-        """Checkpoint the job and free its GPU, within a step; one that no worker has yet is PAUSED at once.
+        """Checkpoint the job and free its GPU; one that no worker has yet is PAUSED at once.
 
+        Takes effect within a heartbeat of its worker, half a second unless set otherwise, and a step.
         Pausing again changes nothing. Raises `FailedPrecondition` if it has ended or is being cancelled.
         """
         request = trainer_pb2.PauseTrainingJobRequest(job_id=self.id, request_id=str(uuid4()))
@@ -89,9 +90,10 @@ class JobHandle:
         return self._heard(self._connection.call(self._stub.ResumeTrainingJob, request).job)
 
     def cancel(self, *, discard_checkpoints: bool = False) -> TrainingJob:
-        """Stop the job for good; takes effect within a step. Raises `FailedPrecondition` if it has ended otherwise.
+        """Stop the job for good. Raises `FailedPrecondition` if it has ended otherwise.
 
-        Its checkpoints stay until it is deleted, unless `discard_checkpoints`.
+        Takes effect within a heartbeat of its worker, half a second unless set otherwise, and a step. Its checkpoints
+        stay until it is deleted, unless `discard_checkpoints`.
         """
         request = trainer_pb2.CancelTrainingJobRequest(
             job_id=self.id, request_id=str(uuid4()), discard_checkpoints=discard_checkpoints

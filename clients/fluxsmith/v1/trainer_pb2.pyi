@@ -410,7 +410,9 @@ class _TrainingJobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trai
     TRAINING_JOB_STATE_PAUSING: _TrainingJobState.ValueType  # 3
     """Being checkpointed on request."""
     TRAINING_JOB_STATE_PAUSED: _TrainingJobState.ValueType  # 4
-    """Waits to be resumed."""
+    """Waits to be resumed: on request, or because the service paused it, as it does with a job whose checkpoint is of
+    another base model than the worker's. The message of its StateChanged says why.
+    """
     TRAINING_JOB_STATE_CANCELLING: _TrainingJobState.ValueType  # 5
     """Being stopped on request."""
     TRAINING_JOB_STATE_SUCCEEDED: _TrainingJobState.ValueType  # 6
@@ -432,7 +434,9 @@ TRAINING_JOB_STATE_RUNNING: TrainingJobState.ValueType  # 2
 TRAINING_JOB_STATE_PAUSING: TrainingJobState.ValueType  # 3
 """Being checkpointed on request."""
 TRAINING_JOB_STATE_PAUSED: TrainingJobState.ValueType  # 4
-"""Waits to be resumed."""
+"""Waits to be resumed: on request, or because the service paused it, as it does with a job whose checkpoint is of
+another base model than the worker's. The message of its StateChanged says why.
+"""
 TRAINING_JOB_STATE_CANCELLING: TrainingJobState.ValueType  # 5
 """Being stopped on request."""
 TRAINING_JOB_STATE_SUCCEEDED: TrainingJobState.ValueType  # 6
@@ -1380,7 +1384,9 @@ Global___StateChanged: _TypeAlias = StateChanged  # noqa: Y015
 
 @_typing.final
 class StepsCompleted(_message.Message):
-    """Steps were done since the last such event."""
+    """Steps were done since the last such event. Once a job has been taken up again from a checkpoint, the numbers of steps
+    fall back and come again: the later ones count.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1579,7 +1585,11 @@ class JobWarning(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Stable reason for programs, such as `SHORT_RUN`."""
+    """Stable reason for programs: SHORT_RUN and UNUSED_SETTING of the configuration; CHECKPOINT_SKIPPED (one that is
+    damaged, or was not written since a number in it is not finite), CHECKPOINT_OF_OTHER_VERSION and STALLED;
+    PREVIEW_SKIPPED, BEST_SKIPPED, KOHYA_SKIPPED, REPORT_FAILED and CONTACT_SHEET_SKIPPED of files that are not there.
+    More may come.
+    """
     message: _builtins.str
     """For people."""
     def __init__(
@@ -1615,7 +1625,7 @@ class CreateTrainingJobRequest(_message.Message):
     request_id: _builtins.str
     """Chosen by the client, up to 64 characters, so that a repeated call makes one job; unset means no such care."""
     user_id: _builtins.str
-    """User of the product that the job is for, up to 64 characters."""
+    """User of the product that the job is for, up to 64 characters. Jobs that leave it out are those of one user."""
     display_name: _builtins.str
     """Name for people, up to 200 characters."""
     dataset_id: _builtins.str
@@ -1880,7 +1890,7 @@ class CancelTrainingJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___TrainingJob:
-        """The job, CANCELLING or CANCELLED."""
+        """The job as it is now: CANCELLING or CANCELLED."""
 
     def __init__(
         self,
@@ -1930,7 +1940,7 @@ class PauseTrainingJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___TrainingJob:
-        """The job, PAUSING or PAUSED."""
+        """The job as it is now: PAUSING or PAUSED, or further on where a `request_id` is repeated after it was resumed."""
 
     def __init__(
         self,
@@ -1980,7 +1990,7 @@ class ResumeTrainingJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___TrainingJob:
-        """The job, QUEUED; RUNNING when it was running."""
+        """The job as it is now: QUEUED, RUNNING where it was still PAUSING, or further on where a `request_id` is repeated."""
 
     def __init__(
         self,
@@ -2125,7 +2135,7 @@ class CreateCheckpointResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___TrainingJob:
-        """The job."""
+        """The job as it is now."""
 
     def __init__(
         self,

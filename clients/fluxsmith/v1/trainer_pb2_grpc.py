@@ -116,7 +116,8 @@ class TrainerServiceServicer:
         `start_while_encoding`), with
         INVALID_ARGUMENT and every violation at once for a bad configuration, with ALREADY_EXISTS when `request_id` was
         used with another payload, and with RESOURCE_EXHAUSTED when the user or the tenant has as many unfinished jobs as
-        this service allows.
+        this service allows: the reason is USER_QUOTA or TENANT_QUOTA, and the subject in a google.rpc.QuotaFailure
+        `user:ID` or `tenant:ID`. Jobs without `user_id` share one quota.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,15 +139,16 @@ class TrainerServiceServicer:
 
     def WatchTrainingJob(self, request, context):
         """The events of a job from after `after_sequence` on, then new ones as they happen, until the job has ended. A client
-        that remembers the last sequence it saw misses and repeats nothing, however often the stream breaks.
+        that remembers the last sequence it saw misses and repeats nothing, however often the stream breaks. Fails with
+        FAILED_PRECONDITION, reason EVENTS_REMOVED, when `after_sequence` lies before the job's `first_sequence` - 1.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelTrainingJob(self, request, context):
-        """Stop a job for good. Takes effect within one step; asking again changes nothing. Its checkpoints stay unless
-        `discard_checkpoints`.
+        """Stop a job for good. Takes effect within a heartbeat of its worker, half a second unless set otherwise, and a step;
+        asking again changes nothing. Its checkpoints stay unless `discard_checkpoints`.
         Fails with FAILED_PRECONDITION once the job has ended otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -154,8 +156,8 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseTrainingJob(self, request, context):
-        """Checkpoint a job and free the GPU. Takes effect within one step; asking again changes nothing. A job that no worker
-        has yet is PAUSED at once.
+        """Checkpoint a job and free the GPU. Takes effect within a heartbeat of its worker, half a second unless set
+        otherwise, and a step; asking again changes nothing. A job that no worker has yet is PAUSED at once.
         Fails with FAILED_PRECONDITION once the job has ended, or is being cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -179,8 +181,8 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateCheckpoint(self, request, context):
-        """Write a checkpoint of a running job after the step that it is in; `CheckpointWritten` says when it is there. Asking
-        again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
+        """Write a checkpoint of a running job, within a heartbeat of its worker and a step; `CheckpointWritten` says when it
+        is there. Asking again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

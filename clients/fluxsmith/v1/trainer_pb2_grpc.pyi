@@ -40,7 +40,8 @@ class TrainerServiceStub:
     `start_while_encoding`), with
     INVALID_ARGUMENT and every violation at once for a bad configuration, with ALREADY_EXISTS when `request_id` was
     used with another payload, and with RESOURCE_EXHAUSTED when the user or the tenant has as many unfinished jobs as
-    this service allows.
+    this service allows: the reason is USER_QUOTA or TENANT_QUOTA, and the subject in a google.rpc.QuotaFailure
+    `user:ID` or `tenant:ID`. Jobs without `user_id` share one quota.
     """
     GetTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetTrainingJobRequest, _trainer_pb2.GetTrainingJobResponse]
     """Fails with NOT_FOUND for an unknown job, as all calls that name one."""
@@ -48,16 +49,17 @@ class TrainerServiceStub:
     """Jobs of the caller's tenant, newest first."""
     WatchTrainingJob: _grpc.UnaryStreamMultiCallable[_trainer_pb2.WatchTrainingJobRequest, _trainer_pb2.WatchTrainingJobResponse]
     """The events of a job from after `after_sequence` on, then new ones as they happen, until the job has ended. A client
-    that remembers the last sequence it saw misses and repeats nothing, however often the stream breaks.
+    that remembers the last sequence it saw misses and repeats nothing, however often the stream breaks. Fails with
+    FAILED_PRECONDITION, reason EVENTS_REMOVED, when `after_sequence` lies before the job's `first_sequence` - 1.
     """
     CancelTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CancelTrainingJobRequest, _trainer_pb2.CancelTrainingJobResponse]
-    """Stop a job for good. Takes effect within one step; asking again changes nothing. Its checkpoints stay unless
-    `discard_checkpoints`.
+    """Stop a job for good. Takes effect within a heartbeat of its worker, half a second unless set otherwise, and a step;
+    asking again changes nothing. Its checkpoints stay unless `discard_checkpoints`.
     Fails with FAILED_PRECONDITION once the job has ended otherwise.
     """
     PauseTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PauseTrainingJobRequest, _trainer_pb2.PauseTrainingJobResponse]
-    """Checkpoint a job and free the GPU. Takes effect within one step; asking again changes nothing. A job that no worker
-    has yet is PAUSED at once.
+    """Checkpoint a job and free the GPU. Takes effect within a heartbeat of its worker, half a second unless set
+    otherwise, and a step; asking again changes nothing. A job that no worker has yet is PAUSED at once.
     Fails with FAILED_PRECONDITION once the job has ended, or is being cancelled.
     """
     ResumeTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ResumeTrainingJobRequest, _trainer_pb2.ResumeTrainingJobResponse]
@@ -69,8 +71,8 @@ class TrainerServiceStub:
     FAILED_PRECONDITION while the job has not ended.
     """
     CreateCheckpoint: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateCheckpointRequest, _trainer_pb2.CreateCheckpointResponse]
-    """Write a checkpoint of a running job after the step that it is in; `CheckpointWritten` says when it is there. Asking
-    again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
+    """Write a checkpoint of a running job, within a heartbeat of its worker and a step; `CheckpointWritten` says when it
+    is there. Asking again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
     """
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]
     """Checkpoints of a job, newest first."""
@@ -95,7 +97,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     `start_while_encoding`), with
     INVALID_ARGUMENT and every violation at once for a bad configuration, with ALREADY_EXISTS when `request_id` was
     used with another payload, and with RESOURCE_EXHAUSTED when the user or the tenant has as many unfinished jobs as
-    this service allows.
+    this service allows: the reason is USER_QUOTA or TENANT_QUOTA, and the subject in a google.rpc.QuotaFailure
+    `user:ID` or `tenant:ID`. Jobs without `user_id` share one quota.
     """
     GetTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetTrainingJobRequest, _trainer_pb2.GetTrainingJobResponse]  # type: ignore[assignment]
     """Fails with NOT_FOUND for an unknown job, as all calls that name one."""
@@ -103,16 +106,17 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Jobs of the caller's tenant, newest first."""
     WatchTrainingJob: _aio.UnaryStreamMultiCallable[_trainer_pb2.WatchTrainingJobRequest, _trainer_pb2.WatchTrainingJobResponse]  # type: ignore[assignment]
     """The events of a job from after `after_sequence` on, then new ones as they happen, until the job has ended. A client
-    that remembers the last sequence it saw misses and repeats nothing, however often the stream breaks.
+    that remembers the last sequence it saw misses and repeats nothing, however often the stream breaks. Fails with
+    FAILED_PRECONDITION, reason EVENTS_REMOVED, when `after_sequence` lies before the job's `first_sequence` - 1.
     """
     CancelTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CancelTrainingJobRequest, _trainer_pb2.CancelTrainingJobResponse]  # type: ignore[assignment]
-    """Stop a job for good. Takes effect within one step; asking again changes nothing. Its checkpoints stay unless
-    `discard_checkpoints`.
+    """Stop a job for good. Takes effect within a heartbeat of its worker, half a second unless set otherwise, and a step;
+    asking again changes nothing. Its checkpoints stay unless `discard_checkpoints`.
     Fails with FAILED_PRECONDITION once the job has ended otherwise.
     """
     PauseTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PauseTrainingJobRequest, _trainer_pb2.PauseTrainingJobResponse]  # type: ignore[assignment]
-    """Checkpoint a job and free the GPU. Takes effect within one step; asking again changes nothing. A job that no worker
-    has yet is PAUSED at once.
+    """Checkpoint a job and free the GPU. Takes effect within a heartbeat of its worker, half a second unless set
+    otherwise, and a step; asking again changes nothing. A job that no worker has yet is PAUSED at once.
     Fails with FAILED_PRECONDITION once the job has ended, or is being cancelled.
     """
     ResumeTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ResumeTrainingJobRequest, _trainer_pb2.ResumeTrainingJobResponse]  # type: ignore[assignment]
@@ -124,8 +128,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     FAILED_PRECONDITION while the job has not ended.
     """
     CreateCheckpoint: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateCheckpointRequest, _trainer_pb2.CreateCheckpointResponse]  # type: ignore[assignment]
-    """Write a checkpoint of a running job after the step that it is in; `CheckpointWritten` says when it is there. Asking
-    again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
+    """Write a checkpoint of a running job, within a heartbeat of its worker and a step; `CheckpointWritten` says when it
+    is there. Asking again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
     """
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
     """Checkpoints of a job, newest first."""
@@ -153,7 +157,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         `start_while_encoding`), with
         INVALID_ARGUMENT and every violation at once for a bad configuration, with ALREADY_EXISTS when `request_id` was
         used with another payload, and with RESOURCE_EXHAUSTED when the user or the tenant has as many unfinished jobs as
-        this service allows.
+        this service allows: the reason is USER_QUOTA or TENANT_QUOTA, and the subject in a google.rpc.QuotaFailure
+        `user:ID` or `tenant:ID`. Jobs without `user_id` share one quota.
         """
 
     @_abc_1.abstractmethod
@@ -179,7 +184,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trainer_pb2.WatchTrainingJobResponse], _abc.AsyncIterator[_trainer_pb2.WatchTrainingJobResponse]]:
         """The events of a job from after `after_sequence` on, then new ones as they happen, until the job has ended. A client
-        that remembers the last sequence it saw misses and repeats nothing, however often the stream breaks.
+        that remembers the last sequence it saw misses and repeats nothing, however often the stream breaks. Fails with
+        FAILED_PRECONDITION, reason EVENTS_REMOVED, when `after_sequence` lies before the job's `first_sequence` - 1.
         """
 
     @_abc_1.abstractmethod
@@ -188,8 +194,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.CancelTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.CancelTrainingJobResponse, _abc.Awaitable[_trainer_pb2.CancelTrainingJobResponse]]:
-        """Stop a job for good. Takes effect within one step; asking again changes nothing. Its checkpoints stay unless
-        `discard_checkpoints`.
+        """Stop a job for good. Takes effect within a heartbeat of its worker, half a second unless set otherwise, and a step;
+        asking again changes nothing. Its checkpoints stay unless `discard_checkpoints`.
         Fails with FAILED_PRECONDITION once the job has ended otherwise.
         """
 
@@ -199,8 +205,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.PauseTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.PauseTrainingJobResponse, _abc.Awaitable[_trainer_pb2.PauseTrainingJobResponse]]:
-        """Checkpoint a job and free the GPU. Takes effect within one step; asking again changes nothing. A job that no worker
-        has yet is PAUSED at once.
+        """Checkpoint a job and free the GPU. Takes effect within a heartbeat of its worker, half a second unless set
+        otherwise, and a step; asking again changes nothing. A job that no worker has yet is PAUSED at once.
         Fails with FAILED_PRECONDITION once the job has ended, or is being cancelled.
         """
 
@@ -230,8 +236,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.CreateCheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.CreateCheckpointResponse, _abc.Awaitable[_trainer_pb2.CreateCheckpointResponse]]:
-        """Write a checkpoint of a running job after the step that it is in; `CheckpointWritten` says when it is there. Asking
-        again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
+        """Write a checkpoint of a running job, within a heartbeat of its worker and a step; `CheckpointWritten` says when it
+        is there. Asking again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
         """
 
     @_abc_1.abstractmethod
