@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, not_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, not_, or_, select, true, update
 
 from services.trainer.database.database import Database, insert_if_new
 from services.trainer.database.line import LONGEST_DELAY_S, active_counts, claimable, first, suspect
@@ -44,6 +44,8 @@ from services.trainer.jobs import (
 )
 
 _TO_TAKE = select(jobs.c.job_id).where(or_(jobs.c.state == JobState.QUEUED, lease_ran_out())).limit(1)
+
+_MOST_TRIES = 100  # of one claim, while others take what it finds
 
 
 class LostJob(Exception):
@@ -90,12 +92,14 @@ class Claims:
         if not self._anything_to_take():
             return None
         self._settle_abandoned(max_attempts)
-        among = suspect(max_attempts) if only_suspects else None
-        while found := self._next(retry_delay_s, among):
+        among = suspect(max_attempts) if only_suspects else true()
+        tried: list[str] = []  # those that another worker took first, or is frozen over
+        while len(tried) < _MOST_TRIES and (found := self._next(retry_delay_s, among, tried)):
             if not alone and _is_suspect(found, max_attempts):
                 return None
             if job := self._take(found, owner, lease_s=lease_s, retry_delay_s=retry_delay_s):
-                return job  # otherwise another worker was faster
+                return job
+            tried.append(found["job_id"])
         return None
 
     def heartbeat(self, job: Job, progress: Progress, *, lease_s: float) -> Orders:
@@ -205,7 +209,7 @@ class Claims:
 
     def suspect_waits(self, *, max_attempts: int, retry_delay_s: float = 0.0) -> bool:
         """Whether a job waits that only a worker without other jobs may take."""
-        return self._next(retry_delay_s, suspect(max_attempts)) is not None
+        return self._next(retry_delay_s, suspect(max_attempts), ()) is not None
 
     def waiting(self, *, max_attempts: int, retry_delay_s: float = 0.0) -> Waiting | None:
         """The job that the next claim would take, whoever makes it; None when none waits. Changes nothing."""
@@ -232,16 +236,17 @@ class Claims:
         with self._database.reading() as connection:
             return active_counts(connection)
 
-    def _next(self, retry_delay_s: float, among: ColumnElement[bool] | None = None) -> RowMapping | None:
+    def _next(self, retry_delay_s: float, among: ColumnElement[bool], tried: Collection[str]) -> RowMapping | None:
         with self._database.reading() as connection:
-            return first(connection, retry_delay_s=retry_delay_s, among=among)
+            return first(connection, retry_delay_s=retry_delay_s, among=and_(among, jobs.c.job_id.not_in(tried)))
 
     def _take(self, found: RowMapping, owner: str, *, lease_s: float, retry_delay_s: float) -> Job | None:
-        """Claim the job that was found in line, unless it is not as it was found."""
+        """Claim the job that was found in line, unless it is not as it was found, or locked."""
         same = and_(jobs.c.job_id == found["job_id"], jobs.c.epoch == found["epoch"], jobs.c.state == found["state"])
+        free = select(jobs.c.job_id).where(same, claimable(retry_delay_s)).with_for_update(skip_locked=True)
         take = (
             update(jobs)
-            .where(same, claimable(retry_delay_s))
+            .where(jobs.c.job_id == free.scalar_subquery())
             .values(
                 state=JobState.RUNNING,
                 epoch=jobs.c.epoch + 1,

@@ -18,6 +18,12 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from services.common.errors import Unavailable
 
 BUSY_TIMEOUT_S = 10.0
+IDLE_TIMEOUT_S = 5.0
+"""How long PostgreSQL lets a transaction do nothing: a process that is frozen in one holds locks that others need.
+
+Shorter than a lease and than the patience of those who wait for such a lock.
+"""
+KEEPALIVES = {"idle": 5, "interval": 5, "count": 2}  # in s, s and unanswered probes: when either side is gone
 JOURNAL_BYTES = 64 * 2**20  # what SQLite's journal shrinks to
 MIGRATION_LOCK = 0x666C7578  # any number that nobody else in the database locks by
 
@@ -114,11 +120,21 @@ def migrate(connection: Connection, revision: str = "head") -> None:
 
 
 def _patience(url: URL) -> dict[str, Any]:
-    """How long a connection waits for a server that does not answer, and for a lock that another holds."""
+    """How long a connection waits for a server that does not answer and for a lock, and the server for a client."""
     if url.get_backend_name() != "postgresql":
         return {}
     wait_s = int(BUSY_TIMEOUT_S)
-    return {"connect_timeout": wait_s, "tcp_user_timeout": wait_s * 1000, "options": f"-c lock_timeout={wait_s}s"}
+    of_session = {
+        "lock_timeout": f"{wait_s}s",
+        "idle_in_transaction_session_timeout": f"{int(IDLE_TIMEOUT_S * 1000)}ms",
+        **{f"tcp_keepalives_{name}": value for name, value in KEEPALIVES.items()},
+    }
+    return {
+        "connect_timeout": wait_s,
+        "tcp_user_timeout": wait_s * 1000,
+        **{f"keepalives_{name}": value for name, value in KEEPALIVES.items()},
+        "options": " ".join(f"-c {name}={value}" for name, value in of_session.items()),
+    }
 
 
 def _set_up_sqlite(connection: Any, record: object) -> None:  # noqa: ARG001

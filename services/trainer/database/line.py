@@ -38,14 +38,12 @@ def suspect(max_attempts: int) -> ColumnElement[bool]:
     return or_(jobs.c.lost > 0, and_(jobs.c.state == JobState.RUNNING, jobs.c.lost + 2 >= max_attempts))
 
 
-def first(
-    connection: Connection, *, retry_delay_s: float, among: ColumnElement[bool] | None = None
-) -> RowMapping | None:
+def first(connection: Connection, *, retry_delay_s: float, among: ColumnElement[bool]) -> RowMapping | None:
     """What a claim must know of the job that is next, of those `among` which it is to be; None when there is none.
 
     Only the oldest job of each user and priority can be next, so that a long line need not be put in order.
     """
-    waits = claimable(retry_delay_s) if among is None else and_(claimable(retry_delay_s), among)
+    waits = and_(claimable(retry_delay_s), among)
     oldest = (
         select(*_GROUP, func.min(jobs.c.create_time_s).label("create_time_s"), literal(1).label("number"))
         .where(waits)

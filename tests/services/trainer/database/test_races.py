@@ -1,6 +1,7 @@
 """Servers, workers and the course of time at one job at the same moment: its history stays lawful. Both databases.
 
-All callers wait for the job's row and go on in the order in which they came, having read before what is old by then.
+All callers wait for the job's row and go on in the order in which they came, having read before what is old by then;
+only who claims on PostgreSQL does not wait, and passes the job by.
 """
 
 from __future__ import annotations
