@@ -6,13 +6,17 @@ Ends with 1 when anything was lost, torn, unequal or out of order.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import platform
 import secrets
+import shutil
 import sys
 import tempfile
+import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,24 +31,37 @@ from tests.chaos.stand import SETTINGS
 from tests.conftest import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
+REPORT = ROOT / "docs" / "chaos.md"
 
 
 def main() -> int:
-    """Run what is asked for; results are written after every scenario."""
+    """Run what is asked for; results are written after every scenario. What is not the whole is not published."""
     exit_on_sigterm()
     arguments = read_arguments()
     say(f"seed {arguments.seed}")
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
     say(f"data and logs in {folder}")
-    path = arguments.results / f"chaos-{datetime.now(UTC):%Y-%m-%d}.json"
+    data = folder / "data"
+    whole = arguments.only is None and arguments.share >= 1 and math.isinf(arguments.minutes)
+    kept = arguments.results or (RESULTS if whole else folder)
+    report = arguments.report or (REPORT if whole else folder / REPORT.name)
+    kept.mkdir(parents=True, exist_ok=True)
+    path = kept / f"chaos-{datetime.now(UTC):%Y-%m-%d}.json"
     results: dict[str, Any] = {**machine(), "seed": arguments.seed, "settings": SETTINGS, "kinds": kinds()}
     outcomes: list[dict[str, Any]] = []
-    for outcome in campaign(folder, arguments.seed, only=arguments.only or NAMES, share=arguments.share):
+    until_s = time.monotonic() + 60 * arguments.minutes
+    for outcome in campaign(
+        data, arguments.seed, only=arguments.only or NAMES, share=arguments.share, told=say, until_s=until_s
+    ):
         say(line_of(outcome))
         outcomes.append(facts_of(outcome))
         path.write_text(json.dumps({**results, "outcomes": outcomes}, indent=1) + "\n")
-    write_report(arguments.results, arguments.report)
-    return 1 if any(outcome["problems"] for outcome in outcomes) else 0
+    write_report(kept, report)
+    say(f"results in {path}, report in {report}")
+    if any(outcome["problems"] for outcome in outcomes):
+        return 1
+    remove(data)
+    return 0
 
 
 def read_arguments() -> argparse.Namespace:
@@ -53,10 +70,18 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="of every moment and victim")
     parser.add_argument("--only", nargs="*", choices=NAMES, help="scenarios; all unless given")
     parser.add_argument("--share", type=float, default=1.0, help="share of the faults of each scenario")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "chaos.md", help="where the report goes")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which nothing more is struck")
+    parser.add_argument("--results", type=Path, help="folder of the results; that of the data for a part")
+    parser.add_argument("--report", type=Path, help="where the report goes; beside the data for a part")
     parser.add_argument("--keep", type=Path, help="folder for data and logs; a temporary one unless given")
     return parser.parse_args()
+
+
+def remove(data: Path) -> None:
+    """Remove data and logs, and the folder they were in when nothing else is there: results may be."""
+    shutil.rmtree(data, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        data.parent.rmdir()
 
 
 def machine() -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,6 @@ WORKER_KILLS = 100
 KILLS = 20
 OTHERS = 5
 HOUR_S = 3600
-FRESH_EVERY = 3  # a server restarts a worker that dies often more and more slowly; a fresh one begins at once
 
 KILL_SCENARIOS: dict[str, tuple[str, int, Callable[[Siege], Struck]]] = {
     "worker killed": ("SIGKILL while it has jobs", WORKER_KILLS, scenarios.kill_worker),
@@ -51,53 +52,48 @@ DISK = "disk full"
 NAMES = (*KILL_SCENARIOS, STARVED, *BAD_NETWORKS, STOPPED, CLOCK, DISK)
 
 
-def campaign(folder: Path, seed: int, *, only: Collection[str] = NAMES, share: float = 1.0) -> Iterator[Outcome]:
-    """Yield how each scenario went; `share` of the faults of each are enough, at least one."""
+def campaign(
+    folder: Path,
+    seed: int,
+    *,
+    only: Collection[str] = NAMES,
+    share: float = 1.0,
+    told: Callable[[str], None] = lambda _: None,
+    until_s: float = math.inf,
+) -> Iterator[Outcome]:
+    """Yield how each scenario went; `share` of the faults of each are enough, at least one. `told` is given lines.
+
+    After `until_s`, by the monotonic clock, nothing more is struck and no scenario begins.
+    """
     if set(only) - {DISK}:
         with Stand(folder / "main") as stand:
-            siege = Siege(stand, Random(seed))  # noqa: S311
+            siege = Siege(stand, Random(seed), told, until_s=until_s)  # noqa: S311
             siege.learn_references()
             yield from _kills(siege, only, share)
             yield from _networks(siege, only, share)
             yield from _two_workers(siege, folder, only, share)
-    if DISK in only:
-        yield _disk(folder, seed, share)
+    if DISK in only and time.monotonic() < until_s:
+        yield _disk(folder, seed, share, told)
 
 
 def _kills(siege: Siege, only: Collection[str], share: float) -> Iterator[Outcome]:
     for name, (what, count, strike) in KILL_SCENARIOS.items():
-        if name in only:
-            often = _afresh(strike) if strike is scenarios.kill_worker else strike
-            yield siege.lay(name, what, [often] * times(count, share))
-    if STARVED in only:
+        if name in only and siege.goes_on:
+            yield siege.lay(name, what, [strike] * times(count, share))
+    if STARVED in only and siege.goes_on:
         siege.stand.restart_trainer(ONE_WORKER)
         what = f"it may take {surroundings.HEADROOM_BYTES // 1_000_000} MB more, and a job of rank 512 comes"
         yield surroundings.starve(siege, STARVED, what, times(3, share))
 
 
-def _afresh(strike: Callable[[Siege], Struck]) -> Callable[[Siege], Struck]:
-    """The same strike; before every few a server that has seen none."""
-    struck = 0
-
-    def strike_on(siege: Siege) -> Struck:
-        nonlocal struck
-        if struck and struck % FRESH_EVERY == 0:
-            siege.stand.restart_trainer({})
-            siege.wait_for_work()
-        struck += 1
-        return strike(siege)
-
-    return strike_on
-
-
 def _networks(siege: Siege, only: Collection[str], share: float) -> Iterator[Outcome]:
-    if not set(BAD_NETWORKS).intersection(only):
+    if not set(BAD_NETWORKS).intersection(only) or not siege.goes_on:
         return
     direct = siege.stand.stack.store_settings.endpoint
     with FaultProxy(upstream=direct, seed=siege.random.randrange(2**32)) as proxy:
         siege.stand.restart_trainer({"FLUXSMITH_STORE_ENDPOINT": proxy.endpoint})
         for name, (what, faults) in BAD_NETWORKS.items():
-            if name in only:
+            if name in only and siege.goes_on:
                 before = proxy.done.total()
                 strike = surroundings.spoil_network(proxy, faults)
                 outcome = siege.lay(name, what, [strike] * times(OTHERS, share))
@@ -106,11 +102,11 @@ def _networks(siege: Siege, only: Collection[str], share: float) -> Iterator[Out
 
 
 def _two_workers(siege: Siege, folder: Path, only: Collection[str], share: float) -> Iterator[Outcome]:
-    if STOPPED in only:
+    if STOPPED in only and siege.goes_on:
         siege.stand.restart_trainer(TWO_WORKERS)
         what = "SIGSTOP until another worker has its jobs, then SIGCONT"
         yield siege.lay(STOPPED, what, [scenarios.stop_worker] * times(OTHERS, share))
-    if CLOCK in only:
+    if CLOCK in only and siege.goes_on:
         what = "an hour forward and back, the trainer's alone for a while, then all for good with a worker killed"
         if surroundings.MovableClock.library() is None:
             yield _not_run(CLOCK, what, "libfaketime is missing")
@@ -127,11 +123,11 @@ def _moves(clock: surroundings.MovableClock) -> list[Callable[[Siege], Struck]]:
     return [*wrong_for_a_while, *(surroundings.move_all_clocks(seconds) for seconds in offsets)]
 
 
-def _disk(folder: Path, seed: int, share: float) -> Outcome:
+def _disk(folder: Path, seed: int, share: float, told: Callable[[str], None]) -> Outcome:
     what = "not a byte is free for store and database for some seconds"
     try:
         with surroundings.small_disk(folder / "disk") as disk, Stand(disk) as stand:
-            siege = Siege(stand, Random(seed))  # noqa: S311
+            siege = Siege(stand, Random(seed), told)  # noqa: S311
             siege.learn_references()
             return siege.lay(DISK, what, [surroundings.fill_disk(disk)] * times(OTHERS, share))
     except subprocess.CalledProcessError as error:

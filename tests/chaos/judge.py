@@ -16,6 +16,8 @@ from tests.chaos.ledger import ENDED, Happening, Ledger, Row
 from tests.chaos.stand import Submission
 
 LORA_FILE = "lora.safetensors"
+CHECKPOINTS_KEPT = 2  # the default
+SKIPPED = re.compile(r"checkpoint (\d+-\d+)\b")
 
 
 class Charge(StrEnum):
@@ -48,6 +50,8 @@ class Reference:
     steps: dict[int, tuple[float, float, float]]
     losses: dict[Any, float]
     held_out: tuple[Any, ...]
+    adapters: dict[str, str]
+    """Digests of all adapter files of the result by their names, the best one's among them."""
 
 
 def reference_of(row: Row, happenings: Sequence[Happening]) -> Reference:
@@ -64,6 +68,7 @@ def reference_of(row: Row, happenings: Sequence[Happening]) -> Reference:
             if happening.kind == "validation_completed"
         },
         held_out=_held_out(row.result),
+        adapters=_adapters(row.result),
     )
 
 
@@ -98,7 +103,7 @@ def _faults(
         yield Charge.LOST, f"is {row.state}: {row.failure}" if row else "is not there"
         return
     happenings = ledger.happenings(row.job_id)
-    for text in event_faults(row, happenings):
+    for text in (*event_faults(row, happenings), *resume_faults(happenings)):
         yield Charge.EVENTS, text
     for text in file_faults(row, happenings, ledger.checkpoints(row.job_id), store):
         yield Charge.TORN, text
@@ -126,6 +131,27 @@ def event_faults(row: Row, happenings: Sequence[Happening]) -> Iterator[str]:
             last, furthest = number, max(furthest, number)
     if row.state == "SUCCEEDED" and furthest != row.step:
         yield f"{furthest} steps were told of, {row.step} are said to be done"
+
+
+def resume_faults(happenings: Sequence[Happening]) -> Iterator[str]:
+    """Attempts that did not go on from the newest checkpoint that was there and could be read."""
+    written: dict[str, int] = {}
+    skipped, beginning = 0, False
+    for happening in happenings:
+        if happening.kind == "checkpoint_written":
+            checkpoint = happening.facts["checkpoint"]
+            written[checkpoint["checkpoint_id"]] = checkpoint["step"]
+            skipped = 0
+        elif found := SKIPPED.match(_skip_message(happening)):
+            skipped += written.pop(found.group(1), None) is not None
+        beginning = beginning or happening.claims
+        steps = _steps(happening)
+        if beginning and steps:
+            beginning = False
+            newest, first = max(written.values(), default=0), steps[0]["step"]
+            given_up = skipped >= CHECKPOINTS_KEPT and first == 1  # older ones are removed as new ones are written
+            if first != newest + 1 and not given_up:
+                yield f"step {first} at sequence {happening.sequence} does not follow the checkpoint of step {newest}"
 
 
 def file_faults(
@@ -172,8 +198,13 @@ def bit_faults(row: Row, happenings: Sequence[Happening], reference: Reference) 
         yield f"the LoRA is {result['lora']['content_digest'][:12]}, undisturbed it is {reference.lora_digest[:12]}"
     if row.step != reference.total_steps:
         yield f"{row.step} steps instead of {reference.total_steps}"
+    if _adapters(result) != reference.adapters:
+        yield f"adapter files are {_adapters(result)} instead of {reference.adapters}"
     if _held_out(result) != reference.held_out:
         yield f"held-out losses are {_held_out(result)} instead of {reference.held_out}"
+    measured = {happening.facts["step"] for happening in happenings if happening.kind == "validation_completed"}
+    if measured != set(reference.losses):
+        yield f"held-out losses were told after steps {sorted(measured)} instead of {sorted(reference.losses)}"
     for happening in happenings:
         for step in _steps(happening):
             if _measured(step) != reference.steps.get(step["step"]):
@@ -197,6 +228,19 @@ def _steps(happening: Happening) -> list[dict[str, Any]]:
 
 def _measured(step: dict[str, Any]) -> tuple[float, float, float]:
     return step["loss"], step["gradient_norm"], step["learning_rate"]
+
+
+def _skip_message(happening: Happening) -> str:
+    return str(happening.facts["message"]) if happening.facts.get("reason") == "CHECKPOINT_SKIPPED" else ""
+
+
+def _adapters(result: dict[str, Any]) -> dict[str, str]:
+    files = [*result["artifacts"], result["lora"]]
+    return {
+        file["artifact_name"]: file["content_digest"]
+        for file in files
+        if file["artifact_name"].endswith(".safetensors")
+    }
 
 
 def _artifact(happening: Happening) -> dict[str, Any] | None:

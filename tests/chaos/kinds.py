@@ -42,12 +42,14 @@ PRODIGY = Kind(
     },
 )
 HELD_OUT = Kind(
-    name="held-out",
+    name="held-out-ema-dropout",
     fields={
         "rank": 2,
         "steps": 24,
         "seed": 4,
         "learning_rate": 1e-3,
+        "ema_decay": 0.9,
+        "adapter_dropout": 0.2,
         "held_out_share": 0.2,
         "validation_interval_steps": 8,
         "learning_rate_schedule": "LEARNING_RATE_SCHEDULE_COSINE",

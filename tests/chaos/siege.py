@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from tests.chaos.flow import Flow
 from tests.chaos.judge import Charge, Problem, Reference, judge, reference_of
 from tests.chaos.kinds import KINDS, Kind
 from tests.chaos.ledger import ENDED, Happening
-from tests.chaos.stand import POLL_S, Stand, Submission
+from tests.chaos.stand import POLL_S, Stand, Stuck, Submission
 
 RECOVERY_S = 180.0
+REFERENCE_S = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +59,35 @@ def written(happening: Happening) -> bool:
 
 
 class Siege:
-    """Runs scenarios on one stand; `random` decides every moment and every victim, so a seed tells them all."""
+    """Runs scenarios on one stand; `random` decides every moment and every victim, so a seed tells them all.
 
-    def __init__(self, stand: Stand, random: Random) -> None:
+    `told` is given a line now and then. After `until_s`, by the monotonic clock, nothing more is struck.
+    """
+
+    def __init__(
+        self, stand: Stand, random: Random, told: Callable[[str], None] = lambda _: None, *, until_s: float = math.inf
+    ) -> None:
         self.stand = stand
+        self.until_s = until_s
         self.random = random
+        self.told = told
         self.references: dict[str, Reference] = {}
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is time for more."""
+        return time.monotonic() < self.until_s
+
     def learn_references(self, kinds: Sequence[Kind] = KINDS) -> None:
-        """Run each kind once, alone and undisturbed."""
+        """Run each kind once, alone and undisturbed; raises `Stuck` when one does not end."""
         for kind in kinds:
             name = f"reference.{kind.name}"
             submission = self.stand.submit(kind, name, request_id=f"{name}-{self.random.getrandbits(64):x}")
-            (row,) = self.stand.wait_ended([submission])
+            (row,) = self.stand.wait_ended([submission], timeout_s=REFERENCE_S)
+            if not row.ended:
+                log = self.stand.stack.log_path("trainer")
+                raise Stuck(f"{name} is {row.state} after {REFERENCE_S / 60:.0f} minutes; the trainer's log is {log}")
+            self.told(f"{name}: {row.step} steps")
             self.references[kind.name] = reference_of(row, self.stand.ledger.happenings(row.job_id))
 
     def lay(
@@ -84,17 +102,27 @@ class Siege:
         begun_s = time.monotonic()
         recoveries_s: list[float] = []
         problems: list[Problem] = []
+        fallen = 0
         with Flow(self.stand, scenario, kinds=[kind for kind in KINDS if kind.name in self.references]) as flow:
             for number, strike in enumerate(strikes, start=1):
-                self.wait_for_work()
-                time.sleep(self.random.uniform(0, quiet_s))
-                struck = strike(self)
+                if not self.goes_on:
+                    break
+                fallen = number
+                name = f"{scenario}, fault {number}"
+                try:
+                    self.wait_for_work()
+                    time.sleep(self.random.uniform(0, quiet_s))
+                    struck = strike(self)
+                except Stuck as error:
+                    problems.append(Problem(job=name, charge=Charge.LOST, text=str(error)))
+                    continue
                 recovery_s = self.recovery_s(struck)
                 recoveries_s += [] if recovery_s is None else [recovery_s]
-                problems += self._missing(f"{scenario}, fault {number}", struck, recovery_s)
+                problems += self._missing(name, struck, recovery_s)
+                self.told(f"{name}: {f'{recovery_s:.1f} s' if recovery_s else 'no recovery'}")
         problems += flow.refusals
         return self.judged(
-            scenario, what, flow.submissions, begun_s, faults=len(strikes), recoveries_s=recoveries_s, problems=problems
+            scenario, what, flow.submissions, begun_s, faults=fallen, recoveries_s=recoveries_s, problems=problems
         )
 
     def _missing(self, name: str, struck: Struck, recovery_s: float | None) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from services.stack import exit_on_sigterm
-from tests.chaos.__main__ import RESULTS, machine, say
+from tests.chaos.__main__ import REPORT, RESULTS, machine, remove, say
 from tests.chaos.kinds import Kind
 from tests.chaos.report import write_report
 from tests.chaos.stand import Stand, Submission
@@ -67,14 +67,14 @@ def main() -> int:
     parser.add_argument("--retention", action="store_true", help="let the trainer delete ended jobs, not the client")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--image", type=Path, default=IMAGE, help="where the picture goes")
-    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "chaos.md", help="where the report goes")
+    parser.add_argument("--report", type=Path, default=REPORT, help="where the report goes")
     arguments = parser.parse_args()
     exit_on_sigterm()
     begun_s = time.monotonic()
     kept = {"FLUXSMITH_TRAINER_JOBS_KEPT_DAYS": f"{KEPT_DAYS:.6f}"} if arguments.retention else {}
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     say(f"data and logs in {folder}")
-    with Stand(folder, environment={**SETTINGS, **kept}) as stand:
+    with Stand(folder / "data", environment={**SETTINGS, **kept}) as stand:
         samples, failed = soak(stand, arguments.jobs, arguments.every, delete=not arguments.retention)
     slopes = {name: slope(samples, name, bound) for name, bound in BOUNDS.items()}
     who = "the trainer, a minute after their end" if arguments.retention else f"the client, {KEPT_JOBS} jobs later"
@@ -93,7 +93,10 @@ def main() -> int:
     draw(samples, results["warm_up_jobs"], arguments.image)
     write_report(arguments.results, arguments.report)
     say(json.dumps({**slopes, "failed": failed, "wall_s": results["wall_s"]}, indent=1))
-    return 0 if not failed and all(each["held"] for each in slopes.values()) else 1
+    if failed or not all(each["held"] for each in slopes.values()):
+        return 1
+    remove(folder / "data")
+    return 0
 
 
 def soak(stand: Stand, jobs: int, every: int, *, delete: bool) -> tuple[list[dict[str, float]], int]:

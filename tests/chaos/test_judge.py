@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from services.common.object_store import ObjectStore
-from tests.chaos.judge import bit_faults, event_faults, file_faults, reference_of
+from tests.chaos.judge import bit_faults, event_faults, file_faults, reference_of, resume_faults
 from tests.chaos.ledger import Happening, Row
 from tests.services.damage import damage
 
@@ -30,6 +30,15 @@ def steps(*numbers: int) -> dict[str, Any]:
 
 def claim(attempt: int) -> dict[str, Any]:
     return {"kind": "state_changed", "state": "RUNNING", "message": f"attempt {attempt}"}
+
+
+def checkpoint(step: int, epoch: int = 1) -> dict[str, Any]:
+    return {"kind": "checkpoint_written", "checkpoint": {"checkpoint_id": f"{step:06}-{epoch}", "step": step}}
+
+
+def skipped(step: int, epoch: int = 1) -> dict[str, Any]:
+    message = f"checkpoint {step:06}-{epoch}: state.json is not what was written"
+    return {"kind": "warning", "reason": "CHECKPOINT_SKIPPED", "message": message}
 
 
 END = {"kind": "state_changed", "state": "SUCCEEDED"}
@@ -73,6 +82,37 @@ def test_a_job_that_went_on_from_a_checkpoint_has_no_fault() -> None:
 )
 def test_events_out_of_order_are_seen(facts: list[dict[str, Any]]) -> None:
     assert list(event_faults(row(told(*facts)), told(*facts)))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        pytest.param([claim(1), steps(1, 2), checkpoint(2), steps(3), claim(2), steps(3)], id="from the newest"),
+        pytest.param([claim(1), steps(1, 2), claim(2), steps(1)], id="anew, before any checkpoint"),
+        pytest.param(
+            [claim(1), steps(1, 2), checkpoint(1), checkpoint(2), claim(2), skipped(2), claim(3), skipped(2), steps(2)],
+            id="from the one before a damaged one, told of twice",
+        ),
+    ],
+)
+def test_a_resume_is_one_from_the_newest_checkpoint_that_can_be_read(facts: list[dict[str, Any]]) -> None:
+    assert not list(resume_faults(told(*facts)))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        pytest.param([claim(1), steps(1, 2), checkpoint(2), claim(2), steps(1)], id="always anew"),
+        pytest.param([claim(1), steps(1, 2), checkpoint(1), checkpoint(2), claim(2), steps(2)], id="an older one"),
+        pytest.param([claim(1), steps(1, 2), checkpoint(2), claim(2), skipped(2), steps(3)], id="a damaged one"),
+        pytest.param(
+            [claim(1), steps(1, 2), checkpoint(1), checkpoint(2), claim(2), skipped(2), steps(1)], id="not far enough"
+        ),
+        pytest.param([claim(1), steps(2)], id="from nothing"),
+    ],
+)
+def test_an_attempt_that_is_no_resume_is_seen(facts: list[dict[str, Any]]) -> None:
+    assert list(resume_faults(told(*facts)))
 
 
 def test_a_gap_in_the_sequence_is_seen() -> None:
@@ -126,5 +166,8 @@ def test_other_bits_are_seen_in_the_file_and_in_any_step(store: ObjectStore) -> 
     reference = reference_of(job, happenings)
     assert not list(bit_faults(job, happenings, reference))
     assert list(bit_faults(job, happenings, dataclasses.replace(reference, lora_digest="0" * 64)))
+    assert list(bit_faults(job, happenings, dataclasses.replace(reference, losses={8: 0.1})))
+    best = {**reference.adapters, "lora-best.safetensors": "0" * 64}
+    assert list(bit_faults(job, happenings, dataclasses.replace(reference, adapters=best)))
     nearly = {**reference.steps, 3: (reference.steps[3][0] + 1e-16, 0.5, 0.1)}
     assert list(bit_faults(job, happenings, dataclasses.replace(reference, steps=nearly)))
