@@ -1,12 +1,13 @@
 """Writes docs/chaos.md from the newest results: every number in it comes out of a run.
 
-python -m tests.chaos.report
+python -m tests.chaos.report [RESULTS ...]: of runs that were made side by side, the results are joined first.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,12 @@ awaited and judged by what database and store hold, which are read directly:
   over within three minutes.
 - **Duplicate or torn**: more than one job of one request, more than one published `lora.safetensors`, or any file,
   checkpoint or part of one that the database names and whose bytes in the store do not have the digest told.
-- **Bits equal**: the LoRA file has the digest of the reference; the loss, gradient norm and learning rate of every step
-  that was ever told, and all held-out losses, are the same numbers.
-- **Events**: sequences without a gap, steps in order within each attempt and none beyond what was reached when the
-  next begins, one end, and nothing after it.
+- **Bits equal**: all adapter files of the result, the one with the lowest held-out loss among them, have the digests of
+  the reference; the loss, gradient norm and learning rate of every step that was ever told, and all held-out losses,
+  are the same numbers.
+- **Events**: sequences without a gap, steps in order within each attempt, one end, and nothing after it. An attempt
+  that follows another must be a resume: its first step is the one after the newest checkpoint that was written before
+  and not reported as damaged. A service that always began anew would have the right bits; here it would be found out.
 - **Time to recover**: from the fault until a step is written by an attempt that began after it, of a job that the
   victim had. Where nothing that runs steps was hit: until the next step, or, where the way to the store was, until the
   next file or checkpoint is written after it came back. The outage itself counts too. Looked at every 50 ms.
@@ -53,11 +56,12 @@ AGAIN = """\
     make chaos                                   # all of it, the report included
     scripts/chaos.sh --only "store killed" --seed 7
     scripts/chaos.sh --share 0.1                 # a tenth of the faults
+    scripts/chaos.sh --minutes 30                # whatever falls within half an hour
     scripts/chaos.sh soak                        # 2,000 jobs through one worker
 
-A short form is part of `make test` (`tests/chaos/test_short.py`). Linux only: processes are found in `/proc`. A full
-disk needs the right to mount a tmpfs, a moved clock the development package `libfaketime`; where either is missing,
-the scenario counts as failed.
+What is not the whole is written to a temporary folder, and not here. A short form is part of `make test`
+(`tests/chaos/test_short.py`). Linux only: processes are found in `/proc`. A full disk needs the right to mount a tmpfs,
+a moved clock the development package `libfaketime`; where either is missing, the scenario counts as failed.
 
 ## What is not covered
 
@@ -84,6 +88,17 @@ def newest(folder: Path, name: str) -> dict[str, Any] | None:
     return dict(json.loads(found[-1].read_text())) if found else None
 
 
+def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The results of runs of different scenarios that were made side by side, as those of one."""
+    outcomes = sorted(
+        (each for run in runs for each in run["outcomes"]), key=lambda each: NAMES.index(each["scenario"])
+    )
+    side_by_side = f"{len(runs)} runs went side by side, so the times to recover are those of a busy machine."
+    remark = side_by_side if len(runs) > 1 else ""
+    seed = ", ".join(str(run["seed"]) for run in runs)
+    return {**runs[0], "seed": seed, "remark": remark, "outcomes": outcomes}
+
+
 def report(chaos: dict[str, Any] | None, soak: dict[str, Any] | None) -> str:
     """The whole document."""
     parts = [HEAD]
@@ -108,7 +123,9 @@ def _summary(chaos: dict[str, Any]) -> str:
     minutes = sum(each["wall_s"] for each in outcomes) / 60
     return (
         f"**{faults} faults upon {jobs} jobs: {told}.** {chaos['date'][:10]}, {chaos['machine']}, flux-tiny on the "
-        f"CPU, {minutes:.0f} minutes, seed {chaos['seed']}.\n"
+        f"CPU, {minutes:.0f} minutes, commit {chaos.get('commit') or 'unknown'}, seed {chaos['seed']}. "
+        f"{chaos.get('remark', '')}".strip()
+        + "\n"
     )
 
 
@@ -171,15 +188,21 @@ def _soak(soak: dict[str, Any]) -> str:
     head = f"""\
 ## Soak: {soak["jobs"]:,} jobs through one worker
 
-{soak["what"]}. {soak["date"][:10]}, {soak["machine"]}; {soak["wall_s"] / 60:.0f} minutes, {soak["failed"]} jobs did not
-succeed. A line was fitted to every series after the first {soak["warm_up_jobs"]:,} jobs; the range is the 95 % interval
-of its slope, from the spread of slopes over ten stretches of the run. The bound holds when the range reaches below it.
+{soak["what"]}. {soak["date"][:10]}, {soak["machine"]}, commit {soak.get("commit") or "unknown"};
+{soak["wall_s"] / 60:.0f} minutes, {soak["failed"]} jobs did not succeed. A line was fitted to every series after
+the first {soak["warm_up_jobs"]:,} jobs; the range is the 95 % interval of its slope, from the spread of slopes over
+ten stretches of the run. A bound holds when the whole range lies below it.
 
 | series | first | last | slope a job | 95 % | bound | held |
 |---|---|---|---|---|---|---|
 """
-    return head + "\n".join(rows) + "\n\n![What grows over the jobs](images/soak.png)\n"
+    remarks = "".join(f"\n{remark}\n" for remark in soak.get("remarks", ()))
+    return head + "\n".join(rows) + "\n" + remarks + "\n![What grows over the jobs](images/soak.png)\n"
 
 
 if __name__ == "__main__":
+    if files := sys.argv[1:]:
+        results = joined([json.loads(Path(file).read_text()) for file in files])
+        target = ROOT / "benchmarks" / "results" / f"chaos-{results['date'][:10]}.json"
+        target.write_text(json.dumps(results, indent=1) + "\n")
     write_report(ROOT / "benchmarks" / "results", ROOT / "docs" / "chaos.md")
