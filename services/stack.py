@@ -92,7 +92,9 @@ class Stack:
             "FLUXSMITH_ENCODER_ADDRESS": self.encoder_address,
             "FLUXSMITH_TRAINER_ADDRESS": self.trainer_address,
             "FLUXSMITH_TRAINER_ENCODER_ADDRESS": self.encoder_address,
-            "FLUXSMITH_TRAINER_DATABASE_URL": f"sqlite:///{self.data / 'jobs.sqlite'}",
+            "FLUXSMITH_TRAINER_DATABASE_URL": os.environ.get(
+                "FLUXSMITH_TRAINER_DATABASE_URL", f"sqlite:///{self.data / 'jobs.sqlite'}"
+            ),
             "OMP_WAIT_POLICY": "PASSIVE",
             **self._extra,
         }

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 DOMAIN = "fluxsmith"
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+BLOCKING_CALLS = 128  # threads are made as they are needed
 DRAIN_S = 2.0
 LONGEST_MESSAGE, LONGEST_TEXT = 2000, 400  # bytes; a header has 8 KiB, of which details take a third more as base64
 SERVER_OPTIONS = [
@@ -49,6 +51,8 @@ async def serve(
     on_stop: Callable[[], Awaitable[None]],
 ) -> None:
     """Run a server on `address` until SIGTERM or SIGINT; then say NOT_SERVING, drain the calls, call `on_stop`."""
+    # Calls that wait for a lock or a store wait in threads; those that do not must find one nevertheless.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(BLOCKING_CALLS, thread_name_prefix="call"))
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
     register(server)
     health_servicer = health.aio.HealthServicer()

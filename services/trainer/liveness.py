@@ -15,6 +15,8 @@ from collections.abc import Sequence
 OPTION = "--life-sign="
 """Of a worker's command line: the descriptor to write to."""
 BEAT_S = 1.0
+START_S = 900.0
+"""Until the first sign: importing torch from a cold disk, or on a busy machine, takes minutes."""
 LOADING, READY = b".", b"r"
 
 
@@ -43,11 +45,13 @@ def _write_on(descriptor: int, ready: threading.Event) -> None:
 class LifeSigns:
     """The supervisor's end of the pipe of one worker, which may be loading for a while before the first byte."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, start_s: float = START_S) -> None:
+        self._start_s = start_s
         self._reading, self.writing = os.pipe()
         """`writing` is the worker's end."""
         os.set_blocking(self._reading, False)
         self._last_s = time.monotonic()
+        self._seen = False
         self.was_ready = False
         """Whether the worker has said that it is ready to work; as of the last `silent_s`."""
 
@@ -61,12 +65,12 @@ class LifeSigns:
         os.close(self.writing)
 
     def silent_s(self) -> float:
-        """Seconds since the last sign, or since the beginning."""
+        """Seconds since the last sign; before the first, those that it is late by, below 0 while it is not."""
         with contextlib.suppress(BlockingIOError):
             while signs := os.read(self._reading, 1024):
-                self._last_s = time.monotonic()
+                self._last_s, self._seen = time.monotonic(), True
                 self.was_ready = self.was_ready or READY in signs
-        return time.monotonic() - self._last_s
+        return time.monotonic() - self._last_s - (0.0 if self._seen else self._start_s)
 
     def close(self) -> None:
         """Stop listening."""

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 FLUSH_S = 0.3
 RETRY_S = 1.0
 LATEST_STEPS = 20  # over which the time of a step is taken, for the time left
+SHARING_S = 120.0  # over which it is looked how much of the base the job has: several turns of everybody
 T = TypeVar("T")
 
 
@@ -72,7 +73,7 @@ class Reporter:
         self._thread = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
         self._waiting: list[tuple[Step, float]] = []
         self._last_flush_s = self._last_step_s = time.monotonic()
-        self._step_ends_s: deque[float] = deque(maxlen=LATEST_STEPS)
+        self._shares: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)])  # when, and how long served by then
         self._step = 0
         self._skipped_steps = 0
         self.total_steps = 0
@@ -142,7 +143,6 @@ class Reporter:
     def on_step(self, step: Step) -> None:
         """Note a step. Losses stay on the device until a handful of steps is written at once."""
         self._waiting.append((step, self._measure_duration()))
-        self._step_ends_s.append(time.monotonic())
         self._step = step.number
         self._skipped_steps += step.skipped
         if time.monotonic() - self._last_flush_s > FLUSH_S or step.number in {1, self.total_steps}:
@@ -188,13 +188,12 @@ class Reporter:
     @property
     def progress(self) -> Progress:
         """How far the job is. `served_s` counts from the last sign of life."""
-        ends_s = list(self._step_ends_s)
         return Progress(
             step=self._step,
             total_steps=self.total_steps,
             served_s=max(0.0, self.served_s - self._told_served_s),
             idle_s=time.monotonic() - self._last_sign_s,
-            step_time_s=(ends_s[-1] - ends_s[0]) / (len(ends_s) - 1) if len(ends_s) > 1 else None,
+            step_time_s=self._step_time_s(),
         )
 
     @property
@@ -202,15 +201,32 @@ class Reporter:
         """Steps noted so far that changed nothing, since their loss or gradient was not finite."""
         return self._skipped_steps
 
+    def _step_time_s(self) -> float | None:
+        """What a step takes lately, times the share of the time that the job has had the base lately."""
+        latest_s = self.durations_s[-LATEST_STEPS:]
+        if not latest_s:
+            return None
+        (begin_s, served_before_s), now_s = self._shares[0], time.monotonic()
+        served_s = self.served_s - served_before_s
+        sharing = (now_s - begin_s) / served_s if served_s > 0 else 1.0
+        return sum(latest_s) / len(latest_s) * max(1.0, sharing)
+
     def _measure_duration(self) -> float:
         now_s = time.monotonic()
         duration_s, self._last_step_s = now_s - self._last_step_s, now_s
         self.durations_s.append(duration_s)
         return duration_s
 
+    def _note_share(self) -> None:
+        now_s = time.monotonic()
+        self._shares.append((now_s, self.served_s))
+        while now_s - self._shares[0][0] > SHARING_S:
+            self._shares.popleft()
+
     def _keep_lease(self) -> None:
         while not self._ended.wait(self._settings.heartbeat_s):
             try:
+                self._note_share()
                 progress = self.progress
                 if progress.idle_s > self._settings.stall_s:
                     self._on_stall()

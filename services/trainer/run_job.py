@@ -156,7 +156,7 @@ class Run:
                 milestones,
                 self._reporter,
                 checkpoints,
-                config,
+                self._job,
                 form=adapter_form(transformer, config),
                 provenance=self._provenance,
                 interval_s=self._place.settings.checkpoint_interval_s,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import math
+
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -44,3 +46,18 @@ class TrainerSettings(BaseSettings):
     """Days after a job's end when its events are removed, but for the last; 0 means never."""
     jobs_kept_days: float = Field(default=0.0, ge=0)
     """Days after its end when a job is deleted with all its files; 0 means never."""
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, url: str) -> str:
+        if not url.startswith(("sqlite:///", "postgresql+psycopg://")):
+            raise ValueError("use sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+        return url
+
+    @field_validator("heartbeat_s")
+    @classmethod
+    def _beats_within_the_lease(cls, heartbeat_s: float, info: ValidationInfo) -> float:
+        lease_s = info.data.get("lease_s", math.inf)
+        if heartbeat_s > lease_s / 2:
+            raise ValueError(f"use at most half of the lease, which is {lease_s:g} s: it must not run out in between")
+        return heartbeat_s

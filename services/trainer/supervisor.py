@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 
 from services.common.errors import NotReady
@@ -52,7 +51,6 @@ class Supervisor:
     def _keep_alive(self, index: int) -> None:
         backoff_s = POLL_S
         while not self._stopping.is_set():
-            started_s = time.monotonic()
             signs = LifeSigns()
             process = start_worker(self._command, index, signs)
             self._watch(process, index, signs)
@@ -61,10 +59,8 @@ class Supervisor:
             if self._stopping.is_set():
                 _stop(process)
                 return
-            lived_s = time.monotonic() - started_s
             # Only one that never gets to work is started ever more slowly.
-            lasted = signs.was_ready or lived_s > LONGEST_BACKOFF_S
-            backoff_s = POLL_S if lasted else min(2 * backoff_s, LONGEST_BACKOFF_S)
+            backoff_s = POLL_S if signs.was_ready else min(2 * backoff_s, LONGEST_BACKOFF_S)
             log.error("worker %d ended with code %s; starting it again in %.1f s", index, process.returncode, backoff_s)
             self._stopping.wait(backoff_s)
 

@@ -28,7 +28,6 @@ class Swap:
         self._adapter: AttachedAdapter | None = None
         self._training: Training | None = None
         self._moved: list[tuple[Tensor, torch.device]] = []
-        self._was_training = True
         self._checkpointing = False
 
     def carry(self, adapter: AttachedAdapter, training: Training | None = None) -> None:
@@ -42,10 +41,8 @@ class Swap:
         """
         if not self._adapter:
             return
-        self._was_training = self._transformer.training
         self._checkpointing = self._transformer.is_gradient_checkpointing
         self._adapter.take_off()
-        self._transformer.train()
         for tensor in self._tensors(self._adapter):
             if tensor.device != self._resting:
                 home = tensor.device
@@ -60,8 +57,7 @@ class Swap:
             tensor, home = self._moved[-1]
             tensor.data = tensor.data.to(home)
             self._moved.pop()
-        self._adapter.put_on()
-        self._transformer.train(self._was_training)
+        self._adapter.put_on()  # each of its modules in the mode that it had, which nothing below may touch
         if self._checkpointing:
             self._transformer.enable_gradient_checkpointing()
         else:

@@ -35,6 +35,7 @@ from services.trainer.failures import failure_of, out_of_memory
 from services.trainer.jobs import ArtifactPublished, Fault, Job, JobState, JobWarning
 from services.trainer.leftovers import remove_leftovers
 from services.trainer.liveness import show_life
+from services.trainer.places import to_send_away
 from services.trainer.reporter import CancelJob, PauseJob, Reporter, StopWorker
 from services.trainer.results.job_files import job_prefix
 from services.trainer.run_job import Workplace, run_job
@@ -45,6 +46,7 @@ log = logging.getLogger("services.trainer.worker")
 
 IDLE_S = 0.2
 RETRY_S = 2.0
+LOOK_S = 2.0  # between two looks of a full worker at who waits
 SUSPECT_S = 5.0  # that a job waits which must run alone, before others make room for it
 RELEASE_S = 15.0  # before a job that met an outage is claimed again; others go first
 STORE_PATIENCE_S = 60.0
@@ -80,6 +82,7 @@ class Worker:
         self._active: dict[threading.Thread, Active] = {}
         self._suspect_since_s: float | None = None
         self._making_room = False
+        self._looked_s = 0.0
 
     def run(self) -> None:
         """Run jobs until `stop` is set, and then until each has written its checkpoint."""
@@ -110,7 +113,7 @@ class Worker:
             except PauseJob:
                 self._park(job, reporter)
             except StopWorker:
-                why = "its worker was stopped" if self._stop.is_set() else "it makes room for a job that must run alone"
+                why = "its worker was stopped" if self._stop.is_set() else "it makes room for another job"
                 self._release(job, reporter, f"{why}; it goes on from its last checkpoint")
             except Unavailable as error:
                 log.warning("%s: %s", job.job_id, error.line)
@@ -131,7 +134,10 @@ class Worker:
         self._active = {thread: active for thread, active in self._active.items() if thread.is_alive()}
         # What was lost before may take its worker with it: it runs alone, so that no neighbour is lost too.
         alone = any(active.is_suspect(self._place.jobs) for active in self._active.values())
-        if alone or len(self._active) >= self._settings.active_jobs or (self._making_room and self._active):
+        if alone or (self._making_room and self._active):
+            return False
+        if len(self._active) >= self._settings.active_jobs:
+            self._send_one_away()
             return False
         job = self._claims.claim(
             self._owner,
@@ -151,6 +157,23 @@ class Worker:
         self._active[thread] = active
         thread.start()
         return True
+
+    def _send_one_away(self) -> None:
+        """Full: look now and then whether somebody who has less, or goes first, waits for a place."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < LOOK_S or any(active.leave.is_set() for active in self._active.values()):
+            return
+        self._looked_s = now_s
+        waiting = self._claims.waiting(
+            max_attempts=self._settings.max_attempts, retry_delay_s=self._settings.retry_delay_s
+        )
+        if waiting is None or waiting.suspect:
+            return
+        chosen = to_send_away(waiting, [each.job for each in self._active.values()], *self._claims.active_counts())
+        for active in self._active.values():
+            if active.job is chosen:
+                log.info("%s makes room for %s", chosen.job_id, waiting.job_id)
+                active.leave.set()
 
     def _make_room_for_suspects(self) -> None:
         """Send all jobs back with a checkpoint when one that must run alone has waited long enough for another worker.

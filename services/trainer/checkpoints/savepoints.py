@@ -10,13 +10,13 @@ from services.trainer.adapters.adapter import NonFiniteAdapter
 from services.trainer.adapters.files import AdapterForm, DtypeTooSmall, peft_file
 from services.trainer.checkpoints.checkpoints import Checkpoints
 from services.trainer.checkpoints.state import RunState
-from services.trainer.config import TrainConfig
 from services.trainer.config.choices import FileDtype
-from services.trainer.jobs import JobWarning
+from services.trainer.jobs import Job, JobWarning
 from services.trainer.milestones import Milestones
 from services.trainer.reporter import Reporter
 from services.trainer.train import Training
 
+PROOF_S = 10.0  # of training
 WARM_START = "fluxsmith.warm_start_digest"
 """Where the header of a file has the digest of the one that its job began with."""
 
@@ -25,7 +25,8 @@ class Savepoints:
     """The checkpoints of one run, from its first step or from the checkpoint that it goes on from.
 
     `interval_s` is how much training may be lost by jobs that say nothing about it, in seconds that the job has the
-    base. `provenance` goes into the header of each checkpoint's LoRA.
+    base. `provenance` goes into the header of each checkpoint's LoRA. The first checkpoint of a job over
+    which a worker was lost comes soon: until then it has its worker for itself.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Savepoints:
         milestones: Milestones,
         reporter: Reporter,
         checkpoints: Checkpoints,
-        config: TrainConfig,
+        job: Job,
         *,
         form: AdapterForm,
         provenance: Mapping[str, str],
@@ -44,11 +45,12 @@ class Savepoints:
         self._milestones = milestones
         self._reporter = reporter
         self._checkpoints = checkpoints
-        self._config = config
+        self._config = job.config
         self._form = form
         self._provenance = provenance
         self._interval_s = interval_s
         self._written_s = reporter.served_s
+        self._proof_s = PROOF_S if job.lost else None
         self._written_step: int | None = None
 
     def goes_on(self) -> None:
@@ -59,6 +61,8 @@ class Savepoints:
         """Whether the step just done is one to write a checkpoint after."""
         step, config = self._training.steps_done, self._config
         if self._reporter.checkpoint_wanted:
+            return True
+        if self._proof_s is not None and self._reporter.served_s - self._written_s >= self._proof_s:
             return True
         if config.checkpoint_keep_interval_steps and step % config.checkpoint_keep_interval_steps == 0:
             return True
@@ -94,6 +98,7 @@ class Savepoints:
                 with apart():
                     self._reporter.patiently(put) if patient else put()
             self._written_step, self._written_s = step, self._reporter.served_s
+            self._proof_s = None
         self._reporter.checkpoint_written()
 
     def _lora(self, step: int) -> bytes:

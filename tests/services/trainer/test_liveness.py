@@ -33,7 +33,7 @@ def comes_true(condition: Callable[[], bool], *, timeout_s: float = 120.0) -> bo
 
 
 def test_process_that_is_busy_is_heard_nevertheless() -> None:
-    signs = LifeSigns()
+    signs = LifeSigns(start_s=0.0)
     time.sleep(0.1)
     assert signs.silent_s() >= 0.1
     process = started(WRITES, signs)
@@ -48,7 +48,7 @@ def test_process_that_is_busy_is_heard_nevertheless() -> None:
 
 
 def test_process_that_does_not_write_grows_silent() -> None:
-    signs = LifeSigns()
+    signs = LifeSigns(start_s=0.0)
     process = started(MUTE, signs)
     try:
         assert comes_true(lambda: signs.silent_s() > 1.0)
@@ -59,7 +59,7 @@ def test_process_that_does_not_write_grows_silent() -> None:
 
 
 def test_end_of_the_process_is_no_sign_of_life() -> None:
-    signs = LifeSigns()
+    signs = LifeSigns(start_s=0.0)
     signs.handed_over()  # nobody has the writing end any more
     time.sleep(0.1)
     assert signs.silent_s() >= 0.1
@@ -79,3 +79,10 @@ def test_worker_outlives_a_reader_that_never_reads() -> None:
     os.read(reading, 65536)
     assert comes_true(lambda: os.read(reading, 1) == b".")
     os.close(reading)  # and one that is gone: the thread ends by itself
+
+
+def test_slow_start_is_no_silence() -> None:
+    signs = LifeSigns()
+    assert signs.silent_s() < 0
+    signs.handed_over()
+    signs.close()

@@ -18,7 +18,7 @@ from services.trainer.checkpoints.savepoints import Savepoints
 from services.trainer.checkpoints.state import RunState
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import FileDtype
-from services.trainer.jobs import Event, JobWarning
+from services.trainer.jobs import DatasetReference, Event, Job, JobState, JobWarning
 from services.trainer.milestones import Milestones
 from services.trainer.results.history import History
 from services.trainer.train import Training
@@ -26,6 +26,23 @@ from tests.services.trainer.checkpoints import conftest
 
 two_blocks = conftest.two_blocks
 CONFIG = TrainConfig(rank=2, steps=20, file_dtype=FileDtype.FP16, gradient_checkpointing=False)
+JOB = Job(
+    dataset=DatasetReference(dataset_id="ds-1"),
+    config=CONFIG,
+    job_id="job-1",
+    tenant="t",
+    state=JobState.RUNNING,
+    create_time_s=0.0,
+    start_time_s=0.0,
+    end_time_s=None,
+    step=0,
+    total_steps=20,
+    attempt=1,
+    epoch=1,
+    failure=None,
+    result=None,
+    last_sequence=1,
+)
 T = TypeVar("T")
 
 
@@ -74,7 +91,7 @@ class Run:
     training: Training
     told: Told
     kept: Kept
-    make: Callable[[TrainConfig], Savepoints]
+    make: Callable[..., Savepoints]
 
     def due_at(self, steps: Sequence[int], **changed: Any) -> list[int]:
         """Those of the steps after which one is due."""
@@ -96,11 +113,12 @@ def run(two_blocks: FluxTransformer2DModel) -> Iterator[Run]:
         milestones = Milestones(training, CONFIG, reporter, History(), measure=None, snapshot=unused, previews=None)
         milestones.losses[7] = 0.25
 
-        def make(config: TrainConfig) -> Savepoints:
+        def make(config: TrainConfig, *, lost: int = 0) -> Savepoints:
             form = adapter_form(two_blocks, config)
             provenance = {"fluxsmith.version": "x"}
+            job = JOB.model_copy(update={"config": config, "lost": lost})
             return Savepoints(
-                training, milestones, reporter, checkpoints, config, form=form, provenance=provenance, interval_s=300.0
+                training, milestones, reporter, checkpoints, job, form=form, provenance=provenance, interval_s=300.0
             )
 
         yield Run(training, told, kept, make)
@@ -188,3 +206,17 @@ def test_adapter_that_is_not_finite_is_told_and_not_written(run: Run) -> None:
     savepoints.write()
     assert run.kept.written == []
     assert run.told.log.count("CHECKPOINT_SKIPPED") == 1
+
+
+def test_job_over_which_a_worker_was_lost_writes_its_first_checkpoint_soon(run: Run) -> None:
+    lost = {"checkpoint_interval_steps": 1000}
+    run.told.served_s = 0.0
+    savepoints = run.make(CONFIG.model_copy(update=lost), lost=1)
+    due = []
+    for step in (1, 2, 3):
+        run.training.steps_done = step
+        run.told.served_s = 6.0 * step
+        due.append(savepoints.due())
+        if due[-1]:
+            savepoints.write()
+    assert due == [False, True, False]

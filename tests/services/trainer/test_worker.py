@@ -57,3 +57,18 @@ def test_step_that_hangs_is_told_and_ends_its_worker(bench: Bench, monkeypatch: 
     found = bench.jobs.get(bench.tenant, job.job_id)
     assert (found.state, found.lost, ended[0]) == (JobState.QUEUED, 1, HUNG)
     assert "replaced" in bench.warnings(job)["STALLED"]
+
+
+def test_full_worker_makes_room_for_a_user_who_has_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.trainer.worker.LOOK_S", 0.0)
+    long = [create(bench, LONG.model_copy(update={"steps": 5000}), "big") for _ in range(2)]
+    thread, stop = working(bench, active_jobs=2)
+    try:
+        until(bench, long[1], lambda found: found.step > 0)
+        short = until(bench, create(bench, CONFIG, "small"), lambda found: found.state.ended)
+        assert short.state is JobState.SUCCEEDED
+        waiting = until(bench, long[0], lambda found: found.state is JobState.RUNNING and found.attempt == 1)
+        assert waiting.checkpoint_step > 0
+    finally:
+        stop.set()
+        thread.join()
