@@ -55,9 +55,13 @@ def test_jobs_that_take_turns_make_what_each_makes_alone(
     bench: Bench, alone: Alone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {name: tensor.clone() for name, tensor in bench.place.base.transformer.state_dict().items()}
-    undisturbed = [alone(config).digest for config in KINDS]
+    undisturbed = [alone(config) for config in KINDS]
     together = run_together(bench, KINDS, monkeypatch)
-    assert [digest(bench, job) for job in together] == undisturbed
+    assert [digest(bench, job) for job in together] == [made.digest for made in undisturbed]
+    assert [digest(bench, job, "lora-best.safetensors") for job in together] == [made.best for made in undisturbed]
+    measured = [(made.result.held_out_loss_base, made.result.held_out_loss_lora) for made in undisturbed]
+    results = [job.result for job in together if job.result]
+    assert [(result.held_out_loss_base, result.held_out_loss_lora) for result in results] == measured
     after = bench.place.base.transformer.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
