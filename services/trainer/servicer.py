@@ -245,10 +245,11 @@ def _artifact(job: Job, artifacts: Mapping[str, Artifact], name: str) -> Artifac
     if name in artifacts:
         return artifacts[name]
     published = f"it has published {', '.join(sorted(artifacts))}" if artifacts else "it has published none"
+    later = "." if job.state.ended else ", or wait until the job has SUCCEEDED; its events name the files it published."
     raise NotReady(
         f"job {job.job_id!r} is {job.state} and has no file {name[:200]!r}: {published}",
         reason="ARTIFACT_NOT_FOUND",
-        remedy="Name one of these, or wait until the job has SUCCEEDED; its events name the files it published.",
+        remedy=f"Name one of these{later}",
     )
 
 

@@ -164,6 +164,7 @@ class Worker:
         if now_s - self._looked_s < LOOK_S or any(active.leave.is_set() for active in self._active.values()):
             return
         self._looked_s = now_s
+        self._claims.settle_abandoned(self._settings.max_attempts)  # which otherwise a claim does
         waiting = self._claims.waiting(
             max_attempts=self._settings.max_attempts, retry_delay_s=self._settings.retry_delay_s
         )
@@ -214,15 +215,18 @@ class Worker:
 
     def _finish(self, job: Job, reporter: Reporter, state: JobState, **result: Any) -> None:
         self._insist(reporter, lambda: self._claims.finish(job, state, progress=reporter.progress, **result))
+        log.info("%s: %s after step %d", job.job_id, state, reporter.step)
         self._clean_up(job)
 
     def _park(self, job: Job, reporter: Reporter, because: str = "") -> None:
         state = self._insist(reporter, lambda: self._claims.park(job, reporter.progress, because=because))
+        log.info("%s: %s after step %d", job.job_id, state, reporter.step)
         if state is JobState.CANCELLING:  # asked for in the meantime
             self._finish(job, reporter, JobState.CANCELLED)
 
     def _release(self, job: Job, reporter: Reporter, message: str, **how: Any) -> None:
         self._insist(reporter, lambda: self._claims.release(job, message, **how))
+        log.info("%s: queued again after step %d: %s", job.job_id, reporter.step, message)
 
     def _clean_up(self, job: Job) -> None:
         """Remove what an ended job does not need; what is left over goes when it is deleted."""

@@ -91,7 +91,7 @@ class Claims:
         """
         if not self._anything_to_take():
             return None
-        self._settle_abandoned(max_attempts)
+        self.settle_abandoned(max_attempts)
         among = suspect(max_attempts) if only_suspects else true()
         tried: list[str] = []  # those that another worker took first, or is frozen over
         while len(tried) < _MOST_TRIES and (found := self._next(retry_delay_s, among, tried)):
@@ -270,7 +270,7 @@ class Claims:
             append_events(connection, job.job_id, [StateChanged(state=job.state, message=f"attempt {job.attempt}")])
             return read_job(connection, job.tenant, job.job_id)
 
-    def _settle_abandoned(self, max_attempts: int) -> None:
+    def settle_abandoned(self, max_attempts: int) -> None:
         """Move on the abandoned jobs that need no worker: paused and cancelled ones, and those that cost too many."""
         settled = _to_settle(max_attempts)
         with self._database.reading() as connection:
