@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.report import newest, percentile, report
+from tests.chaos.report import joined, newest, percentile, report
 from tests.conftest import ROOT
 
 OUTCOME = {
@@ -39,6 +39,14 @@ def test_a_job_with_other_bits_is_counted_and_named() -> None:
     text = report({**CHAOS, "outcomes": [{**OUTCOME, "problems": [problem]}]}, None)
     assert "| 1 of 2 |" in text
     assert "- worker killed: it: bits differ: the LoRA is another" in text
+
+
+def test_runs_side_by_side_are_one_table_in_the_order_of_the_scenarios() -> None:
+    later = {**CHAOS, "seed": 2, "outcomes": [{**OUTCOME, "scenario": "store killed"}]}
+    both = joined([later, {**CHAOS, "outcomes": [OUTCOME]}])
+    assert [each["scenario"] for each in both["outcomes"]] == ["worker killed", "store killed"]
+    assert "**6 faults upon 4 jobs" in report(both, None)
+    assert "2 runs went side by side" in report(both, None)
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 50), (0.99, 99), (1.0, 100)])
