@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.campaign import NAMES
+from tests.chaos.campaign import KILL_SCENARIOS, NAMES
 from tests.chaos.judge import Charge
 from tests.conftest import ROOT
 
@@ -89,14 +89,22 @@ def newest(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The results of runs of different scenarios that were made side by side, as those of one."""
-    outcomes = sorted(
-        (each for run in runs for each in run["outcomes"]), key=lambda each: NAMES.index(each["scenario"])
-    )
+    """The results of runs that were made side by side, as those of one: faults of the same scenario are added up."""
+    by_scenario: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
+    for run in runs:
+        for outcome in run["outcomes"]:
+            by_scenario[outcome["scenario"]].append(outcome)
     side_by_side = f"{len(runs)} runs went side by side, so the times to recover are those of a busy machine."
     remark = side_by_side if len(runs) > 1 else ""
     seed = ", ".join(str(run["seed"]) for run in runs)
+    outcomes = [_added_up(each) for each in by_scenario.values() if each]
     return {**runs[0], "seed": seed, "remark": remark, "outcomes": outcomes}
+
+
+def _added_up(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    numbers = {name: sum(each[name] for each in outcomes) for name in ("faults", "jobs", "meant_to_fail", "wall_s")}
+    lists = {name: [one for each in outcomes for one in each[name]] for name in ("recoveries_s", "problems", "notes")}
+    return {**outcomes[0], **numbers, **lists}
 
 
 def report(chaos: dict[str, Any] | None, soak: dict[str, Any] | None) -> str:
@@ -147,6 +155,12 @@ def _table(outcomes: Sequence[dict[str, Any]]) -> str:
     notes = [f"{each['scenario'].capitalize()}: {note}." for each in outcomes for note in each["notes"]]
     missing = [name for name in NAMES if name not in {each["scenario"] for each in outcomes}]
     notes += [f"**Not part of this run: {', '.join(missing)}.**"] if missing else []
+    planned = {name: count for name, (_, count, _) in KILL_SCENARIOS.items()}
+    notes += [
+        f"**{each['scenario'].capitalize()}: {each['faults']} of the {planned[each['scenario']]} that a whole run has.**"
+        for each in outcomes
+        if each["faults"] < planned.get(each["scenario"], 0)
+    ]
     times = "p50 and p99 are of the time to recover; p99 of fewer than a hundred runs is the longest."
     return "\n".join([*lines, "", times, "", " ".join(notes), ""])
 

@@ -31,6 +31,7 @@ def test_the_report_is_the_one_of_the_newest_results() -> None:
 def test_a_quiet_run_has_its_row() -> None:
     text = report({**CHAOS, "outcomes": [OUTCOME]}, None)
     assert "| worker killed | SIGKILL | 3 | 2 | 0 | 0 | 2 of 2 | 0 | 2.0 s | 9.0 s |" in text
+    assert "Worker killed: 3 of the 100 that a whole run has" in text
     assert "What went wrong" not in text
 
 
@@ -42,10 +43,13 @@ def test_a_job_with_other_bits_is_counted_and_named() -> None:
 
 
 def test_runs_side_by_side_are_one_table_in_the_order_of_the_scenarios() -> None:
-    later = {**CHAOS, "seed": 2, "outcomes": [{**OUTCOME, "scenario": "store killed"}]}
+    later = {**CHAOS, "seed": 2, "outcomes": [{**OUTCOME, "scenario": "store killed"}, OUTCOME]}
     both = joined([later, {**CHAOS, "outcomes": [OUTCOME]}])
-    assert [each["scenario"] for each in both["outcomes"]] == ["worker killed", "store killed"]
-    assert "**6 faults upon 4 jobs" in report(both, None)
+    assert [(each["scenario"], each["faults"]) for each in both["outcomes"]] == [
+        ("worker killed", 6),
+        ("store killed", 3),
+    ]
+    assert "**9 faults upon 6 jobs" in report(both, None)
     assert "2 runs went side by side" in report(both, None)
 
 
