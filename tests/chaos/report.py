@@ -155,12 +155,12 @@ def _table(outcomes: Sequence[dict[str, Any]]) -> str:
     notes = [f"{each['scenario'].capitalize()}: {note}." for each in outcomes for note in each["notes"]]
     missing = [name for name in NAMES if name not in {each["scenario"] for each in outcomes}]
     notes += [f"**Not part of this run: {', '.join(missing)}.**"] if missing else []
-    planned = {name: count for name, (_, count, _) in KILL_SCENARIOS.items()}
-    notes += [
-        f"**{each['scenario'].capitalize()}: {each['faults']} of the {planned[each['scenario']]} that a whole run has.**"
+    short = [
+        f"{each['scenario']} {each['faults']} of {KILL_SCENARIOS[each['scenario']][1]}"
         for each in outcomes
-        if each["faults"] < planned.get(each["scenario"], 0)
+        if each["faults"] < KILL_SCENARIOS.get(each["scenario"], ("", 0))[1]
     ]
+    notes += [f"**Fewer faults than a whole run has: {', '.join(short)}.**"] if short else []
     times = "p50 and p99 are of the time to recover; p99 of fewer than a hundred runs is the longest."
     return "\n".join([*lines, "", times, "", " ".join(notes), ""])
 

@@ -31,7 +31,7 @@ def test_the_report_is_the_one_of_the_newest_results() -> None:
 def test_a_quiet_run_has_its_row() -> None:
     text = report({**CHAOS, "outcomes": [OUTCOME]}, None)
     assert "| worker killed | SIGKILL | 3 | 2 | 0 | 0 | 2 of 2 | 0 | 2.0 s | 9.0 s |" in text
-    assert "Worker killed: 3 of the 100 that a whole run has" in text
+    assert "Fewer faults than a whole run has: worker killed 3 of 100." in text
     assert "What went wrong" not in text
 
 
