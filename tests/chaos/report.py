@@ -94,8 +94,8 @@ def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for run in runs:
         for outcome in run["outcomes"]:
             by_scenario[outcome["scenario"]].append(outcome)
-    side_by_side = f"{len(runs)} runs went side by side, so the times to recover are those of a busy machine."
-    remark = side_by_side if len(runs) > 1 else ""
+    busy = f"Made by {len(runs)} runs, side by side on a machine that was fully busy: alone, jobs recover sooner."
+    remark = busy if len(runs) > 1 else ""
     seed = ", ".join(str(run["seed"]) for run in runs)
     outcomes = [_added_up(each) for each in by_scenario.values() if each]
     return {**runs[0], "seed": seed, "remark": remark, "outcomes": outcomes}
@@ -131,7 +131,7 @@ def _summary(chaos: dict[str, Any]) -> str:
     minutes = sum(each["wall_s"] for each in outcomes) / 60
     return (
         f"**{faults} faults upon {jobs} jobs: {told}.** {chaos['date'][:10]}, {chaos['machine']}, flux-tiny on the "
-        f"CPU, {minutes:.0f} minutes, commit {chaos.get('commit') or 'unknown'}, seed {chaos['seed']}. "
+        f"CPU, {minutes:.0f} minutes of faults, commit {chaos.get('commit') or 'unknown'}, seed {chaos['seed']}. "
         f"{chaos.get('remark', '')}".strip()
         + "\n"
     )

@@ -50,7 +50,7 @@ def test_runs_side_by_side_are_one_table_in_the_order_of_the_scenarios() -> None
         ("store killed", 3),
     ]
     assert "**9 faults upon 6 jobs" in report(both, None)
-    assert "2 runs went side by side" in report(both, None)
+    assert "Made by 2 runs, side by side" in report(both, None)
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 50), (0.99, 99), (1.0, 100)])
