@@ -61,7 +61,8 @@ def main() -> int:
     say(f"results in {path}, report in {report}")
     if any(outcome["problems"] for outcome in outcomes):
         return 1
-    remove(data)
+    if arguments.keep is None:
+        remove(data)
     return 0
 
 
@@ -74,7 +75,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which nothing more is struck")
     parser.add_argument("--results", type=Path, help="folder of the results; that of the data for a part")
     parser.add_argument("--report", type=Path, help="where the report goes; beside the data for a part")
-    parser.add_argument("--keep", type=Path, help="folder for data and logs; a temporary one unless given")
+    parser.add_argument("--keep", type=Path, help="folder for data and logs; else one that goes when all is well")
     return parser.parse_args()
 
 
