@@ -475,6 +475,26 @@ JOB_FAILURE_FAULT_RESOURCE: JobFailureFault.ValueType  # 3
 """It needs more memory than there is."""
 Global___JobFailureFault: _TypeAlias = JobFailureFault  # noqa: Y015
 
+class _EstimatedModel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EstimatedModelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EstimatedModel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ESTIMATED_MODEL_UNSPECIFIED: _EstimatedModel.ValueType  # 0
+    """The base model that the trainer holds."""
+    ESTIMATED_MODEL_FLUX_1_DEV: _EstimatedModel.ValueType  # 1
+    """FLUX.1-dev in bf16, whatever the trainer holds: to plan a GPU before there is one."""
+
+class EstimatedModel(_EstimatedModel, metaclass=_EstimatedModelEnumTypeWrapper):
+    """A model whose sizes are known to EstimateMemory."""
+
+ESTIMATED_MODEL_UNSPECIFIED: EstimatedModel.ValueType  # 0
+"""The base model that the trainer holds."""
+ESTIMATED_MODEL_FLUX_1_DEV: EstimatedModel.ValueType  # 1
+"""FLUX.1-dev in bf16, whatever the trainer holds: to plan a GPU before there is one."""
+Global___EstimatedModel: _TypeAlias = EstimatedModel  # noqa: Y015
+
 @_typing.final
 class TrainConfig(_message.Message):
     """Everything that decides what a job computes. The defaults are those a person would choose for FLUX.1-dev."""
@@ -2324,8 +2344,11 @@ class EstimateMemoryRequest(_message.Message):
 
     CONFIG_FIELD_NUMBER: _builtins.int
     RESOLUTION_PX_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     resolution_px: _builtins.int
-    """Side in px of the square whose area no image exceeds; a multiple of 16."""
+    """Side in px of the square whose area no image exceeds; a multiple of 16, 64 to 4096; 0 means 1024."""
+    model: Global___EstimatedModel.ValueType
+    """The model to estimate for; unset means the trainer's own."""
     @_builtins.property
     def config(self) -> Global___TrainConfig:
         """What would be computed."""
@@ -2335,10 +2358,11 @@ class EstimateMemoryRequest(_message.Message):
         *,
         config: Global___TrainConfig | None = ...,
         resolution_px: _builtins.int = ...,
+        model: Global___EstimatedModel.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "resolution_px", b"resolution_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "model", b"model", "resolution_px", b"resolution_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2351,20 +2375,140 @@ class EstimateMemoryResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    RECOMMENDED_BYTES_FIELD_NUMBER: _builtins.int
+    MEASUREMENTS_FIELD_NUMBER: _builtins.int
+    DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    SAVINGS_FIELD_NUMBER: _builtins.int
     peak_bytes: _builtins.int
-    """Peak memory of the GPU in bytes."""
+    """Peak memory of the GPU in bytes: the sum of the parts."""
+    recommended_bytes: _builtins.int
+    """Memory in bytes that a GPU should have: the peak, the driver's context, and room for fragmentation."""
+    device_bytes: _builtins.int
+    """Memory of the trainer's own GPU in bytes; 0 without one."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryPart]:
+        """What the peak is made of, the largest first."""
+
+    @_builtins.property
+    def measurements(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryMeasurement]:
+        """Peaks that were measured on GPUs at the size estimated for, the nearest configurations first; empty when there are none."""
+
+    @_builtins.property
+    def savings(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemorySaving]:
+        """What would need less, each with the bytes that it would save; the largest saving first."""
+
     def __init__(
         self,
         *,
         peak_bytes: _builtins.int = ...,
+        parts: _abc.Iterable[Global___MemoryPart] | None = ...,
+        recommended_bytes: _builtins.int = ...,
+        measurements: _abc.Iterable[Global___MemoryMeasurement] | None = ...,
+        device_bytes: _builtins.int = ...,
+        savings: _abc.Iterable[Global___MemorySaving] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["peak_bytes", b"peak_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_bytes", b"device_bytes", "measurements", b"measurements", "parts", b"parts", "peak_bytes", b"peak_bytes", "recommended_bytes", b"recommended_bytes", "savings", b"savings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EstimateMemoryResponse: _TypeAlias = EstimateMemoryResponse  # noqa: Y015
+
+@_typing.final
+class MemoryPart(_message.Message):
+    """A part of the peak."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Short name: `weights`, `adapter`, `gradients`, `optimizer`, `average`, `activations` or `workspace`."""
+    bytes: _builtins.int
+    """Size in bytes."""
+    explanation: _builtins.str
+    """What it is and how it was computed, in a sentence."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        explanation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "explanation", b"explanation", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryPart: _TypeAlias = MemoryPart  # noqa: Y015
+
+@_typing.final
+class MemoryMeasurement(_message.Message):
+    """A peak that a GPU showed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    DATE_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_FIELD_NUMBER: _builtins.int
+    ALLOCATED_BYTES_FIELD_NUMBER: _builtins.int
+    RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """The GPU, as its driver names it."""
+    date: _builtins.str
+    """Day of the measurement as YYYY-MM-DD."""
+    configuration: _builtins.str
+    """What was run, in a few words."""
+    allocated_bytes: _builtins.int
+    """Most bytes that tensors held at once."""
+    reserved_bytes: _builtins.int
+    """Most bytes that were taken from the GPU; a card must have these and its driver's context."""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        date: _builtins.str = ...,
+        configuration: _builtins.str = ...,
+        allocated_bytes: _builtins.int = ...,
+        reserved_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_bytes", b"allocated_bytes", "configuration", b"configuration", "date", b"date", "device", b"device", "reserved_bytes", b"reserved_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryMeasurement: _TypeAlias = MemoryMeasurement  # noqa: Y015
+
+@_typing.final
+class MemorySaving(_message.Message):
+    """A change of the configuration that needs less memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    change: _builtins.str
+    """What to change, as an order: `set gradient_checkpointing`."""
+    bytes: _builtins.int
+    """Bytes that it would save at the peak."""
+    def __init__(
+        self,
+        *,
+        change: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "change", b"change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemorySaving: _TypeAlias = MemorySaving  # noqa: Y015
 
 @_typing.final
 class TrainerServiceGetCapabilitiesRequest(_message.Message):

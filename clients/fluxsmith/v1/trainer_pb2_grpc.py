@@ -211,7 +211,7 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EstimateMemory(self, request, context):
-        """Memory that a configuration would need. Not implemented yet: UNIMPLEMENTED.
+        """GPU memory that a configuration would need at its peak, part by part, before anything is queued.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

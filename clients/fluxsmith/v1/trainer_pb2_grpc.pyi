@@ -83,7 +83,7 @@ class TrainerServiceStub:
     CreateAdapterUpload: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateAdapterUploadRequest, _trainer_pb2.CreateAdapterUploadResponse]
     """An address to which a LoRA file can be put with plain HTTP, for jobs that begin with it (`warm_start_uri`)."""
     EstimateMemory: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.EstimateMemoryRequest, _trainer_pb2.EstimateMemoryResponse]
-    """Memory that a configuration would need. Not implemented yet: UNIMPLEMENTED."""
+    """GPU memory that a configuration would need at its peak, part by part, before anything is queued."""
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.TrainerServiceGetCapabilitiesRequest, _trainer_pb2.TrainerServiceGetCapabilitiesResponse]
     """What this trainer holds and what it accepts."""
 
@@ -140,7 +140,7 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     CreateAdapterUpload: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateAdapterUploadRequest, _trainer_pb2.CreateAdapterUploadResponse]  # type: ignore[assignment]
     """An address to which a LoRA file can be put with plain HTTP, for jobs that begin with it (`warm_start_uri`)."""
     EstimateMemory: _aio.UnaryUnaryMultiCallable[_trainer_pb2.EstimateMemoryRequest, _trainer_pb2.EstimateMemoryResponse]  # type: ignore[assignment]
-    """Memory that a configuration would need. Not implemented yet: UNIMPLEMENTED."""
+    """GPU memory that a configuration would need at its peak, part by part, before anything is queued."""
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_trainer_pb2.TrainerServiceGetCapabilitiesRequest, _trainer_pb2.TrainerServiceGetCapabilitiesResponse]  # type: ignore[assignment]
     """What this trainer holds and what it accepts."""
 
@@ -272,7 +272,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.EstimateMemoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.EstimateMemoryResponse, _abc.Awaitable[_trainer_pb2.EstimateMemoryResponse]]:
-        """Memory that a configuration would need. Not implemented yet: UNIMPLEMENTED."""
+        """GPU memory that a configuration would need at its peak, part by part, before anything is queued."""
 
     @_abc_1.abstractmethod
     def GetCapabilities(
