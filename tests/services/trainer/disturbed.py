@@ -53,7 +53,8 @@ def transformer(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         small = {**transformer.config, "num_layers": 1, "num_single_layers": 1}
-        return prepared(FluxTransformer2DModel.from_config(small))
+        random = FluxTransformer2DModel.from_config(small)
+        return prepared(random.to(device=transformer.device, dtype=transformer.dtype))
 
 
 @pytest.fixture(scope="module")
