@@ -52,7 +52,6 @@ CASES: Sequence[tuple[int, Mapping[str, Any]]] = (
     (0, {"targets": "ALL_LINEAR", **KEPT}),
     (0, {"batch_size": 2, **KEPT}),
     (-1, KEPT),
-    (-1, {"batch_size": 2, **KEPT}),
 )
 
 

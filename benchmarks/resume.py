@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -31,6 +33,7 @@ from services.trainer.checkpoints.parts import RunRecord, joined, part_file, par
 from services.trainer.checkpoints.state import RunState
 from services.trainer.config import TrainConfig
 from services.trainer.flow_matching import Batch
+from services.trainer.kernels import choose_kernels
 from services.trainer.milestones import MilestonesState
 from services.trainer.swap import Swap
 from services.trainer.train import Training, TrainingState
@@ -68,6 +71,8 @@ class ResumeFigures:
     resumed: Difference
     swapped_each_step: Difference
     checkpoint_bytes: int
+    step_s: float
+    """Median of the first run's, its first step left out; of accumulated batches."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resume", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument("--scale", choices=sorted(SCALES), default="tiny", help="sizes (default: %(default)s)")
+    parser.add_argument("--case", choices=sorted(CASES), action="append", help="optimizer (default: all)")
+    parser.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="kernels that repeat to the bit, as the trainer uses them",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the JSON file")
     options = parser.parse_args(arguments)
     device, scale = torch.device(options.device), SCALES[options.scale]
@@ -82,16 +94,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("benchmarks.resume: torch sees no CUDA GPU", file=sys.stderr)
         return 2
     transformer = prepared(random_transformer(scale.transformer, device))
+    choose_kernels(deterministic=options.deterministic)
     generator = torch.Generator().manual_seed(0)
     side_px = scale.resolutions_px[0]
     batches = [[synthetic_batch(scale, side_px, generator) for _ in range(ACCUMULATED)] for _ in range(STEPS)]
-    cases = {name: compared(transformer, batches, _config(scale, fields)) for name, fields in CASES.items()}
+    cases = {
+        name: compared(transformer, batches, _config(scale, fields))
+        for name, fields in CASES.items()
+        if not options.case or name in options.case
+    }
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
         "scale": scale.name,
         "resolution_px": side_px,
+        "deterministic": options.deterministic,
         "steps": STEPS,
         "interrupted_after": INTERRUPTED_AFTER,
         "switches": dict(SWITCHES),
@@ -102,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         name = str(report["device"]).lower().replace(" ", "-")
-        (options.out / f"resume-{name}-{scale.name}.json").write_text(text + "\n")
+        kind = "" if options.deterministic else "-not-deterministic"
+        (options.out / f"resume-{name}-{scale.name}{kind}.json").write_text(text + "\n")
     return 0 if all(map(as_exact_as_the_device, cases.values())) else 1
 
 
@@ -129,6 +148,7 @@ def compared(transformer: FluxTransformer2DModel, batches: Batches, config: Trai
         resumed=difference(resumed),
         swapped_each_step=difference(swapped),
         checkpoint_bytes=len(record) + sum(map(len, parts.values())),
+        step_s=statistics.median(first.seconds[1:]),
     )
 
 
@@ -136,6 +156,7 @@ def compared(transformer: FluxTransformer2DModel, batches: Batches, config: Trai
 class _Ended:
     published: dict[str, Tensor]
     state: TrainingState
+    seconds: list[float]
 
 
 def _run(
@@ -155,12 +176,15 @@ def _run(
         if state:
             training.load_state(state)
         swap.carry(adapter, training)
+        seconds = []
         for step_batches in batches[training.steps_done : end]:
-            training.step(step_batches)
+            begun = time.perf_counter()
+            float(training.step(step_batches).loss)  # waits for the device
+            seconds.append(time.perf_counter() - begun)
             if swap_each_step:
                 swap.out()
                 swap.back()
-        ended = _Ended(published=training.published(), state=training.state())
+        ended = _Ended(published=training.published(), state=training.state(), seconds=seconds)
     release()
     return ended, start
 

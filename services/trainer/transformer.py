@@ -12,6 +12,7 @@ from services.common.base_model import base_folder, pick_device, pick_dtype
 from services.common.errors import FieldViolation, InvalidInput
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import GuidanceMode
+from services.trainer.kernels import choose_kernels
 
 if TYPE_CHECKING:  # see services/common/base_model.py
     from services.common.settings import ServiceSettings
@@ -33,6 +34,7 @@ def load_transformer(settings: ServiceSettings) -> FluxTransformer2DModel:
 
 def prepared(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:
     """Freeze a transformer, and bypass its guidance embedding wherever it is called without guidance."""
+    choose_kernels()
     transformer.requires_grad_(False)
     transformer.train()
     if transformer.config.guidance_embeds:
