@@ -39,7 +39,7 @@ from services.trainer.swap import Swap
 from services.trainer.train import Training, TrainingState
 from services.trainer.transformer import prepared
 
-STEPS, INTERRUPTED_AFTER, ACCUMULATED = 6, 3, 2
+STEPS, INTERRUPTED_AFTER, ACCUMULATED = 4, 2, 2
 SWITCHES: Mapping[str, Any] = {
     "ema_decay": 0.9,
     "adapter_dropout": 0.1,

@@ -40,9 +40,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "DORA": {"adapter_type": "DORA"},
     "PISSA": {"init_weights": "PISSA"},
 }
-REPETITIONS = 5
-SHORT_STEPS, LONG_STEPS = 5, 40
-STEPS_IN_SLICE = 4
+REPETITIONS = 3
+SHORT_STEPS, LONG_STEPS = 3, 12
+STEPS_IN_SLICE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,6 +17,5 @@ def choose_kernels(*, deterministic: bool = True) -> None:
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for that, by NVIDIA's manual
-    # Only a warning for an operation that has no such kernel: none of the loop's is known to lack one.
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs, and costs a write of every new tensor
