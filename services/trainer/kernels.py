@@ -18,4 +18,4 @@ def choose_kernels(*, deterministic: bool = True) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for that, by NVIDIA's manual
     torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs, and costs a write of every new tensor
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # finds bugs, and costs a write of every new tensor
