@@ -1,7 +1,8 @@
-"""The most memory that one job used: of the GPU, or of this process where there is none."""
+"""The most memory that one job used, of the GPU or of this process where there is none; and giving it back."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from pathlib import Path
 
@@ -29,6 +30,17 @@ class MemoryPeak:
             return int(torch.cuda.max_memory_allocated(self._device))
         self._peak_bytes = max(self._peak_bytes, resident_bytes())
         return self._peak_bytes
+
+
+def give_back() -> None:
+    """Return what is free to the GPU and to the system; what is in use stays.
+
+    Each job has threads of its own, and glibc keeps what they freed in a heap for each.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's own
+        trim(0)
 
 
 def resident_bytes() -> int:

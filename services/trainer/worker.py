@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
-
 from services.common.errors import NotFound, ServiceError, Unavailable
 from services.common.logs import hide_progress_bars, set_up_logging
 from services.common.object_store import ObjectStore
@@ -35,6 +33,7 @@ from services.trainer.failures import failure_of, out_of_memory
 from services.trainer.jobs import ArtifactPublished, Fault, Job, JobState, JobWarning
 from services.trainer.leftovers import remove_leftovers
 from services.trainer.liveness import show_life
+from services.trainer.memory import give_back
 from services.trainer.places import to_send_away
 from services.trainer.reporter import CancelJob, PauseJob, Reporter, StopWorker
 from services.trainer.results.job_files import job_prefix
@@ -126,8 +125,7 @@ class Worker:
                 raise
             except Exception as error:  # noqa: BLE001 - the broad except of this process: the worker goes on
                 self._fail(job, reporter, error)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
 
     def _take(self) -> bool:
         """Begin with one more job, where there is room and one waits."""

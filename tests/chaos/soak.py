@@ -41,6 +41,7 @@ SETTINGS = {"FLUXSMITH_TRAINER_LEASE_S": "15", "FLUXSMITH_TRAINER_ACTIVE_JOBS": 
 KEPT_DAYS = 60 / 86_400  # with --retention: ended jobs are kept for a minute
 DEPTH = 4  # unfinished jobs at any time
 KEPT_JOBS = 20  # ended ones that are not deleted yet
+REST_S = 1.0  # after the last of them ended, for the worker to be done with it
 WARM_UP_SHARE = 0.2
 STRETCHES = 10
 T_95 = 2.306  # Student's t for as many stretches less two
@@ -63,7 +64,7 @@ def main() -> int:
     """Run the jobs, fit the slopes, draw them, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2000, help="how many")
-    parser.add_argument("--every", type=int, default=10, help="jobs between two looks")
+    parser.add_argument("--every", type=int, default=20, help="jobs between two looks, each with nothing under way")
     parser.add_argument("--retention", action="store_true", help="let the trainer delete ended jobs, not the client")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--image", type=Path, default=IMAGE, help="where the picture goes")
@@ -80,7 +81,8 @@ def main() -> int:
     who = "the trainer, a minute after their end" if arguments.retention else f"the client, {KEPT_JOBS} jobs later"
     results = {
         **machine(),
-        "what": f"Jobs of two steps and rank 1, two at a time in turns; ended ones are deleted by {who}",
+        "what": f"Jobs of two steps and rank 1, two at a time in turns; ended ones are deleted by {who}. "
+        f"Looked at every {arguments.every} jobs, with nothing under way",
         "jobs": arguments.jobs,
         "failed": failed,
         "warm_up_jobs": round(WARM_UP_SHARE * arguments.jobs),
@@ -100,13 +102,16 @@ def main() -> int:
 
 
 def soak(stand: Stand, jobs: int, every: int, *, delete: bool) -> tuple[list[dict[str, float]], int]:
-    """Keep some jobs in the queue until so many have ended; return what was seen, and how many did not succeed."""
+    """Keep some jobs in the queue until so many have ended; return what was seen, and how many did not succeed.
+
+    Looks are taken when nothing is under way: what jobs in different states hold at the moment would hide what stays.
+    """
     samples: list[dict[str, float]] = []
     waiting: list[Submission] = []
     ended: list[Submission] = []
     submitted = done = failed = 0
     while done < jobs:
-        while len(waiting) < DEPTH:  # to the end, so that the last looks are like the others
+        while len(waiting) < DEPTH and submitted < every * (len(samples) + 1):
             waiting.append(stand.submit(SHORT, f"user-{submitted % 5}", request_id=uuid4().hex))
             submitted += 1
         states = {row.job_id: row.state for row in stand.ledger.jobs()}
@@ -116,12 +121,12 @@ def soak(stand: Stand, jobs: int, every: int, *, delete: bool) -> tuple[list[dic
         ended += over
         while delete and len(ended) > KEPT_JOBS:
             stand.delete(ended.pop(0).job_id)
-        for _ in over:
-            done += 1
-            if done % every == 0:
-                samples.append({"jobs": done, **look(stand)})
-                if done % (10 * every) == 0:
-                    say(f"{done} jobs: {samples[-1]}")
+        done += len(over)
+        if done == submitted and not done % every:
+            time.sleep(REST_S)
+            samples.append({"jobs": done, **look(stand)})
+            if done % (10 * every) == 0:
+                say(f"{done} jobs: {samples[-1]}")
         time.sleep(0.05)
     return samples, failed
 

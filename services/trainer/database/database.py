@@ -24,6 +24,9 @@ IDLE_TIMEOUT_S = 5.0
 Shorter than a lease and than the patience of those who wait for such a lock.
 """
 KEEPALIVES = {"idle": 5, "interval": 5, "count": 2}  # in s, s and unanswered probes: when either side is gone
+PAGES_KB = 128
+"""Pages that each connection to SQLite keeps, 2 MB unless told: with tens of connections a server would grow by that
+much each as the database does. The system's cache has them anyway."""
 JOURNAL_BYTES = 64 * 2**20  # what SQLite's journal shrinks to
 MIGRATION_LOCK = 0x666C7578  # any number that nobody else in the database locks by
 
@@ -145,6 +148,7 @@ def _set_up_sqlite(connection: Any, record: object) -> None:  # noqa: ARG001
         f"journal_size_limit={JOURNAL_BYTES}",
         "synchronous=FULL",
         "foreign_keys=ON",
+        f"cache_size=-{PAGES_KB}",
     ):
         connection.execute(f"PRAGMA {setting}")
 
