@@ -134,6 +134,29 @@ def test_job_that_fails_while_apart_ends_at_once(taken: bool) -> None:
     place.join()
 
 
+def test_job_that_fails_while_another_swaps_it_out_waits_for_the_end_of_that() -> None:
+    place, swapping = Place(), threading.Event()
+
+    class SlowlyOut(Job):
+        def out(self) -> None:
+            swapping.set()
+            time.sleep(0.1)  # in which a job that did not wait would take off an adapter that is under way
+            super().out()
+
+    def work(job: Job) -> None:
+        job.__class__ = SlowlyOut
+        with job.turn.apart():
+            swapping.wait(30)
+            raise CancelJob
+
+    first = place.start(work)
+    place.waits_for(0)
+    second = place.start(lambda job: job.step())
+    place.join()
+    assert isinstance(first.error, CancelJob)
+    assert (second.error, len(second.steps)) == (None, 1)
+
+
 @pytest.mark.parametrize("where", ["out_error", "back_error"])
 def test_swap_without_memory_fails_only_the_job_whose_it_is(where: str) -> None:
     place, stop = Place(slice_s=0.005), threading.Event()
