@@ -11,5 +11,6 @@ say "buf: lint, format, and nothing that breaks callers of the released contract
 buf lint protos
 buf format --diff --exit-code protos
 buf breaking protos --against protos/released.binpb
-say "stubs"
+say "stubs, and the twin of the async client"
 scripts/proto.sh --check
+python scripts/make_sync.py --check

@@ -8,11 +8,16 @@ with fluxsmith.Client() as client:
     for event in job.watch():
         print(event)
     job.download("my-style.safetensors")
+
+`AsyncClient` is the same for asyncio.
 """
 
 from importlib.metadata import version
 
 from fluxsmith import errors
+from fluxsmith._async.client import AsyncClient
+from fluxsmith._async.datasets import AsyncDatasets
+from fluxsmith._async.jobs import AsyncJobHandle
 from fluxsmith._folder import read_folder
 from fluxsmith.artifacts import Artifact
 from fluxsmith.checkpoints import Checkpoint
@@ -55,7 +60,9 @@ from fluxsmith.events import (
     ValidationCompleted,
 )
 from fluxsmith.jobs import JobHandle
-from fluxsmith.keywords import TrainKeywords
+from fluxsmith.keywords import EncodingKeywords, TrainKeywords
+from fluxsmith.memory import EstimatedModel, MemoryEstimate, MemoryMeasurement, MemoryPart, MemorySaving
+from fluxsmith.policies import Deadlines, RetryPolicy
 from fluxsmith.training import (
     Fault,
     JobFailure,
@@ -72,6 +79,9 @@ __all__ = [
     "AlphaPolicy",
     "Artifact",
     "ArtifactPublished",
+    "AsyncClient",
+    "AsyncDatasets",
+    "AsyncJobHandle",
     "CaptionedImage",
     "Checkpoint",
     "CheckpointWritten",
@@ -82,8 +92,11 @@ __all__ = [
     "DatasetProgress",
     "DatasetState",
     "Datasets",
+    "Deadlines",
+    "EncodingKeywords",
     "EncodingOptions",
     "EncodingProgress",
+    "EstimatedModel",
     "Event",
     "Fault",
     "FileDtype",
@@ -99,8 +112,13 @@ __all__ = [
     "LearningRateSchedule",
     "LossFunction",
     "LossWeighting",
+    "MemoryEstimate",
+    "MemoryMeasurement",
+    "MemoryPart",
+    "MemorySaving",
     "Optimizer",
     "PreviewRendered",
+    "RetryPolicy",
     "Sample",
     "SampleProblem",
     "SampleProblemReason",

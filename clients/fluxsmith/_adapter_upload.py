@@ -1,12 +1,13 @@
 """Puts a LoRA file into the object store over HTTP, after a look at whether it is one."""
 
 import hashlib
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request
 
-from fluxsmith._http import STALL_S, opener, store_away
+from fluxsmith._http import opener, store_away
 from fluxsmith.errors import InvalidRequest, UploadFailed
 
 _LENGTH_BYTES = 8
@@ -41,7 +42,7 @@ def digest_of(source: Path) -> str:
         raise _unreadable(source, error) from error
 
 
-def put_file(url: str, source: Path) -> None:
+def put_file(url: str, source: Path, *, stall_s: float = 60.0) -> None:
     """Send the file to `url`, read as it is sent.
 
     Raises `InvalidRequest` if it cannot be read, `Unavailable` if the store cannot be reached and `UploadFailed` if it
@@ -52,8 +53,10 @@ def put_file(url: str, source: Path) -> None:
             # Without its length it would go in chunks, which presigned addresses refuse.
             headers = {"Content-Length": str(source.stat().st_size), "Content-Type": "application/octet-stream"}
             request = Request(url, data=file, headers=headers, method="PUT")  # noqa: S310  # the trainer's own address
-            opener(url).open(request, timeout=STALL_S).close()
+            opener(url).open(request, timeout=stall_s).close()
     except HTTPError as error:
+        if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise store_away(url, again="upload") from error
         message = f"the object store refused {source}: {error.code} {error.reason}."
         raise UploadFailed(message, reason="UPLOAD_REFUSED", remedy="Upload it again.") from error
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:

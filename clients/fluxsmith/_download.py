@@ -1,56 +1,88 @@
-"""Fetches a file over HTTP, checks it, and only then gives it its name."""
+"""Fetches a file over HTTP, goes on where an earlier try broke off, checks it, and only then gives it its name."""
 
 import hashlib
 import os
+import threading
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.error import HTTPError, URLError
-from uuid import uuid4
+from urllib.request import Request
 
-from fluxsmith._http import STALL_S, opener, store_away
+from fluxsmith._http import opener, store_away
 from fluxsmith.errors import DownloadFailed, InvalidRequest
 
 _CHUNK_BYTES = 1024 * 1024
 
 
-def download(url: str, target: Path, *, size_bytes: int, digest: str) -> None:
+def part_of(target: Path, digest: str) -> Path:
+    """Return where the file is until it is whole: in the same folder, since only there it is renamed in one step.
+
+    Its name tells its content, so two downloads at a time that share it write the same bytes at the same places.
+    """
+    return target.with_name(f".{target.name}.{digest[:16]}.part")
+
+
+def download(
+    stop: threading.Event, url: str, target: Path, *, size_bytes: int, digest: str, stall_s: float = 60.0
+) -> None:
     """Write what `url` answers to `target`, replacing it, if it has the given size and sha256.
 
-    Raises `InvalidRequest` if the target cannot be written, `Unavailable` if the store cannot be reached and
-    `DownloadFailed` for anything else that came back.
+    What has come stays beside the target when the connection breaks or `stop` is set, and only the rest is asked for
+    the next time. Raises `InvalidRequest` if the target cannot be written, `Unavailable` if the store cannot be reached
+    or breaks off and `DownloadFailed` for anything else that came back.
     """
-    # In the same folder, since only there can it be renamed in one step.
-    partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
+    part = part_of(target, digest)
     try:
-        with partial.open("xb") as file:
-            got_bytes, got_digest = _fetch(url, file)
-        if (got_bytes, got_digest) != (size_bytes, digest):
-            message = f"the file for {target} came as {got_bytes} of {size_bytes} bytes, or with other content."
-            raise DownloadFailed(message, reason="DIGEST_MISMATCH", remedy="Download it again.")
-        partial.replace(target)
+        for _ in range(2):  # what an earlier try left may be damaged; what comes anew is not tried again
+            with part.open("r+b" if part.exists() else "w+b") as file:
+                resumed = _fetch(stop, url, file, size_bytes=size_bytes, stall_s=stall_s)
+            if stop.is_set():
+                return
+            if holds(part, size_bytes=size_bytes, digest=digest):
+                part.replace(target)
+                return
+            got_bytes = part.stat().st_size
+            part.unlink()
+            if not resumed:
+                break
+        message = f"the file for {target} came as {got_bytes} of {size_bytes} bytes, or with other content."
+        raise DownloadFailed(message, reason="DIGEST_MISMATCH", remedy="Download it again.")
     except HTTPError as error:
+        if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise store_away(url, again="download") from error
+        part.unlink(missing_ok=True)
         message = f"the object store refused the file for {target}: {error.code} {error.reason}."
         raise DownloadFailed(message, reason="DOWNLOAD_REFUSED", remedy="Download it again.") from error
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
         raise store_away(url, again="download") from error
     except OSError as error:
+        if holds(target, size_bytes=size_bytes, digest=digest):
+            return  # another download of it was first
+        part.unlink(missing_ok=True)
         message = f"{target} cannot be written: {error.strerror}."
         raise InvalidRequest(message, reason="TARGET_UNWRITABLE", remedy="Name a file that can be written.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def _fetch(url: str, file: BinaryIO) -> tuple[int, str]:
-    """Copy what the address answers to the file; return how many bytes came and their sha256."""
-    digest = hashlib.sha256()
-    with opener(url).open(url, timeout=STALL_S) as response:
-        while chunk := cast("bytes", response.read(_CHUNK_BYTES)):
-            digest.update(chunk)
+def _fetch(stop: threading.Event, url: str, file: BinaryIO, *, size_bytes: int, stall_s: float) -> bool:
+    """Add to the file what it has not yet of what the address answers; return whether it had something before."""
+    had_bytes = file.seek(0, os.SEEK_END)
+    if had_bytes >= size_bytes:
+        return True  # whole, or not a part of this at all: its digest tells
+    request = Request(url, headers={"Range": f"bytes={had_bytes}-"} if had_bytes else {})  # noqa: S310  # the service's
+    with opener(url).open(request, timeout=stall_s) as response:
+        if had_bytes and response.status != HTTPStatus.PARTIAL_CONTENT:
+            file.seek(0)
+            file.truncate()
+        # A response that ends early is no error of `read`, only of `readinto`; either way the size tells.
+        while not stop.is_set() and (chunk := cast("bytes", response.read(_CHUNK_BYTES))):
             file.write(chunk)
     file.flush()
     os.fsync(file.fileno())
-    return file.tell(), digest.hexdigest()
+    if not stop.is_set() and file.tell() < size_bytes:
+        raise ConnectionError("the answer ended early")
+    return had_bytes > 0
 
 
 def holds(path: Path, *, size_bytes: int, digest: str) -> bool:
@@ -71,3 +103,12 @@ def target_in(folder: Path, artifact_name: str) -> Path:
         message = f"the service tells of a file {artifact_name!r}, which is no name for a file in a folder."
         raise DownloadFailed(message, reason="ARTIFACT_NAME_UNSAFE", remedy="Fetch it alone, under another name.")
     return folder.joinpath(*parts)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder if it is missing, or raise `InvalidRequest`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message, remedy = f"the folder {folder} cannot be made: {error.strerror}.", "Name a folder that can be written."
+        raise InvalidRequest(message, reason="TARGET_UNWRITABLE", remedy=remedy) from error

@@ -3,11 +3,12 @@
 from urllib.parse import urlsplit
 from urllib.request import OpenerDirector, ProxyHandler, build_opener
 
-from fluxsmith._connection import is_loopback
 from fluxsmith.errors import Unavailable
 
-STALL_S = 60.0
-"""How long the store may stay silent."""
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine, which a configured HTTP proxy could not reach."""
+    return host.startswith("127.") or host in {"localhost", "::1", "[::1]"}
 
 
 def opener(url: str) -> OpenerDirector:

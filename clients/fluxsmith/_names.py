@@ -14,6 +14,14 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
+def require_known(given: Iterable[str], keywords: type, *, call: str) -> None:
+    """Raise `TypeError` for a keyword that `keywords`, a `TypedDict`, does not have, with the nearest that it has."""
+    known = set(keywords.__annotations__)
+    if unknown := sorted(set(given) - known):
+        problem = f"unexpected keyword argument {unknown[0]!r}{suggestion(unknown[0], known)}"
+        raise TypeError(f"{call}() got an {problem}")
+
+
 def read_choice(kind: type[_Choice], text: str) -> _Choice:
     """Return the choice of that name, in upper or lower case; raises `ValueError` with all names, nearest first."""
     name = text.strip().upper().replace("-", "_")

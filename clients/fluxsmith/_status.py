@@ -65,16 +65,16 @@ def to_error(failure: grpc.RpcError, *, service: str, address: str) -> Fluxsmith
         return _transport_error(failure.code(), text, service=service, address=address)
     kind = _ERROR_OF_CODE.get(failure.code(), InternalError)
     reason, remedy = info.reason, info.metadata.get("remedy", "")
-    if kind is LimitExceeded and "RetryInfo" in details:  # a limit that passes, such as a full queue
-        kind = Unavailable
+    retry_after_s = _retry_after_s(details.get("RetryInfo"))
     if kind is LimitExceeded and (quota := details.get("QuotaFailure")):
         subject = quota.violations[0].subject if quota.violations else ""
-        return QuotaExceeded(text, reason=reason, remedy=remedy, subject=subject)
+        return QuotaExceeded(text, reason=reason, remedy=remedy, retry_after_s=retry_after_s, subject=subject)
+    if kind is LimitExceeded and retry_after_s is not None:  # a limit that passes, such as a full queue
+        kind = Unavailable
     if issubclass(kind, InvalidRequest):
-        return kind(text, reason=reason, remedy=remedy, violations=_violations(details.get("BadRequest")))
-    if issubclass(kind, Unavailable):
-        return kind(text, reason=reason, remedy=remedy, retry_after_s=_retry_after_s(details.get("RetryInfo")))
-    return kind(text, reason=reason, remedy=remedy)
+        violations = _violations(details.get("BadRequest"))
+        return kind(text, reason=reason, remedy=remedy, retry_after_s=retry_after_s, violations=violations)
+    return kind(text, reason=reason, remedy=remedy, retry_after_s=retry_after_s)
 
 
 def _transport_error(code: grpc.StatusCode, text: str, *, service: str, address: str) -> FluxsmithError:
@@ -93,7 +93,8 @@ def _transport_error(code: grpc.StatusCode, text: str, *, service: str, address:
         message = f"the {service} at {address} does not offer this call."
         remedy = "Use a service and a client of the same version, and the right address for each service."
         return Unimplemented(message, reason="UNIMPLEMENTED", remedy=remedy)
-    return kind(f"the {service} at {address} failed: {text}", reason=code.name)
+    remedy = f"Try again; if it stays so, read the {service}'s log."
+    return kind(f"the {service} at {address} failed: {text}", reason=code.name, remedy=remedy)
 
 
 def _read_details(failure: grpc.RpcError) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+# Made by scripts/make_sync.py from clients/fluxsmith/_async/client.py: change that file instead.
 """The client: one object that holds both services and is closed when done."""
 
 from collections.abc import Iterator
@@ -9,19 +10,22 @@ from uuid import uuid4
 
 from fluxsmith._adapter_upload import check_adapter, digest_of, put_file
 from fluxsmith._connection import Connection
-from fluxsmith._names import suggestion
+from fluxsmith._names import require_known
+from fluxsmith._outage import Outage
+from fluxsmith._runtime import EncoderStub, TrainerStub, in_thread, sleep
 from fluxsmith._settings import resolve_settings
 from fluxsmith._wire_config import write_config
 from fluxsmith._wire_jobs import read_job
+from fluxsmith._wire_memory import read_estimate, write_model
 from fluxsmith.data import Dataset
 from fluxsmith.datasets import Datasets
-from fluxsmith.errors import FieldViolation, InvalidRequest
+from fluxsmith.errors import FieldViolation, InvalidRequest, Unavailable
 from fluxsmith.jobs import JobHandle
 from fluxsmith.keywords import TrainKeywords
+from fluxsmith.memory import EstimatedModel, MemoryEstimate
+from fluxsmith.policies import Deadlines, RetryPolicy
 from fluxsmith.training import TrainConfig
 from fluxsmith.v1 import encoder_pb2, trainer_pb2
-from fluxsmith.v1.encoder_pb2_grpc import EncoderServiceStub
-from fluxsmith.v1.trainer_pb2_grpc import TrainerServiceStub
 
 
 class Client:
@@ -29,8 +33,8 @@ class Client:
 
     What is not given comes from FLUXSMITH_ENCODER, FLUXSMITH_TRAINER and FLUXSMITH_TENANT, or is 127.0.0.1:7401,
     127.0.0.1:7402 and `default`. Addresses are `host:port`; nothing is sent before the first call.
-    `deadline_s` bounds every call that is answered at once; `outage_s` is how long uploads and watches keep trying
-    while a service is away. Every method may raise `FluxsmithError`.
+    `deadlines` bound calls; `retry` says how uploads, downloads and watches go on while a service is away; an upload
+    goes in `upload_streams` streams side by side, 1 to 16. Every method may raise `FluxsmithError`.
     """
 
     def __init__(
@@ -39,20 +43,30 @@ class Client:
         trainer: str | None = None,
         tenant: str | None = None,
         *,
-        deadline_s: float = 30.0,
-        outage_s: float = 120.0,
+        deadlines: Deadlines | None = None,
+        retry: RetryPolicy | None = None,
+        upload_streams: int = 4,
     ) -> None:
         settings = resolve_settings(encoder=encoder, trainer=trainer, tenant=tenant)
+        self._deadlines = deadlines or Deadlines()
+        self._retry = retry or RetryPolicy()
         self._encoder = Connection(
-            service="encoder", address=settings.encoder, tenant=settings.tenant, deadline_s=deadline_s
+            EncoderStub,
+            service="encoder",
+            address=settings.encoder,
+            tenant=settings.tenant,
+            deadlines=self._deadlines,
+            retry=self._retry,
         )
         self._trainer = Connection(
-            service="trainer", address=settings.trainer, tenant=settings.tenant, deadline_s=deadline_s
+            TrainerStub,
+            service="trainer",
+            address=settings.trainer,
+            tenant=settings.tenant,
+            deadlines=self._deadlines,
+            retry=self._retry,
         )
-        self._encoder_stub = EncoderServiceStub(self._encoder.channel)
-        self._trainer_stub = TrainerServiceStub(self._trainer.channel)
-        self._outage_s = outage_s
-        self.datasets = Datasets(self._encoder, outage_s=outage_s)
+        self.datasets = Datasets(self._encoder, upload_streams=upload_streams)
 
     def train(
         self,
@@ -78,10 +92,7 @@ class Client:
         to train on may be ENCODING with `start_while_encoding`), and `QuotaExceeded` when the user or the tenant has as
         many unfinished jobs as the trainer allows. A keyword that does not exist is a `TypeError`.
         """
-        known = set(TrainKeywords.__annotations__)
-        if unknown := sorted(set(config) - known):
-            problem = f"unexpected keyword argument {unknown[0]!r}{suggestion(unknown[0], known)}"
-            raise TypeError(f"Client.train() got an {problem}")
+        require_known(config, TrainKeywords, call="Client.train")
         return self.submit(
             dataset,
             TrainConfig(**config),
@@ -114,7 +125,7 @@ class Client:
             start_while_encoding=start_while_encoding,
             priority=_sendable(priority),
         )
-        return self._handle(self._trainer.call(self._trainer_stub.CreateTrainingJob, request).job)
+        return self._handle((self._trainer.call(self._trainer.stub.CreateTrainingJob, request)).job)
 
     def validate(
         self, config: TrainConfig, *, held_out: bool = False, start_while_encoding: bool = False, priority: int = 0
@@ -132,12 +143,12 @@ class Client:
             validate_only=True,
             held_out_to_come=held_out,
         )
-        self._trainer.call(self._trainer_stub.CreateTrainingJob, request)
+        self._trainer.call(self._trainer.stub.CreateTrainingJob, request)
 
     def job(self, job_id: str) -> JobHandle:
         """Return a hold on the job, or raise `NotFound`."""
         request = trainer_pb2.GetTrainingJobRequest(job_id=job_id)
-        return self._handle(self._trainer.call(self._trainer_stub.GetTrainingJob, request).job)
+        return self._handle((self._trainer.call(self._trainer.stub.GetTrainingJob, request)).job)
 
     def delete_job(self, job_id: str) -> None:
         """Remove an ended job as `JobHandle.delete` does, without asking for it first; again changes nothing.
@@ -145,15 +156,16 @@ class Client:
         Raises `NotFound` for a job that never was, and `FailedPrecondition` while it has not ended.
         """
         request = trainer_pb2.DeleteTrainingJobRequest(job_id=job_id, request_id=str(uuid4()))
-        self._trainer.call(self._trainer_stub.DeleteTrainingJob, request)
+        self._trainer.call(self._trainer.stub.DeleteTrainingJob, request)
 
     def jobs(self, *, user_id: str | None = None) -> Iterator[JobHandle]:
         """Yield every job, newest first, page by page; only those for `user_id` if given."""
         page_token = ""
         while True:
             request = trainer_pb2.ListTrainingJobsRequest(page_token=page_token, user_id=user_id or "")
-            page = self._trainer.call(self._trainer_stub.ListTrainingJobs, request)
-            yield from (self._handle(job) for job in page.jobs)
+            page = self._trainer.call(self._trainer.stub.ListTrainingJobs, request)
+            for job in page.jobs:
+                yield self._handle(job)
             page_token = page.next_page_token
             if not page_token:
                 return
@@ -165,16 +177,41 @@ class Client:
         object store does not take it.
         """
         source = Path(path)
-        check_adapter(source)
-        request = trainer_pb2.CreateAdapterUploadRequest(content_digest=digest_of(source))
-        answer = self._trainer.call(self._trainer_stub.CreateAdapterUpload, request)
-        put_file(answer.url, source)
-        return answer.uri
+        in_thread(check_adapter, source)
+        request = trainer_pb2.CreateAdapterUploadRequest(content_digest=in_thread(digest_of, source))
+        outage = Outage(self._retry)
+        while True:
+            answer = self._trainer.call(self._trainer.stub.CreateAdapterUpload, request)
+            try:
+                in_thread(put_file, answer.url, source, stall_s=self._deadlines.stall_s)
+                return answer.uri
+            except Unavailable as error:
+                sleep(outage.next_delay_s(error))
+
+    def estimate_memory(
+        self,
+        config: TrainConfig,
+        *,
+        resolution_px: int = 1024,
+        model: EstimatedModel = EstimatedModel.LOADED,
+    ) -> MemoryEstimate:
+        """Ask how much GPU memory a configuration would need at its peak, part by part; nothing is queued.
+
+        `resolution_px` is the side of the square whose area no image exceeds, a multiple of 16, 64 to 4096. `model` is
+        the trainer's own unless it is FLUX_1_DEV, to plan a GPU before there is one. Raises `InvalidRequest` with every
+        violation at once.
+        """
+        request = trainer_pb2.EstimateMemoryRequest(
+            config=write_config(config),
+            resolution_px=_sendable(resolution_px, "resolution_px", "a multiple of 16 from 64 to 4096"),
+            model=write_model(model),
+        )
+        return read_estimate(self._trainer.call(self._trainer.stub.EstimateMemory, request))
 
     def check_services(self) -> None:
         """Raise `Unavailable` unless both services answer: cheaper to know before an upload than after it."""
-        self._encoder.call(self._encoder_stub.GetCapabilities, encoder_pb2.EncoderServiceGetCapabilitiesRequest())
-        self._trainer.call(self._trainer_stub.GetCapabilities, trainer_pb2.TrainerServiceGetCapabilitiesRequest())
+        self._encoder.call(self._encoder.stub.GetCapabilities, encoder_pb2.EncoderServiceGetCapabilitiesRequest())
+        self._trainer.call(self._trainer.stub.GetCapabilities, trainer_pb2.TrainerServiceGetCapabilitiesRequest())
 
     def close(self) -> None:
         """Close the connections. Jobs and encodings go on without the client."""
@@ -190,16 +227,18 @@ class Client:
         self.close()
 
     def _handle(self, message: trainer_pb2.TrainingJob) -> JobHandle:
-        return JobHandle(self._trainer, read_job(message), outage_s=self._outage_s)
+        return JobHandle(self._trainer, read_job(message))
 
 
 def _id_of(dataset: Dataset | str) -> str:
     return dataset if isinstance(dataset, str) else dataset.id
 
 
-def _sendable(priority: int) -> int:
-    """Return the priority if it can travel at all; whether it is in range is the trainer's to say."""
-    if type(priority) is int and abs(priority) < 2**31:
-        return priority
-    fault = FieldViolation(field="priority", description=f"is {priority!r}, no whole number from -100 to 100")
-    raise InvalidRequest(f"the priority {fault.description}.", reason="FIELD_INVALID", violations=(fault,))
+def _sendable(value: int, field: str = "priority", bounds: str = "a whole number from -100 to 100") -> int:
+    """Return the value if it can travel at all; whether it is in range is the trainer's to say."""
+    if type(value) is int and abs(value) < 2**31:
+        return value
+    fault = FieldViolation(field=field, description=f"is {value!r}, not {bounds}")
+    raise InvalidRequest(
+        f"{field} {fault.description}.", reason="FIELD_INVALID", remedy=f"Use {bounds}.", violations=(fault,)
+    )

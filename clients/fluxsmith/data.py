@@ -50,8 +50,9 @@ class SampleProblemReason(StrEnum):
     COLOR_PROFILE_IGNORED = "COLOR_PROFILE_IGNORED"
     """Warning: its colour profile cannot be used; its pixels were taken as sRGB."""
     CACHE_REPAIRED = "CACHE_REPAIRED"
-    TRIGGER_MISSING = "TRIGGER_MISSING"
     """Warning: cached tensors of it were damaged or missing and have been encoded again."""
+    TRIGGER_MISSING = "TRIGGER_MISSING"
+    """Warning: a caption holds `[trigger]` and no trigger word is given, so that text itself is encoded."""
     UNKNOWN = "UNKNOWN"
     """A reason that this version of the library does not know."""
 
@@ -120,15 +121,28 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedImage:
-    """One image file on this machine with its captions, to be uploaded as a sample."""
+    """One image file with its captions, to be uploaded as a sample: a file on this machine, or its bytes."""
 
-    path: Path
+    path: Path | None = None
     captions: tuple[str, ...]
     """1 to 16, none of them empty; training chooses among them."""
     name: str
     """Name of the sample, unique within the dataset, 1 to 200 characters."""
     repeats: int = 1
     """Times that an epoch shows it, 1 to 1000."""
+    content: bytes | Callable[[], bytes] | None = None
+    """In place of `path`: the bytes of an image file, or what returns them, the same each time it is asked."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` unless there is either a path or content."""
+        if (self.path is None) == (self.content is None):
+            raise ValueError(f"the image {self.name!r} needs either a path or content")
+
+    def read(self) -> bytes:
+        """Return the bytes of the image file; raises `OSError` if it cannot be read."""
+        if self.path is not None:
+            return self.path.read_bytes()
+        return self.content() if callable(self.content) else self.content or b""
 
 
 class DatasetPhase(StrEnum):
@@ -152,4 +166,4 @@ class DatasetProgress:
 
 
 OnProgress = Callable[[DatasetProgress], None]
-"""Called as a dataset moves on; during the upload from another thread."""
+"""Called as a dataset moves on: during an upload of `Client` from another thread, else where the caller waits."""

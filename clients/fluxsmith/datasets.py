@@ -1,17 +1,25 @@
-"""Datasets: from a folder of captioned images to encoded training data."""
+# Made by scripts/make_sync.py from clients/fluxsmith/_async/datasets.py: change that file instead.
+"""Datasets: from captioned images, wherever they are, to encoded training data."""
 
-import time
+import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from os import PathLike
 from pathlib import Path
+from typing import Unpack
 from uuid import uuid4
 
+import grpc
+
 from fluxsmith._connection import Connection
-from fluxsmith._download import download
+from fluxsmith._fetch import Located, fetch
 from fluxsmith._folder import folder_name, read_folder
-from fluxsmith._resume import Outage, resuming
-from fluxsmith._upload import UploadStream, missing_images
+from fluxsmith._names import require_known
+from fluxsmith._outage import Outage
+from fluxsmith._resume import resuming
+from fluxsmith._runtime import EncoderStub, begin, in_thread, outcome, sleep
+from fluxsmith._sources import Source, read_source, source_name
+from fluxsmith._upload import Tally, UploadStream, missing_images
 from fluxsmith._wire_datasets import read_dataset, read_sample, read_sheet, write_options
 from fluxsmith.data import (
     CaptionedImage,
@@ -22,7 +30,7 @@ from fluxsmith.data import (
     OnProgress,
     Sample,
 )
-from fluxsmith.encoding import AlphaPolicy, ContactSheet, EncodingOptions, LatentForm
+from fluxsmith.encoding import ContactSheet, EncodingOptions
 from fluxsmith.errors import (
     DatasetFailed,
     FailedPrecondition,
@@ -31,22 +39,18 @@ from fluxsmith.errors import (
     InvalidRequest,
     Unavailable,
 )
+from fluxsmith.keywords import EncodingKeywords
 from fluxsmith.v1 import encoder_pb2
-from fluxsmith.v1.encoder_pb2_grpc import EncoderServiceStub
-
-# A page of a hundred large photographs takes the encoder longer than an answer from its records.
-_SHEET_TIMEOUT_S = 300.0
 
 
 class Datasets:
     """The datasets of the caller's tenant, as `client.datasets`. Every call may raise `FluxsmithError`."""
 
-    def __init__(self, connection: Connection, *, outage_s: float) -> None:
+    def __init__(self, connection: Connection[EncoderStub], *, upload_streams: int) -> None:
         self._connection = connection
-        self._stub = EncoderServiceStub(connection.channel)
-        self._outage_s = outage_s
+        self._upload_streams = _checked(upload_streams, "upload_streams", range(1, 17))
 
-    def create_from_folder(  # noqa: PLR0913  # the fields of EncodingOptions, spelled out as in `encode`
+    def create_from_folder(
         self,
         path: str | PathLike[str],
         *,
@@ -54,19 +58,7 @@ class Datasets:
         wait: bool = True,
         on_progress: OnProgress | None = None,
         options: EncodingOptions | None = None,
-        resolution_px: int | None = None,
-        resolutions_px: tuple[int, ...] = (),
-        flip: bool | None = None,
-        bucket_step_px: int | None = None,
-        upscale: bool | None = None,
-        random_crops: int | None = None,
-        crop_seed: int | None = None,
-        latent_form: LatentForm | None = None,
-        alpha_policy: AlphaPolicy | None = None,
-        background_color: str = "",
-        trigger_word: str = "",
-        skip_bad_samples: bool | None = None,
-        max_bad_share: float | None = None,
+        **fields: Unpack[EncodingKeywords],
     ) -> Dataset:
         """Make a dataset of a folder's images and return it once it is READY.
 
@@ -75,30 +67,48 @@ class Datasets:
         All else as in `encode`. Raises `InvalidFolder` before anything is sent, and `InvalidRequest` or `DatasetFailed`
         for images that the encoder refuses; what was sent of such a dataset is removed again.
         """
-        given = EncodingOptions(
-            resolution_px=resolution_px,
-            resolutions_px=resolutions_px,
-            flip=flip,
-            bucket_step_px=bucket_step_px,
-            upscale=upscale,
-            random_crops=random_crops,
-            crop_seed=crop_seed,
-            latent_form=latent_form,
-            alpha_policy=alpha_policy,
-            background_color=background_color,
-            trigger_word=trigger_word,
-            skip_bad_samples=skip_bad_samples,
-            max_bad_share=max_bad_share,
-        )
-        chosen = (options or EncodingOptions()).merged(given)
-        return self._create_from_folder(Path(path), chosen, name=name, wait=wait, on_progress=on_progress)
+        chosen = _merged(options, fields, call="create_from_folder")
+        images = in_thread(read_folder, Path(path))
+        name = name or folder_name(Path(path))
+        return self._create(images, chosen, name=name, wait=wait, on_progress=on_progress)
 
-    def _create_from_folder(
-        self, folder: Path, options: EncodingOptions, *, name: str, wait: bool, on_progress: OnProgress | None
+    def create_from(
+        self,
+        source: Source,
+        *,
+        image_column: str = "",
+        caption_column: str = "",
+        name: str = "",
+        wait: bool = True,
+        on_progress: OnProgress | None = None,
+        options: EncodingOptions | None = None,
+        **fields: Unpack[EncodingKeywords],
     ) -> Dataset:
-        images = read_folder(folder)
+        """Make a dataset of captioned images, wherever they are, and return it once it is READY.
+
+        `source` is a folder as in `create_from_folder`; a JSONL or CSV file, its paths relative to itself; an iterable
+        of pairs of an image and a caption; or a `datasets.Dataset`. An image is a path, a PIL image, the bytes of an
+        image file, or those as base64; a caption is a text, or up to 16 of which training chooses. The columns of a
+        file or a `datasets.Dataset` are found by their kind and usual names unless named.
+
+        All else as in `create_from_folder`. Raises `InvalidSource` with every row at fault before anything is sent.
+        """
+        chosen = _merged(options, fields, call="create_from")
+        images = in_thread(read_source, source, image_column=image_column, caption_column=caption_column)
+        name = name or source_name(source)
+        return self._create(images, chosen, name=name, wait=wait, on_progress=on_progress)
+
+    def _create(
+        self,
+        images: Sequence[CaptionedImage],
+        options: EncodingOptions,
+        *,
+        name: str,
+        wait: bool,
+        on_progress: OnProgress | None,
+    ) -> Dataset:
         write_options(options)  # what cannot travel is told before the images are sent
-        dataset = self.create(name=name or folder_name(folder))
+        dataset = self.create(name=name)
         try:
             self.upload(dataset, images, on_progress=on_progress)
             begun = self.encode(dataset, options=options)
@@ -113,17 +123,17 @@ class Datasets:
     def create(self, *, name: str = "") -> Dataset:
         """Make an empty dataset. `name` is for people, up to 200 characters."""
         request = encoder_pb2.CreateDatasetRequest(request_id=str(uuid4()), display_name=name)
-        return read_dataset(self._connection.call(self._stub.CreateDataset, request).dataset)
+        return read_dataset((self._connection.call(self._connection.stub.CreateDataset, request)).dataset)
 
     def upload(
         self, dataset: Dataset | str, images: Sequence[CaptionedImage], *, on_progress: OnProgress | None = None
     ) -> None:
-        """Store the images in the dataset. A broken upload goes on with what has not arrived yet.
+        """Store the images in the dataset, in several streams. A broken upload goes on with what has not arrived yet.
 
-        A sample of a known name replaces it. A bad image raises `InvalidRequest`; images before it stay stored.
+        A sample of a known name replaces it. A bad image raises `InvalidRequest`; what arrived before stays stored.
         """
         dataset_id = _id_of(dataset)
-        outage = Outage(limit_s=self._outage_s)
+        outage = Outage(self._connection.retry)
         missing = list(images)
         broken = False
         while True:
@@ -136,70 +146,56 @@ class Datasets:
                 return
             except Unavailable as error:
                 broken = True
-                time.sleep(outage.next_delay_s(error))
+                sleep(outage.next_delay_s(error))
 
     def _send(
         self, dataset_id: str, images: Sequence[CaptionedImage], *, total_count: int, on_progress: OnProgress | None
     ) -> None:
-        """Send the images in one stream, and raise what went wrong on either side of it."""
+        """Send the images in streams side by side, and raise what went wrong on either side of one."""
 
-        def on_sent(count: int) -> None:
-            done_count = total_count - len(images) + count
+        def on_count(count: int) -> None:
             if on_progress:
-                on_progress(DatasetProgress(phase=DatasetPhase.UPLOAD, done_count=done_count, total_count=total_count))
+                on_progress(DatasetProgress(phase=DatasetPhase.UPLOAD, done_count=count, total_count=total_count))
 
-        on_sent(0)
-        if not images:
-            return
-        stream = UploadStream(dataset_id, images, on_sent=on_sent)
+        done_count = total_count - len(images)
+        on_count(done_count)
+        tally, stop = Tally(done_count, on_count), threading.Event()
+        shares = [images[first :: self._upload_streams] for first in range(self._upload_streams)]
+        streams = [UploadStream(dataset_id, share, on_sent=tally.add, stop=stop) for share in shares if share]
+        method, metadata = self._connection.stub.UploadSamples, self._connection.metadata
+        calls = [begin(method, stream.requests(), metadata) for stream in streams]
+        failures: list[Exception] = []
         try:
-            self._connection.send(self._stub.UploadSamples, stream.requests())
+            for call, stream in zip(calls, streams, strict=True):
+                call.add_done_callback(stream.ended)
+            for call, stream in zip(calls, streams, strict=True):
+                try:
+                    outcome(call)
+                except grpc.RpcError as failure:
+                    failures.append(self._connection.error(failure))
+                if stream.failure:
+                    failures.append(stream.failure)
         finally:
-            if stream.failure:
-                raise stream.failure
+            for call in calls:
+                call.cancel()
+        if failures:  # what is wrong with the data first: after an outage they would be sent again
+            raise min(failures, key=lambda failure: isinstance(failure, Unavailable))
 
-    def encode(  # noqa: PLR0913  # the fields of EncodingOptions, spelled out so that editors and checkers know them
+    def encode(
         self,
         dataset: Dataset | str,
         *,
         options: EncodingOptions | None = None,
-        resolution_px: int | None = None,
-        resolutions_px: tuple[int, ...] = (),
-        flip: bool | None = None,
-        bucket_step_px: int | None = None,
-        upscale: bool | None = None,
-        random_crops: int | None = None,
-        crop_seed: int | None = None,
-        latent_form: LatentForm | None = None,
-        alpha_policy: AlphaPolicy | None = None,
-        background_color: str = "",
-        trigger_word: str = "",
-        skip_bad_samples: bool | None = None,
-        max_bad_share: float | None = None,
+        **fields: Unpack[EncodingKeywords],
     ) -> Dataset:
         """Begin to encode and return at once; `wait` or `watch` tell when it is done.
 
         How is described in `EncodingOptions`, field by field, or given as one value in `options`; a field given beside
         it goes first. Raises `InvalidRequest`, and `FailedPrecondition` while it is being encoded in another way.
         """
-        given = EncodingOptions(
-            resolution_px=resolution_px,
-            resolutions_px=resolutions_px,
-            flip=flip,
-            bucket_step_px=bucket_step_px,
-            upscale=upscale,
-            random_crops=random_crops,
-            crop_seed=crop_seed,
-            latent_form=latent_form,
-            alpha_policy=alpha_policy,
-            background_color=background_color,
-            trigger_word=trigger_word,
-            skip_bad_samples=skip_bad_samples,
-            max_bad_share=max_bad_share,
-        )
-        message = write_options((options or EncodingOptions()).merged(given))
+        message = write_options(_merged(options, fields, call="encode"))
         request = encoder_pb2.EncodeDatasetRequest(dataset_id=_id_of(dataset), options=message)
-        return read_dataset(self._connection.call(self._stub.EncodeDataset, request).dataset)
+        return read_dataset((self._connection.call(self._connection.stub.EncodeDataset, request)).dataset)
 
     def contact_sheet(
         self,
@@ -218,11 +214,17 @@ class Datasets:
         """
         first = Path(path)
         written: list[Path] = []
-        for number, sheet in enumerate(self.render(dataset, options=options, samples_per_page=samples_per_page), 1):
-            target = first if number == 1 else first.with_stem(f"{first.stem}-{number}")
-            download(sheet.download_url, target, size_bytes=sheet.size_bytes, digest=sheet.content_digest)
+        for sheet in self.render(dataset, options=options, samples_per_page=samples_per_page):
+            target = first if not written else first.with_stem(f"{first.stem}-{len(written) + 1}")
+            self._fetch(sheet, target)
             written.append(target)
         return tuple(written)
+
+    def _fetch(self, sheet: ContactSheet, target: Path) -> None:
+        def locate() -> Located:
+            return Located(url=sheet.download_url, size_bytes=sheet.size_bytes, content_digest=sheet.content_digest)
+
+        fetch(locate, target, deadlines=self._connection.deadlines, retry=self._connection.retry)
 
     def render(
         self,
@@ -232,15 +234,20 @@ class Datasets:
         samples_per_page: int | None = None,
     ) -> Iterator[ContactSheet]:
         """Yield the pages of `contact_sheet` without fetching them, each drawn when it is asked for."""
+        page_size = 0  # the default
+        if samples_per_page is not None:
+            page_size = _checked(samples_per_page, "samples_per_page", range(1, 101))
         page_token = ""
         while True:
             request = encoder_pb2.RenderContactSheetRequest(
                 dataset_id=_id_of(dataset),
                 options=write_options(options) if options is not None else None,
-                page_size=_page_size(samples_per_page),
+                page_size=page_size,
                 page_token=page_token,
             )
-            page = self._connection.call(self._stub.RenderContactSheet, request, timeout_s=_SHEET_TIMEOUT_S)
+            page = self._connection.call(
+                self._connection.stub.RenderContactSheet, request, timeout_s=self._connection.deadlines.render_s
+            )
             yield read_sheet(page)
             page_token = page.next_page_token
             if not page_token:
@@ -248,20 +255,21 @@ class Datasets:
 
     def wait(self, dataset: Dataset | str, *, on_progress: OnProgress | None = None) -> Dataset:
         """Return the dataset once it is READY, or raise `DatasetFailed`."""
-        for seen in self.watch(dataset):
-            if on_progress:
-                on_progress(_encode_progress(seen))
-            if seen.state is DatasetState.READY:
-                return seen
-            if seen.state is DatasetState.FAILED:
-                raise DatasetFailed(seen)
+        with closing(self.watch(dataset)) as states:
+            for seen in states:
+                if on_progress:
+                    on_progress(_encode_progress(seen))
+                if seen.state is DatasetState.READY:
+                    return seen
+                if seen.state is DatasetState.FAILED:
+                    raise DatasetFailed(seen)
         raise FailedPrecondition(
             "samples were added to the dataset right after it was encoded.",
             reason="DATASET_CHANGED",
             remedy="Encode it again.",
         )
 
-    def watch(self, dataset: Dataset | str) -> Iterator[Dataset]:
+    def watch(self, dataset: Dataset | str) -> Generator[Dataset]:
         """Yield the dataset now and whenever its encoding moves on, until it is READY or FAILED.
 
         It may also end OPEN: samples came right after. Goes on by itself after the encoder was away.
@@ -269,23 +277,24 @@ class Datasets:
         request = encoder_pb2.WatchDatasetRequest(dataset_id=_id_of(dataset))
         state, was_encoding = DatasetState.UNKNOWN, False
 
-        def open_stream() -> Generator[Dataset, None, None]:
+        def open_stream() -> Generator[Dataset]:
             nonlocal state, was_encoding
-            for response in self._connection.receive(self._stub.WatchDataset, request):
-                seen = read_dataset(response.dataset)
-                state, was_encoding = seen.state, was_encoding or seen.state is DatasetState.ENCODING
-                yield seen
+            with closing(self._connection.receive(self._connection.stub.WatchDataset, request)) as responses:
+                for response in responses:
+                    seen = read_dataset(response.dataset)
+                    state, was_encoding = seen.state, was_encoding or seen.state is DatasetState.ENCODING
+                    yield seen
 
         def ended() -> bool:
             changed_since = was_encoding and state is DatasetState.OPEN
             return changed_since or state in {DatasetState.READY, DatasetState.FAILED}
 
-        return resuming(open_stream, ended=ended, outage=Outage(limit_s=self._outage_s))
+        return resuming(open_stream, ended=ended, outage=Outage(self._connection.retry))
 
     def get(self, dataset_id: str) -> Dataset:
         """Return the dataset as it now is, or raise `NotFound`."""
         request = encoder_pb2.GetDatasetRequest(dataset_id=dataset_id)
-        return read_dataset(self._connection.call(self._stub.GetDataset, request).dataset)
+        return read_dataset((self._connection.call(self._connection.stub.GetDataset, request)).dataset)
 
     def samples(self, dataset: Dataset | str) -> tuple[Sample, ...]:
         """Return the samples stored in the dataset, by name."""
@@ -295,7 +304,7 @@ class Datasets:
             request = encoder_pb2.GetDatasetRequest(
                 dataset_id=_id_of(dataset), include_samples=True, page_size=1000, page_token=page_token
             )
-            response = self._connection.call(self._stub.GetDataset, request)
+            response = self._connection.call(self._connection.stub.GetDataset, request)
             found += map(read_sample, response.samples)
             page_token = response.next_page_token
             if not page_token:
@@ -304,15 +313,16 @@ class Datasets:
     def delete(self, dataset: Dataset | str) -> None:
         """Remove the dataset and its images. Raises `FailedPrecondition` while it is being encoded."""
         request = encoder_pb2.DeleteDatasetRequest(dataset_id=_id_of(dataset))
-        self._connection.call(self._stub.DeleteDataset, request)
+        self._connection.call(self._connection.stub.DeleteDataset, request)
 
     def list(self) -> Iterator[Dataset]:
         """Yield every dataset, page by page."""
         page_token = ""
         while True:
             request = encoder_pb2.ListDatasetsRequest(page_token=page_token)
-            page = self._connection.call(self._stub.ListDatasets, request)
-            yield from (read_dataset(dataset) for dataset in page.datasets)
+            page = self._connection.call(self._connection.stub.ListDatasets, request)
+            for dataset in page.datasets:
+                yield read_dataset(dataset)
             page_token = page.next_page_token
             if not page_token:
                 return
@@ -333,13 +343,20 @@ def _encode_progress(seen: Dataset) -> DatasetProgress:
     )
 
 
-def _page_size(samples_per_page: int | None) -> int:
-    """Return the samples a page as they travel, where 0 means the default; raises `InvalidRequest`."""
-    if samples_per_page is not None and samples_per_page not in range(1, 101):
-        text = f"samples_per_page cannot be {samples_per_page!r}"
-        violation = FieldViolation(field="samples_per_page", description=text)
-        raise InvalidRequest(f"{text}.", reason="FIELD_INVALID", remedy="Use 1 to 100.", violations=(violation,))
-    return samples_per_page or 0
+def _merged(options: EncodingOptions | None, fields: EncodingKeywords, *, call: str) -> EncodingOptions:
+    """Return the options with the fields in their place; raises `TypeError` for a field that does not exist."""
+    require_known(fields, EncodingKeywords, call=f"Datasets.{call}")
+    return (options or EncodingOptions()).merged(EncodingOptions(**fields))
+
+
+def _checked(value: int, name: str, allowed: range) -> int:
+    """Return the value, or raise `InvalidRequest`."""
+    if value not in allowed:
+        text = f"{name} cannot be {value!r}"
+        violation = FieldViolation(field=name, description=text)
+        remedy = f"Use {allowed[0]} to {allowed[-1]}."
+        raise InvalidRequest(f"{text}.", reason="FIELD_INVALID", remedy=remedy, violations=(violation,))
+    return value
 
 
 def _id_of(dataset: Dataset | str) -> str:

@@ -12,14 +12,16 @@ class FluxsmithError(Exception):
     """Something went wrong.
 
     `message` says what, in a sentence; `remedy` what to do about it, in a sentence, or is empty; `reason` is stable and
-    meant for programs, such as `DATASET_NOT_FOUND`.
+    meant for programs, such as `DATASET_NOT_FOUND`; `retry_after_s` is the wait in seconds that the service asked for
+    before the same is tried again, or None.
     """
 
-    def __init__(self, message: str, *, reason: str = "", remedy: str = "") -> None:
+    def __init__(self, message: str, *, reason: str = "", remedy: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason
         self.remedy = remedy
+        self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return f"{_sentence(self.message)} {self.remedy}".strip()
@@ -37,9 +39,15 @@ class InvalidRequest(FluxsmithError):
     """The request itself is wrong: sent again, it fails again. `violations` names every field at fault."""
 
     def __init__(
-        self, message: str, *, reason: str = "", remedy: str = "", violations: tuple[FieldViolation, ...] = ()
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        remedy: str = "",
+        retry_after_s: float | None = None,
+        violations: tuple[FieldViolation, ...] = (),
     ) -> None:
-        super().__init__(message, reason=reason, remedy=remedy)
+        super().__init__(message, reason=reason, remedy=remedy, retry_after_s=retry_after_s)
         self.violations = violations
 
     def __str__(self) -> str:
@@ -48,7 +56,14 @@ class InvalidRequest(FluxsmithError):
         return " ".join([*map(_sentence, [self.message, *unsaid]), self.remedy]).strip()
 
 
-class InvalidFolder(InvalidRequest):
+class InvalidSource(InvalidRequest):
+    """What a dataset was to be made of cannot become one; told before sending, unless a file changed since.
+
+    `violations` names the rows at fault, as `row 3`, counted from 1.
+    """
+
+
+class InvalidFolder(InvalidSource):
     """The folder, or a file in it, cannot become a dataset; told before sending, unless a file changed since."""
 
 
@@ -74,8 +89,16 @@ class QuotaExceeded(LimitExceeded):
     `subject` says whose quota it is, as `user:ada` or `tenant:acme`.
     """
 
-    def __init__(self, message: str, *, reason: str = "", remedy: str = "", subject: str = "") -> None:
-        super().__init__(message, reason=reason, remedy=remedy)
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        remedy: str = "",
+        retry_after_s: float | None = None,
+        subject: str = "",
+    ) -> None:
+        super().__init__(message, reason=reason, remedy=remedy, retry_after_s=retry_after_s)
         self.subject = subject
 
 
@@ -96,11 +119,7 @@ class InternalError(FluxsmithError):
 
 
 class Unavailable(FluxsmithError):
-    """The service, or something it needs, is away or busy. `retry_after_s` is the wait it asked for, if it did."""
-
-    def __init__(self, message: str, *, reason: str = "", remedy: str = "", retry_after_s: float | None = None) -> None:
-        super().__init__(message, reason=reason, remedy=remedy)
-        self.retry_after_s = retry_after_s
+    """The service, or something it needs, is away or busy."""
 
 
 class DatasetFailed(FluxsmithError):
@@ -117,7 +136,7 @@ class DatasetFailed(FluxsmithError):
         more = [f"and {count} more"] if len(unsaid) > _MAX_NAMED else []
         causes = [text for text in (dataset.failure_message.rstrip("."), *named, *more) if text]
         message = f"dataset {dataset.id} could not be encoded: {'; '.join(causes)}."
-        remedy = "Mend or remove these samples and try again." if bad else ""
+        remedy = "Mend or remove these samples and try again." if bad else "Encode it again, or read the encoder's log."
         super().__init__(message, reason="DATASET_FAILED", remedy=remedy)
         self.dataset = dataset
 
@@ -137,7 +156,7 @@ class JobCancelled(FluxsmithError):
     """A training job was cancelled before it had a result."""
 
     def __init__(self, job: TrainingJob) -> None:
-        super().__init__(f"job {job.id} was cancelled.", reason="JOB_CANCELLED")
+        super().__init__(f"job {job.id} was cancelled.", reason="JOB_CANCELLED", remedy="Train it again.")
         self.job = job
 
 

@@ -1,3 +1,4 @@
+# Made by scripts/make_sync.py from clients/fluxsmith/_async/jobs.py: change that file instead.
 """A hold on one training job: watch it, wait for it, pause, resume or cancel it, fetch what it made."""
 
 import time
@@ -9,16 +10,18 @@ from pathlib import Path
 from uuid import uuid4
 
 from fluxsmith._connection import Connection
-from fluxsmith._download import download, holds, target_in
-from fluxsmith._resume import Outage, resuming
-from fluxsmith._wire_jobs import read_artifact, read_checkpoint, read_event, read_job
+from fluxsmith._download import holds, make_folder, target_in
+from fluxsmith._fetch import Located, fetch
+from fluxsmith._outage import Outage
+from fluxsmith._resume import resuming
+from fluxsmith._runtime import TrainerStub, in_thread
+from fluxsmith._wire_jobs import read_checkpoint, read_event, read_job
 from fluxsmith.artifacts import Artifact
 from fluxsmith.checkpoints import Checkpoint
-from fluxsmith.errors import DeadlineExceeded, FailedPrecondition, InvalidRequest, JobCancelled, JobFailed
+from fluxsmith.errors import DeadlineExceeded, FailedPrecondition, InternalError, JobCancelled, JobFailed
 from fluxsmith.events import ArtifactPublished, Event, PreviewRendered
-from fluxsmith.training import JobState, TrainingJob
+from fluxsmith.training import JobState, TrainingJob, TrainingResult
 from fluxsmith.v1 import trainer_pb2
-from fluxsmith.v1.trainer_pb2_grpc import TrainerServiceStub
 
 
 class JobHandle:
@@ -27,10 +30,8 @@ class JobHandle:
     Made by `client.train`, `client.job` and `client.jobs`. Every call may raise `FluxsmithError`.
     """
 
-    def __init__(self, connection: Connection, snapshot: TrainingJob, *, outage_s: float) -> None:
+    def __init__(self, connection: Connection[TrainerStub], snapshot: TrainingJob) -> None:
         self._connection = connection
-        self._stub = TrainerServiceStub(connection.channel)
-        self._outage_s = outage_s
         self.snapshot = snapshot
 
     @property
@@ -44,9 +45,9 @@ class JobHandle:
     def refresh(self) -> TrainingJob:
         """Ask for the job's state, remember it as `snapshot` and return it."""
         request = trainer_pb2.GetTrainingJobRequest(job_id=self.id)
-        return self._heard(self._connection.call(self._stub.GetTrainingJob, request).job)
+        return self._heard((self._connection.call(self._connection.stub.GetTrainingJob, request)).job)
 
-    def watch(self, *, after_sequence: int = 0) -> Iterator[Event]:
+    def watch(self, *, after_sequence: int = 0) -> Generator[Event]:
         """Yield the job's events after the given one, then new ones as they happen, until the job has ended.
 
         Goes on by itself after the trainer was away, and neither loses nor repeats an event. Events of a job that ended
@@ -64,13 +65,22 @@ class JobHandle:
         """
         until = None if timeout_s is None else time.monotonic() + timeout_s
         try:
-            for _ in self._watch(after_sequence=self.snapshot.last_sequence, until=until):
-                pass
+            with closing(self._watch(after_sequence=self.snapshot.last_sequence, until=until)) as events:
+                for _ in events:
+                    pass
         except DeadlineExceeded as error:
             message = f"job {self.id} has not ended within {timeout_s:g} s."
             remedy = "It goes on: wait again, watch it, or cancel it."
             raise DeadlineExceeded(message, reason="WAIT_TIMEOUT", remedy=remedy) from error
         return self._succeeded(self.refresh())
+
+    def result(self, *, timeout_s: float | None = None) -> TrainingResult:
+        """Wait for the job's end as `wait` does, raise what it raises, and return what the job made."""
+        job = self.wait(timeout_s=timeout_s)
+        if job.result is None:
+            message, remedy = f"job {job.id} succeeded without a result.", "Read the trainer's log."
+            raise InternalError(message, reason="RESULT_MISSING", remedy=remedy)
+        return job.result
 
     def pause(self) -> TrainingJob:
         """Checkpoint the job and free its GPU; one that no worker has yet is PAUSED at once.
@@ -79,7 +89,7 @@ class JobHandle:
         Pausing again changes nothing. Raises `FailedPrecondition` if it has ended or is being cancelled.
         """
         request = trainer_pb2.PauseTrainingJobRequest(job_id=self.id, request_id=str(uuid4()))
-        return self._heard(self._connection.call(self._stub.PauseTrainingJob, request).job)
+        return self._heard((self._connection.call(self._connection.stub.PauseTrainingJob, request)).job)
 
     def resume(self) -> TrainingJob:
         """Queue the paused job again, to go on from its checkpoint as if nothing had been.
@@ -87,7 +97,7 @@ class JobHandle:
         Resuming again changes nothing. Raises `FailedPrecondition` if it has ended or is being cancelled.
         """
         request = trainer_pb2.ResumeTrainingJobRequest(job_id=self.id, request_id=str(uuid4()))
-        return self._heard(self._connection.call(self._stub.ResumeTrainingJob, request).job)
+        return self._heard((self._connection.call(self._connection.stub.ResumeTrainingJob, request)).job)
 
     def cancel(self, *, discard_checkpoints: bool = False) -> TrainingJob:
         """Stop the job for good. Raises `FailedPrecondition` if it has ended otherwise.
@@ -98,7 +108,7 @@ class JobHandle:
         request = trainer_pb2.CancelTrainingJobRequest(
             job_id=self.id, request_id=str(uuid4()), discard_checkpoints=discard_checkpoints
         )
-        return self._heard(self._connection.call(self._stub.CancelTrainingJob, request).job)
+        return self._heard((self._connection.call(self._connection.stub.CancelTrainingJob, request)).job)
 
     def delete(self) -> None:
         """Remove the ended job, its events, checkpoints and files; again changes nothing.
@@ -106,7 +116,7 @@ class JobHandle:
         Raises `FailedPrecondition` while it has not ended.
         """
         request = trainer_pb2.DeleteTrainingJobRequest(job_id=self.id, request_id=str(uuid4()))
-        self._connection.call(self._stub.DeleteTrainingJob, request)
+        self._connection.call(self._connection.stub.DeleteTrainingJob, request)
 
     def checkpoint(self) -> TrainingJob:
         """Ask for a checkpoint after the step that the job is in; `CheckpointWritten` of `watch` says when it is there.
@@ -114,12 +124,12 @@ class JobHandle:
         Raises `FailedPrecondition` when the job is not running.
         """
         request = trainer_pb2.CreateCheckpointRequest(job_id=self.id, request_id=str(uuid4()))
-        return self._heard(self._connection.call(self._stub.CreateCheckpoint, request).job)
+        return self._heard((self._connection.call(self._connection.stub.CreateCheckpoint, request)).job)
 
     def checkpoints(self) -> list[Checkpoint]:
         """Return the job's checkpoints, newest first."""
         request = trainer_pb2.ListCheckpointsRequest(job_id=self.id)
-        found = self._connection.call(self._stub.ListCheckpoints, request).checkpoints
+        found = (self._connection.call(self._connection.stub.ListCheckpoints, request)).checkpoints
         return [read_checkpoint(checkpoint) for checkpoint in found]
 
     def artifacts(self) -> list[Artifact]:
@@ -128,27 +138,25 @@ class JobHandle:
         Works at any time: while the job runs, and after it failed or was cancelled.
         """
         job = self.refresh()
-        found = job.result.artifacts if job.result else ()
-        newest = {artifact.artifact_name: artifact for artifact in found or self._published(job.last_sequence)}
+        found = list(job.result.artifacts) if job.result else []
+        newest = {artifact.artifact_name: artifact for artifact in found or list(self._published(job.last_sequence))}
         return [newest[name] for name in sorted(newest)]
 
     def download(self, path: str | PathLike[str], *, artifact_name: str = "") -> Path:
         """Fetch a file of the job, by default its LoRA, check its digest and write it to `path`, replacing that.
 
+        A download that breaks off goes on where it was, now or when it is called again; until the file is whole and
+        checked, `path` stays as it is and what has come lies beside it in a hidden `.part` file.
         `artifacts` tells the names there are, and each of `checkpoints` that of its LoRA. Raises `FailedPrecondition`
         for a name that is not among them, or not yet. Without a name it raises `JobFailed` or `JobCancelled` if the job
         ended without a result.
         """
-        request = trainer_pb2.CreateDownloadUrlRequest(job_id=self.id, artifact_name=artifact_name)
-        try:
-            answer = self._connection.call(self._stub.CreateDownloadUrl, request)
-        except FailedPrecondition:
-            if not artifact_name and self.refresh().state.ended:
-                self._succeeded(self.snapshot)
-            raise
-        artifact = read_artifact(answer.artifact)
         target = Path(path)
-        download(answer.url, target, size_bytes=artifact.size_bytes, digest=artifact.content_digest)
+
+        def locate() -> Located:
+            return self._locate(artifact_name)
+
+        fetch(locate, target, deadlines=self._connection.deadlines, retry=self._connection.retry)
         return target
 
     def download_all(
@@ -162,14 +170,25 @@ class JobHandle:
         written = []
         for artifact in self.artifacts():
             target = target_in(Path(folder), artifact.artifact_name)
-            missing = not holds(target, size_bytes=artifact.size_bytes, digest=artifact.content_digest)
-            if missing:
-                _make_folder(target.parent)
+            there = in_thread(holds, target, size_bytes=artifact.size_bytes, digest=artifact.content_digest)
+            if not there:
+                make_folder(target.parent)
                 self.download(target, artifact_name=artifact.artifact_name)
             written.append(target)
             if on_file:
-                on_file(target, missing)
+                on_file(target, not there)
         return written
+
+    def _locate(self, artifact_name: str) -> Located:
+        request = trainer_pb2.CreateDownloadUrlRequest(job_id=self.id, artifact_name=artifact_name)
+        try:
+            answer = self._connection.call(self._connection.stub.CreateDownloadUrl, request)
+        except FailedPrecondition:
+            if not artifact_name and (self.refresh()).state.ended:
+                self._succeeded(self.snapshot)
+            raise
+        file = answer.artifact
+        return Located(url=answer.url, size_bytes=file.size_bytes, content_digest=file.content_digest)
 
     def _published(self, last_sequence: int) -> Iterator[Artifact]:
         """Yield the files that the events up to this one tell of; unlike `watch`, it waits for no event to come."""
@@ -182,26 +201,26 @@ class JobHandle:
                 elif isinstance(event, PreviewRendered):
                     yield event.image
 
-    def _watch(
-        self, *, after_sequence: int, until: float | None, last_sequence: int | None = None
-    ) -> Generator[Event, None, None]:
+    def _watch(self, *, after_sequence: int, until: float | None, last_sequence: int | None = None) -> Generator[Event]:
         """Yield events until the job has ended or `last_sequence` is reached.
 
         Raises `DeadlineExceeded` at the moment `until` of the monotonic clock.
         """
         seen = after_sequence
 
-        def open_stream() -> Generator[Event, None, None]:
+        def open_stream() -> Generator[Event]:
             nonlocal seen
             request = trainer_pb2.WatchTrainingJobRequest(job_id=self.id, after_sequence=seen)
             timeout_s = None if until is None else max(until - time.monotonic(), 0.0)
-            for response in self._connection.receive(self._stub.WatchTrainingJob, request, timeout_s=timeout_s):
-                seen = response.event.sequence
-                event = read_event(response.event)
-                if event is not None:
-                    yield event
-                if seen == last_sequence:
-                    return
+            method = self._connection.stub.WatchTrainingJob
+            with closing(self._connection.receive(method, request, timeout_s=timeout_s)) as responses:
+                for response in responses:
+                    seen = response.event.sequence
+                    event = read_event(response.event)
+                    if event is not None:
+                        yield event
+                    if seen == last_sequence:
+                        return
 
         def ended() -> bool:
             if last_sequence is not None:
@@ -210,7 +229,7 @@ class JobHandle:
             job = self.refresh()
             return job.state.ended and job.last_sequence <= seen
 
-        return resuming(open_stream, ended=ended, outage=Outage(limit_s=self._outage_s))
+        return resuming(open_stream, ended=ended, outage=Outage(self._connection.retry))
 
     def _heard(self, message: trainer_pb2.TrainingJob) -> TrainingJob:
         self.snapshot = read_job(message)
@@ -222,13 +241,3 @@ class JobHandle:
         if job.state is JobState.CANCELLED:
             raise JobCancelled(job)
         return job
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"the folder {folder} cannot be made: {error.strerror}."
-        raise InvalidRequest(
-            message, reason="TARGET_UNWRITABLE", remedy="Name a folder that can be written."
-        ) from error

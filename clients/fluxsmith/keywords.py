@@ -1,4 +1,4 @@
-"""The fields of `TrainConfig` as keywords of `client.train`, so that editors and checkers know them."""
+"""The fields of `TrainConfig` and `EncodingOptions` as keywords of methods, so that editors and checkers know them."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -16,6 +16,25 @@ from fluxsmith.choices import (
     SigmaSampling,
     TargetPreset,
 )
+from fluxsmith.encoding import AlphaPolicy, LatentForm
+
+
+class EncodingKeywords(TypedDict, total=False):
+    """The fields of `EncodingOptions`, which says what each means; any may be left out."""
+
+    resolution_px: int | None
+    resolutions_px: tuple[int, ...]
+    flip: bool | None
+    bucket_step_px: int | None
+    upscale: bool | None
+    random_crops: int | None
+    crop_seed: int | None
+    latent_form: LatentForm | None
+    alpha_policy: AlphaPolicy | None
+    background_color: str
+    trigger_word: str
+    skip_bad_samples: bool | None
+    max_bad_share: float | None
 
 
 class TrainKeywords(TypedDict, total=False):

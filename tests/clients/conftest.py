@@ -5,6 +5,7 @@ from pathlib import Path
 
 import fluxsmith
 import pytest
+from fluxsmith import RetryPolicy
 
 from tests.clients.recording import Recorder, serving, store
 
@@ -24,7 +25,7 @@ def recorder(recording_store_url: str) -> Iterator[Recorder]:
 
 @pytest.fixture
 def client(recorder: Recorder) -> Iterator[fluxsmith.Client]:
-    with fluxsmith.Client(encoder=recorder.address, trainer=recorder.address, outage_s=2) as client:
+    with fluxsmith.Client(encoder=recorder.address, trainer=recorder.address, retry=RetryPolicy(outage_s=2)) as client:
         yield client
 
 

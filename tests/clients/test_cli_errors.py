@@ -65,7 +65,9 @@ def test_failed_dataset_does_not_blame_samples_that_are_used() -> None:
     warning = SampleProblem(
         sample_name="b.png", reason=SampleProblemReason.DUPLICATE, message="is there twice", warning=True
     )
-    assert str(dataset_failed(warning)) == "dataset d could not be encoded: the encoding failed."
+    assert str(dataset_failed(warning)) == (
+        "dataset d could not be encoded: the encoding failed. Encode it again, or read the encoder's log."
+    )
     assert exit_code(dataset_failed(warning)) == 1
 
 

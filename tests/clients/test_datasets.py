@@ -2,7 +2,7 @@
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from fluxsmith import (
@@ -12,6 +12,7 @@ from fluxsmith import (
     DatasetProgress,
     Datasets,
     DatasetState,
+    EncodingKeywords,
     EncodingOptions,
     errors,
 )
@@ -22,11 +23,14 @@ from tests.clients.recording import CONTENT, Recorder
 FIELDS = inspect.signature(EncodingOptions).parameters
 
 
-@pytest.mark.parametrize("method", [Datasets.encode, Datasets.create_from_folder])
-def test_every_encoding_option_is_a_keyword(method: Any) -> None:
-    keywords = inspect.signature(method).parameters
-    assert {name: keywords[name].annotation for name in FIELDS} == {name: FIELDS[name].annotation for name in FIELDS}
-    assert {name: keywords[name].default for name in FIELDS} == {name: FIELDS[name].default for name in FIELDS}
+def test_every_encoding_option_is_a_keyword() -> None:
+    assert get_type_hints(EncodingKeywords) == get_type_hints(EncodingOptions)
+
+
+@pytest.mark.parametrize("method", [Datasets.encode, Datasets.create_from, Datasets.create_from_folder])
+def test_keyword_that_does_not_exist_is_told_with_the_nearest(method: Any) -> None:
+    with pytest.raises(TypeError, match=f"{method.__name__}.*'flipp' .did you mean flip"):
+        method(Datasets, "d", flipp=True)
 
 
 # One value of each option, none of them the default.

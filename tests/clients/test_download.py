@@ -1,28 +1,40 @@
-"""Downloads: a file appears under its name whole and checked, or not at all."""
+"""Downloads: a file appears under its name whole and checked, or not at all; what has come is not asked for again."""
 
 import hashlib
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
-from fluxsmith._download import download
+from fluxsmith import Deadlines, RetryPolicy
+from fluxsmith._download import download, part_of
+from fluxsmith._fetch import Located, fetch
 from fluxsmith.errors import DownloadFailed, InvalidRequest, Unavailable
 
-CONTENT = b"LoRA" * 1000
+from tests.faults.proxy import FaultProxy, Faults
+
+CONTENT = bytes(range(256)) * 4000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class FileHandler(BaseHTTPRequestHandler):
-    """Answers /file whole, /short with less than it announced, and all else with 403."""
+    """Answers /file by ranges, /whole without them, /short with less than it announced, and all else with 403."""
+
+    ranges: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        self.send_response(200 if self.path in {"/file", "/short"} else 403)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        wanted = self.headers.get("Range", "")
+        self.ranges.append(wanted)
+        begin = int(re.sub(r"\D", "", wanted) or 0) if self.path == "/file" else 0
+        known = self.path in {"/file", "/whole", "/short"}
+        self.send_response((206 if begin else 200) if known else 403)
+        self.send_header("Content-Length", str(len(CONTENT) - begin))
         self.end_headers()
-        self.wfile.write(CONTENT if self.path == "/file" else CONTENT[:100])
+        self.wfile.write(CONTENT[:100] if self.path == "/short" else CONTENT[begin:])
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -36,31 +48,69 @@ def store_url() -> Iterator[str]:
         server.shutdown()
 
 
-def test_file_is_written_whole(store_url: str, tmp_path: Path) -> None:
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Where the file goes, with an older one in its place."""
     target = tmp_path / "lora.safetensors"
     target.write_bytes(b"an older one")
-    download(f"{store_url}/file", target, size_bytes=len(CONTENT), digest=DIGEST)
+    return target
+
+
+def get(url: str, target: Path, digest: str = DIGEST) -> None:
+    download(threading.Event(), url, target, size_bytes=len(CONTENT), digest=digest)
+
+
+def test_file_is_written_whole(store_url: str, target: Path) -> None:
+    get(f"{store_url}/file", target)
     assert target.read_bytes() == CONTENT
-    assert list(tmp_path.iterdir()) == [target]
+    assert list(target.parent.iterdir()) == [target]
 
 
-@pytest.mark.parametrize(
-    ("path", "digest", "error"),
-    [
-        ("/file", "0" * 64, DownloadFailed),
-        ("/short", DIGEST, (DownloadFailed, Unavailable)),
-        ("/refused", DIGEST, DownloadFailed),
-    ],
-)
-def test_bad_answer_leaves_the_older_file(
-    store_url: str, tmp_path: Path, path: str, digest: str, error: type[Exception]
-) -> None:
-    target = tmp_path / "lora.safetensors"
-    target.write_bytes(b"an older one")
-    with pytest.raises(error):
-        download(f"{store_url}{path}", target, size_bytes=len(CONTENT), digest=digest)
+@pytest.mark.parametrize(("path", "digest"), [("/file", "0" * 64), ("/refused", DIGEST)])
+def test_bad_answer_leaves_the_older_file(store_url: str, target: Path, path: str, digest: str) -> None:
+    with pytest.raises(DownloadFailed):
+        get(f"{store_url}{path}", target, digest)
     assert target.read_bytes() == b"an older one"
-    assert list(tmp_path.iterdir()) == [target]
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_what_has_come_before_a_break_is_kept_and_only_the_rest_asked_for(store_url: str, target: Path) -> None:
+    with pytest.raises(Unavailable):
+        get(f"{store_url}/short", target)
+    assert target.read_bytes() == b"an older one"
+    assert part_of(target, DIGEST).read_bytes() == CONTENT[:100]
+    get(f"{store_url}/file", target)
+    assert FileHandler.ranges[-1] == "bytes=100-"
+    assert target.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("left", [b"damaged", CONTENT[:-1] + b"x", CONTENT + b"more"])
+def test_damaged_part_is_fetched_anew(store_url: str, target: Path, left: bytes) -> None:
+    part_of(target, DIGEST).write_bytes(left)
+    get(f"{store_url}/file", target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_store_without_ranges_begins_again(store_url: str, target: Path) -> None:
+    part_of(target, DIGEST).write_bytes(CONTENT[:100])
+    get(f"{store_url}/whole", target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_download_that_is_stopped_leaves_no_half_file(store_url: str, target: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    download(stop, f"{store_url}/file", target, size_bytes=len(CONTENT), digest=DIGEST)
+    assert target.read_bytes() == b"an older one"
+
+
+def test_breaks_on_the_way_cost_no_byte_twice(store_url: str, target: Path) -> None:
+    with FaultProxy(upstream=store_url.removeprefix("http://")) as proxy:
+        proxy.faults = Faults(cut_down=1.0, cut_after_bytes=300_000, times=3)
+        file = Located(url=f"http://{proxy.endpoint}/file", size_bytes=len(CONTENT), content_digest=DIGEST)
+        fetch(lambda: file, target, deadlines=Deadlines(), retry=RetryPolicy(first_delay_s=0.01))
+    assert FileHandler.ranges[-4:] == ["", "bytes=300000-", "bytes=600000-", "bytes=900000-"]
+    assert target.read_bytes() == CONTENT
 
 
 def test_store_that_is_away_is_named(tmp_path: Path) -> None:
@@ -68,9 +118,9 @@ def test_store_that_is_away_is_named(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
         with pytest.raises(Unavailable, match=address):
-            download(f"http://{address}/file", tmp_path / "x", size_bytes=1, digest="")
+            get(f"http://{address}/file", tmp_path / "x")
 
 
 def test_target_that_cannot_be_written_is_named(store_url: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="cannot be written"):
-        download(f"{store_url}/file", tmp_path / "nowhere" / "x", size_bytes=len(CONTENT), digest=DIGEST)
+        get(f"{store_url}/file", tmp_path / "nowhere" / "x")

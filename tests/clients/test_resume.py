@@ -3,7 +3,9 @@
 from collections.abc import Generator
 
 import pytest
-from fluxsmith._resume import Outage, resuming
+from fluxsmith import RetryPolicy
+from fluxsmith._outage import Outage
+from fluxsmith._resume import resuming
 from fluxsmith.errors import NotFound, Unavailable
 
 
@@ -17,15 +19,15 @@ class Clock:
 
 
 def test_pauses_grow_and_are_bounded() -> None:
-    outage = Outage(limit_s=1000, clock=Clock())
+    outage = Outage(RetryPolicy(outage_s=1000), clock=Clock())
     delays = [outage.next_delay_s(Unavailable("away")) for _ in range(8)]
-    assert 0.25 <= delays[0] <= 0.5
+    assert 0.125 <= delays[0] <= 0.25
     assert 2.5 <= delays[-1] <= 5.0
 
 
 def test_outage_ends_with_the_error_itself() -> None:
     clock = Clock()
-    outage = Outage(limit_s=10, clock=clock)
+    outage = Outage(RetryPolicy(outage_s=10), clock=clock)
     outage.next_delay_s(Unavailable("away"))
     clock.now_s = 10.0
     last = Unavailable("still away")
@@ -36,7 +38,7 @@ def test_outage_ends_with_the_error_itself() -> None:
 
 def test_recovery_starts_the_count_anew() -> None:
     clock = Clock()
-    outage = Outage(limit_s=10, clock=clock)
+    outage = Outage(RetryPolicy(outage_s=10), clock=clock)
     outage.next_delay_s(Unavailable("away"))
     outage.recovered()
     clock.now_s = 100.0
@@ -44,7 +46,7 @@ def test_recovery_starts_the_count_anew() -> None:
 
 
 def test_service_is_not_asked_before_the_time_it_named() -> None:
-    outage = Outage(limit_s=60, clock=Clock())
+    outage = Outage(RetryPolicy(outage_s=60), clock=Clock())
     assert outage.next_delay_s(Unavailable("busy", retry_after_s=7.0)) == 7.0
 
 
@@ -68,7 +70,7 @@ class Numbers:
 
 def test_broken_stream_loses_and_repeats_nothing() -> None:
     numbers = Numbers()
-    outage = Outage(limit_s=60)
+    outage = Outage(RetryPolicy(outage_s=60))
     assert list(resuming(numbers.open_stream, ended=numbers.ended, outage=outage)) == list(range(10))
 
 
@@ -79,7 +81,7 @@ def test_stream_that_ends_early_is_opened_again() -> None:
         opened.append(len(opened))
         yield opened[-1]
 
-    items = resuming(open_stream, ended=lambda: len(opened) == 2, outage=Outage(limit_s=60))
+    items = resuming(open_stream, ended=lambda: len(opened) == 2, outage=Outage(RetryPolicy(outage_s=60)))
     assert list(items) == [0, 1]
 
 
@@ -87,7 +89,7 @@ def test_stream_that_only_repeats_itself_does_not_count_as_recovered() -> None:
     def open_stream() -> Generator[str, None, None]:
         yield "the same"
 
-    items = resuming(open_stream, ended=lambda: False, outage=Outage(limit_s=0.6))
+    items = resuming(open_stream, ended=lambda: False, outage=Outage(RetryPolicy(outage_s=0.6)))
     with pytest.raises(Unavailable, match="ended the stream early"):
         list(items)
 
@@ -98,7 +100,7 @@ def test_other_errors_are_not_tried_again() -> None:
         raise NotFound("no such job")
 
     with pytest.raises(NotFound):
-        list(resuming(open_stream, ended=lambda: True, outage=Outage(limit_s=60)))
+        list(resuming(open_stream, ended=lambda: True, outage=Outage(RetryPolicy(outage_s=60))))
 
 
 def test_leaving_early_closes_the_stream() -> None:
@@ -110,7 +112,7 @@ def test_leaving_early_closes_the_stream() -> None:
         finally:
             closed.append(True)
 
-    items = resuming(open_stream, ended=lambda: True, outage=Outage(limit_s=60))
+    items = resuming(open_stream, ended=lambda: True, outage=Outage(RetryPolicy(outage_s=60)))
     assert next(iter(items)) == 0
     items.close()
     assert closed

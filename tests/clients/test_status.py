@@ -131,4 +131,4 @@ def test_details_of_another_domain_are_not_taken_for_ours() -> None:
     foreign = ErrorInfo(reason="THEIRS", domain="proxy.example", metadata={"remedy": "Pay."})
     error = translate(FailedCall(grpc.StatusCode.NOT_FOUND, "no route", foreign))
     assert error.reason == "NOT_FOUND"
-    assert error.remedy == ""
+    assert error.remedy == "Try again; if it stays so, read the trainer's log."

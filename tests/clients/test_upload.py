@@ -2,31 +2,38 @@
 
 import dataclasses
 import hashlib
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fluxsmith import CaptionedImage, Sample
-from fluxsmith._upload import UploadStream, missing_images
-from fluxsmith.errors import InvalidFolder
+from fluxsmith import CaptionedImage, Client, DatasetProgress, Sample, errors
+from fluxsmith._upload import Tally, UploadStream, missing_images
+from fluxsmith.errors import InvalidSource
+from fluxsmith.v1 import encoder_pb2
+
+from tests.clients.recording import Recorder
 
 MIB = 1024 * 1024
 
 
-def image(folder: Path, name: str, content: bytes = b"image") -> CaptionedImage:
-    (folder / name).write_bytes(content)
-    return CaptionedImage(path=folder / name, captions=(f"caption of {name}",), name=name)
+def image(name: str, content: bytes = b"image") -> CaptionedImage:
+    return CaptionedImage(content=content, captions=(f"caption of {name}",), name=name)
 
 
 def as_stored(sent: CaptionedImage) -> Sample:
-    content = sent.path.read_bytes()
+    content = sent.read()
     digest = hashlib.sha256(content).hexdigest()
     return Sample(name=sent.name, captions=sent.captions, content_digest=digest, size_bytes=len(content))
 
 
-def test_samples_follow_their_target_in_chunks_of_a_mebibyte(tmp_path: Path) -> None:
+def stream_of(*images: CaptionedImage, on_sent: Callable[[], None] = lambda: None) -> UploadStream:
+    return UploadStream("d", images, on_sent=on_sent, stop=threading.Event())
+
+
+def test_samples_follow_their_target_in_chunks_of_a_mebibyte() -> None:
     content = bytes(2 * MIB + 1)
-    stream = UploadStream("d", [image(tmp_path, "a.png", content)], on_sent=lambda _: None)
-    target, header, *chunks = stream.requests()
+    target, header, *chunks = stream_of(image("a.png", content)).requests()
     assert target.target.dataset_id == "d"
     assert header.sample.sample_name == "a.png"
     assert header.sample.size_bytes == len(content)
@@ -35,43 +42,81 @@ def test_samples_follow_their_target_in_chunks_of_a_mebibyte(tmp_path: Path) -> 
 
 
 def test_files_are_read_only_when_their_turn_comes(tmp_path: Path) -> None:
-    first, second = image(tmp_path, "a.png"), image(tmp_path, "b.png")
-    requests = UploadStream("d", [first, second], on_sent=lambda _: None).requests()
+    path = tmp_path / "b.png"
+    path.write_bytes(b"image")
+    second = CaptionedImage(path=path, captions=("a cat",), name="b.png")
+    requests = stream_of(image("a.png"), second).requests()
     for _ in range(3):  # target, header and bytes of the first
         next(requests)
-    second.path.write_bytes(b"written later")
+    path.write_bytes(b"written later")
     assert next(requests).sample.size_bytes == len(b"written later")
 
 
-def test_sender_learns_how_many_were_handed_over(tmp_path: Path) -> None:
+def test_counts_of_all_streams_are_told_in_order() -> None:
     counts: list[int] = []
-    images = [image(tmp_path, "a.png"), image(tmp_path, "b.png")]
-    list(UploadStream("d", images, on_sent=counts.append).requests())
-    assert counts == [1, 2]
-
-
-def test_file_that_vanished_is_named(tmp_path: Path) -> None:
-    gone = image(tmp_path, "a.png")
-    gone.path.unlink()
-    stream = UploadStream("d", [gone], on_sent=lambda _: None)
-    with pytest.raises(OSError, match=r"a\.png"):
+    tally = Tally(3, counts.append)
+    for stream in (stream_of(image("a"), image("b"), on_sent=tally.add), stream_of(image("c"), on_sent=tally.add)):
         list(stream.requests())
-    assert isinstance(stream.failure, InvalidFolder)
-    assert "a.png cannot be read" in stream.failure.message
+    assert counts == [4, 5, 6]
 
 
-def test_only_what_is_absent_or_different_is_missing(tmp_path: Path) -> None:
-    same, absent = image(tmp_path, "same.png"), image(tmp_path, "absent.png")
-    changed, renamed = image(tmp_path, "changed.png"), image(tmp_path, "renamed.png")
-    repeated = image(tmp_path, "repeated.png")
+def test_file_that_vanished_is_named_and_ends_the_stream_between_samples(tmp_path: Path) -> None:
+    gone = CaptionedImage(path=tmp_path / "gone.png", captions=("a cat",), name="gone.png")
+    stream = stream_of(image("a.png"), gone, image("c.png"))
+    assert [message.WhichOneof("part") for message in stream.requests()] == ["target", "sample", "chunk"]
+    assert isinstance(stream.failure, InvalidSource)
+    assert "gone.png cannot be read" in stream.failure.message
+
+
+def test_stream_that_ends_early_ends_the_others() -> None:
+    stop = threading.Event()
+    broken, other = (UploadStream("d", [image("a")], on_sent=lambda: None, stop=stop) for _ in range(2))
+    next(broken.requests())
+    broken.ended(None)
+    assert len(list(other.requests())) == 1
+
+
+def test_only_what_is_absent_or_different_is_missing() -> None:
+    same, absent, changed, renamed, repeated = map(image, ["same", "absent", "changed", "renamed", "repeated"])
     stored = [as_stored(same), as_stored(changed), as_stored(renamed), as_stored(repeated)]
-    changed.path.write_bytes(b"another image")
-    retold = CaptionedImage(path=renamed.path, captions=("another caption",), name=renamed.name)
+    redrawn = dataclasses.replace(changed, content=b"another image")
+    retold = dataclasses.replace(renamed, captions=("another caption",))
     oftener = dataclasses.replace(repeated, repeats=2)
-    assert missing_images([same, absent, changed, retold, oftener], stored) == [absent, changed, retold, oftener]
+    assert missing_images([same, absent, redrawn, retold, oftener], stored) == [absent, redrawn, retold, oftener]
 
 
-def test_header_says_how_often_an_epoch_shows_the_sample(tmp_path: Path) -> None:
-    repeated = dataclasses.replace(image(tmp_path, "a.png"), repeats=10)
-    _, header, _ = UploadStream("d", [repeated], on_sent=lambda _: None).requests()
+def test_header_says_how_often_an_epoch_shows_the_sample() -> None:
+    _, header, _ = stream_of(dataclasses.replace(image("a.png"), repeats=10)).requests()
     assert header.sample.repeats == 10
+
+
+@pytest.mark.parametrize("content", [{}, {"path": Path("a"), "content": b"a"}])
+def test_image_is_either_a_file_or_content(content: dict[str, Path | bytes]) -> None:
+    with pytest.raises(ValueError, match="either a path or content"):
+        CaptionedImage(name="a", captions=("a",), **content)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("streams", [1, 3, 16])
+def test_upload_goes_in_as_many_streams_as_wanted(recorder: Recorder, streams: int) -> None:
+    images = [image(f"{number}.png") for number in range(7)]
+    done: list[DatasetProgress] = []
+    with Client(recorder.address, recorder.address, upload_streams=streams) as client:
+        client.datasets.upload("d", images, on_progress=done.append)
+    sent = recorder.asked(encoder_pb2.UploadSamplesRequest)
+    assert sum(message.HasField("target") for message in sent) == min(streams, 7)
+    assert sorted(message.sample.sample_name for message in sent if message.HasField("sample")) == sorted(
+        sample.name for sample in images
+    )
+    assert [progress.done_count for progress in done] == list(range(8))
+
+
+def test_fault_in_one_stream_is_raised_whatever_the_others_do(client: Client, tmp_path: Path) -> None:
+    gone = CaptionedImage(path=tmp_path / "gone.png", captions=("a cat",), name="gone.png")
+    with pytest.raises(errors.InvalidSource, match=r"gone\.png cannot be read"):
+        client.datasets.upload("d", [image("a"), image("b"), gone, image("c")])
+
+
+@pytest.mark.parametrize("streams", [0, 17])
+def test_streams_out_of_range_are_refused(streams: int) -> None:
+    with pytest.raises(errors.InvalidRequest, match="upload_streams cannot be"):
+        Client(upload_streams=streams)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_samples_before_a_broken_stream_stay(encoder: encoder_pb2_grpc.EncoderSe
     images = read_folder(drawings)[:2]
 
     def stream() -> Iterator[encoder_pb2.UploadSamplesRequest]:
-        yield from UploadStream(dataset_id, images, on_sent=lambda _: None).requests()
+        yield from UploadStream(dataset_id, images, on_sent=lambda: None, stop=threading.Event()).requests()
         yield encoder_pb2.UploadSamplesRequest(chunk=b"of nothing")
 
     with pytest.raises(grpc.RpcError) as raised:

@@ -1,0 +1,94 @@
+"""A channel to one service: who calls, how long a call may take, and errors in this library's own terms."""
+
+from __future__ import annotations  # the call types of grpc are generic in its type stubs only
+
+import threading
+from collections.abc import AsyncGenerator, Callable
+from typing import Generic, TypeVar
+
+import grpc
+
+from fluxsmith._channel import channel_options
+from fluxsmith._status import to_error
+from fluxsmith.errors import FluxsmithError
+from fluxsmith.policies import Deadlines, RetryPolicy
+
+_Stub = TypeVar("_Stub")
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class Connection(Generic[_Stub]):
+    """A plain channel to the service called `service` at `address`, opened by the first use of its `stub`."""
+
+    def __init__(
+        self,
+        make_stub: Callable[[grpc.aio.Channel], _Stub],
+        *,
+        service: str,
+        address: str,
+        tenant: str,
+        deadlines: Deadlines,
+        retry: RetryPolicy,
+    ) -> None:
+        self.deadlines = deadlines
+        self.retry = retry
+        self.metadata = (("fluxsmith-tenant", tenant),)
+        self._make_stub = make_stub
+        self._service = service
+        self._address = address
+        self._closed = False
+        self._opening = threading.Lock()
+        self._opened: tuple[grpc.aio.Channel, _Stub] | None = None
+
+    @property
+    def stub(self) -> _Stub:
+        """The methods of the service; raises `RuntimeError` once the client is closed."""
+        with self._opening:
+            if self._closed:
+                raise RuntimeError("the client is closed: use it, and its jobs and datasets, within its `with` block")
+            if self._opened is None:
+                channel = grpc.aio.insecure_channel(self._address, options=channel_options(self._address, self.retry))
+                self._opened = channel, self._make_stub(channel)
+            return self._opened[1]
+
+    async def call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
+        request: _Request,
+        *,
+        timeout_s: float | None = None,
+    ) -> _Response:
+        """Ask once and wait for the answer, at most the deadline of a call unless given another."""
+        try:
+            return await method(request, timeout=timeout_s or self.deadlines.call_s, metadata=self.metadata)
+        except grpc.RpcError as failure:
+            raise self.error(failure) from failure
+
+    async def receive(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[_Request, _Response],
+        request: _Request,
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[_Response]:
+        """Stream responses until the service ends the stream; closing the iterator cancels the call."""
+        responses = method(request, timeout=timeout_s, metadata=self.metadata)
+        try:
+            async for response in responses:
+                yield response
+        except grpc.RpcError as failure:
+            raise self.error(failure) from failure
+        finally:
+            responses.cancel()
+
+    def error(self, failure: grpc.RpcError) -> FluxsmithError:
+        """Translate a failed call."""
+        return to_error(failure, service=self._service, address=self._address)
+
+    async def close(self) -> None:
+        """Close the channel; calls under way are cancelled."""
+        with self._opening:
+            opened, self._opened, self._closed = self._opened, None, True
+        if opened:
+            await opened[0].close()

@@ -1,0 +1,52 @@
+"""Fetches a file of the store through breaks and outages: each try has a fresh address and asks only for the rest."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxsmith._async._runtime import sleep, stoppable
+from fluxsmith._download import download, part_of
+from fluxsmith._outage import Outage
+from fluxsmith.errors import Unavailable
+from fluxsmith.policies import Deadlines, RetryPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A file of the store and an address from which it can be fetched for a while."""
+
+    url: str
+    size_bytes: int
+    content_digest: str
+
+
+async def fetch(
+    locate: Callable[[], Awaitable[Located]], target: Path, *, deadlines: Deadlines, retry: RetryPolicy
+) -> None:
+    """Write the file that `locate` tells of to `target`, as `download` does."""
+    outage = Outage(retry)
+    while True:
+        file = await locate()
+        part = part_of(target, file.content_digest)
+        had_bytes = _size_of(part)
+        try:
+            await stoppable(
+                download,
+                file.url,
+                target,
+                size_bytes=file.size_bytes,
+                digest=file.content_digest,
+                stall_s=deadlines.stall_s,
+            )
+            return
+        except Unavailable as error:
+            if _size_of(part) > had_bytes:
+                outage.recovered()
+            await sleep(outage.next_delay_s(error))
+
+
+def _size_of(part: Path) -> int:
+    try:
+        return part.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,247 @@
+"""A hold on one training job: watch it, wait for it, pause, resume or cancel it, fetch what it made."""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import fields
+from os import PathLike
+from pathlib import Path
+from uuid import uuid4
+
+from fluxsmith._async._connection import Connection
+from fluxsmith._async._fetch import Located, fetch
+from fluxsmith._async._resume import resuming
+from fluxsmith._async._runtime import TrainerStub, in_thread
+from fluxsmith._download import holds, make_folder, target_in
+from fluxsmith._outage import Outage
+from fluxsmith._wire_jobs import read_checkpoint, read_event, read_job
+from fluxsmith.artifacts import Artifact
+from fluxsmith.checkpoints import Checkpoint
+from fluxsmith.errors import DeadlineExceeded, FailedPrecondition, InternalError, JobCancelled, JobFailed
+from fluxsmith.events import ArtifactPublished, Event, PreviewRendered
+from fluxsmith.training import JobState, TrainingJob, TrainingResult
+from fluxsmith.v1 import trainer_pb2
+
+
+class AsyncJobHandle:
+    """A training job of the caller's tenant. `snapshot` is what was last heard of it; `refresh` asks anew.
+
+    Made by `client.train`, `client.job` and `client.jobs`. Every call may raise `FluxsmithError`.
+    """
+
+    def __init__(self, connection: Connection[TrainerStub], snapshot: TrainingJob) -> None:
+        self._connection = connection
+        self.snapshot = snapshot
+
+    @property
+    def id(self) -> str:
+        """Identifier given by the trainer."""
+        return self.snapshot.id
+
+    def __repr__(self) -> str:
+        return f"AsyncJobHandle(id={self.id!r}, state={self.snapshot.state.value!r})"
+
+    async def refresh(self) -> TrainingJob:
+        """Ask for the job's state, remember it as `snapshot` and return it."""
+        request = trainer_pb2.GetTrainingJobRequest(job_id=self.id)
+        return self._heard((await self._connection.call(self._connection.stub.GetTrainingJob, request)).job)
+
+    def watch(self, *, after_sequence: int = 0) -> AsyncGenerator[Event]:
+        """Yield the job's events after the given one, then new ones as they happen, until the job has ended.
+
+        Goes on by itself after the trainer was away, and neither loses nor repeats an event. Events of a job that ended
+        long ago may have been removed: `FailedPrecondition` with EVENTS_REMOVED unless it is asked for those from
+        `snapshot.first_sequence` on.
+        """
+        return self._watch(after_sequence=after_sequence, until=None)
+
+    async def wait(self, *, timeout_s: float | None = None) -> TrainingJob:
+        """Return the job once it has succeeded.
+
+        A job that is paused has not ended: this goes on waiting, until somebody resumes it and it comes to its end.
+        Raises `JobFailed`, `JobCancelled`, or `DeadlineExceeded` if it has not ended within `timeout_s` seconds; the
+        job goes on then.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            async with aclosing(self._watch(after_sequence=self.snapshot.last_sequence, until=until)) as events:
+                async for _ in events:
+                    pass
+        except DeadlineExceeded as error:
+            message = f"job {self.id} has not ended within {timeout_s:g} s."
+            remedy = "It goes on: wait again, watch it, or cancel it."
+            raise DeadlineExceeded(message, reason="WAIT_TIMEOUT", remedy=remedy) from error
+        return self._succeeded(await self.refresh())
+
+    async def result(self, *, timeout_s: float | None = None) -> TrainingResult:
+        """Wait for the job's end as `wait` does, raise what it raises, and return what the job made."""
+        job = await self.wait(timeout_s=timeout_s)
+        if job.result is None:
+            message, remedy = f"job {job.id} succeeded without a result.", "Read the trainer's log."
+            raise InternalError(message, reason="RESULT_MISSING", remedy=remedy)
+        return job.result
+
+    async def pause(self) -> TrainingJob:
+        """Checkpoint the job and free its GPU; one that no worker has yet is PAUSED at once.
+
+        Takes effect within a heartbeat of its worker, half a second unless set otherwise, and a step.
+        Pausing again changes nothing. Raises `FailedPrecondition` if it has ended or is being cancelled.
+        """
+        request = trainer_pb2.PauseTrainingJobRequest(job_id=self.id, request_id=str(uuid4()))
+        return self._heard((await self._connection.call(self._connection.stub.PauseTrainingJob, request)).job)
+
+    async def resume(self) -> TrainingJob:
+        """Queue the paused job again, to go on from its checkpoint as if nothing had been.
+
+        Resuming again changes nothing. Raises `FailedPrecondition` if it has ended or is being cancelled.
+        """
+        request = trainer_pb2.ResumeTrainingJobRequest(job_id=self.id, request_id=str(uuid4()))
+        return self._heard((await self._connection.call(self._connection.stub.ResumeTrainingJob, request)).job)
+
+    async def cancel(self, *, discard_checkpoints: bool = False) -> TrainingJob:
+        """Stop the job for good. Raises `FailedPrecondition` if it has ended otherwise.
+
+        Takes effect within a heartbeat of its worker, half a second unless set otherwise, and a step. Its checkpoints
+        stay until it is deleted, unless `discard_checkpoints`.
+        """
+        request = trainer_pb2.CancelTrainingJobRequest(
+            job_id=self.id, request_id=str(uuid4()), discard_checkpoints=discard_checkpoints
+        )
+        return self._heard((await self._connection.call(self._connection.stub.CancelTrainingJob, request)).job)
+
+    async def delete(self) -> None:
+        """Remove the ended job, its events, checkpoints and files; again changes nothing.
+
+        Raises `FailedPrecondition` while it has not ended.
+        """
+        request = trainer_pb2.DeleteTrainingJobRequest(job_id=self.id, request_id=str(uuid4()))
+        await self._connection.call(self._connection.stub.DeleteTrainingJob, request)
+
+    async def checkpoint(self) -> TrainingJob:
+        """Ask for a checkpoint after the step that the job is in; `CheckpointWritten` of `watch` says when it is there.
+
+        Raises `FailedPrecondition` when the job is not running.
+        """
+        request = trainer_pb2.CreateCheckpointRequest(job_id=self.id, request_id=str(uuid4()))
+        return self._heard((await self._connection.call(self._connection.stub.CreateCheckpoint, request)).job)
+
+    async def checkpoints(self) -> list[Checkpoint]:
+        """Return the job's checkpoints, newest first."""
+        request = trainer_pb2.ListCheckpointsRequest(job_id=self.id)
+        found = (await self._connection.call(self._connection.stub.ListCheckpoints, request)).checkpoints
+        return [read_checkpoint(checkpoint) for checkpoint in found]
+
+    async def artifacts(self) -> list[Artifact]:
+        """Return the files that the job has published so far, the newest of each name, in the order of their names.
+
+        Works at any time: while the job runs, and after it failed or was cancelled.
+        """
+        job = await self.refresh()
+        found = list(job.result.artifacts) if job.result else []
+        newest = {
+            artifact.artifact_name: artifact
+            for artifact in found or [published async for published in self._published(job.last_sequence)]
+        }
+        return [newest[name] for name in sorted(newest)]
+
+    async def download(self, path: str | PathLike[str], *, artifact_name: str = "") -> Path:
+        """Fetch a file of the job, by default its LoRA, check its digest and write it to `path`, replacing that.
+
+        A download that breaks off goes on where it was, now or when it is called again; until the file is whole and
+        checked, `path` stays as it is and what has come lies beside it in a hidden `.part` file.
+        `artifacts` tells the names there are, and each of `checkpoints` that of its LoRA. Raises `FailedPrecondition`
+        for a name that is not among them, or not yet. Without a name it raises `JobFailed` or `JobCancelled` if the job
+        ended without a result.
+        """
+        target = Path(path)
+
+        async def locate() -> Located:
+            return await self._locate(artifact_name)
+
+        await fetch(locate, target, deadlines=self._connection.deadlines, retry=self._connection.retry)
+        return target
+
+    async def download_all(
+        self, folder: str | PathLike[str], *, on_file: Callable[[Path, bool], None] | None = None
+    ) -> list[Path]:
+        """Fetch every file of `artifacts` into `folder`, which is made if it is missing, and return their paths.
+
+        A file that is there already, unchanged, is not fetched again: called while the job runs, it brings what is new.
+        `on_file` is told of each file once it is there, and whether it was fetched.
+        """
+        written = []
+        for artifact in await self.artifacts():
+            target = target_in(Path(folder), artifact.artifact_name)
+            there = await in_thread(holds, target, size_bytes=artifact.size_bytes, digest=artifact.content_digest)
+            if not there:
+                make_folder(target.parent)
+                await self.download(target, artifact_name=artifact.artifact_name)
+            written.append(target)
+            if on_file:
+                on_file(target, not there)
+        return written
+
+    async def _locate(self, artifact_name: str) -> Located:
+        request = trainer_pb2.CreateDownloadUrlRequest(job_id=self.id, artifact_name=artifact_name)
+        try:
+            answer = await self._connection.call(self._connection.stub.CreateDownloadUrl, request)
+        except FailedPrecondition:
+            if not artifact_name and (await self.refresh()).state.ended:
+                self._succeeded(self.snapshot)
+            raise
+        file = answer.artifact
+        return Located(url=answer.url, size_bytes=file.size_bytes, content_digest=file.content_digest)
+
+    async def _published(self, last_sequence: int) -> AsyncIterator[Artifact]:
+        """Yield the files that the events up to this one tell of; unlike `watch`, it waits for no event to come."""
+        if not last_sequence:
+            return
+        async with aclosing(self._watch(after_sequence=0, until=None, last_sequence=last_sequence)) as events:
+            async for event in events:
+                if isinstance(event, ArtifactPublished):
+                    yield Artifact(**{field.name: getattr(event, field.name) for field in fields(Artifact)})
+                elif isinstance(event, PreviewRendered):
+                    yield event.image
+
+    def _watch(
+        self, *, after_sequence: int, until: float | None, last_sequence: int | None = None
+    ) -> AsyncGenerator[Event]:
+        """Yield events until the job has ended or `last_sequence` is reached.
+
+        Raises `DeadlineExceeded` at the moment `until` of the monotonic clock.
+        """
+        seen = after_sequence
+
+        async def open_stream() -> AsyncGenerator[Event]:
+            nonlocal seen
+            request = trainer_pb2.WatchTrainingJobRequest(job_id=self.id, after_sequence=seen)
+            timeout_s = None if until is None else max(until - time.monotonic(), 0.0)
+            method = self._connection.stub.WatchTrainingJob
+            async with aclosing(self._connection.receive(method, request, timeout_s=timeout_s)) as responses:
+                async for response in responses:
+                    seen = response.event.sequence
+                    event = read_event(response.event)
+                    if event is not None:
+                        yield event
+                    if seen == last_sequence:
+                        return
+
+        async def ended() -> bool:
+            if last_sequence is not None:
+                return seen >= last_sequence
+            # The stream of a server that stops in good order ends like that of a job that has ended.
+            job = await self.refresh()
+            return job.state.ended and job.last_sequence <= seen
+
+        return resuming(open_stream, ended=ended, outage=Outage(self._connection.retry))
+
+    def _heard(self, message: trainer_pb2.TrainingJob) -> TrainingJob:
+        self.snapshot = read_job(message)
+        return self.snapshot
+
+    def _succeeded(self, job: TrainingJob) -> TrainingJob:
+        if job.state is JobState.FAILED:
+            raise JobFailed(job)
+        if job.state is JobState.CANCELLED:
+            raise JobCancelled(job)
+        return job
