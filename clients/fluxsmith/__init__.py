@@ -19,6 +19,8 @@ from fluxsmith._async.client import AsyncClient
 from fluxsmith._async.datasets import AsyncDatasets
 from fluxsmith._async.jobs import AsyncJobHandle
 from fluxsmith._folder import read_folder
+from fluxsmith._pictures import Picture, PilImage
+from fluxsmith._sources import Source
 from fluxsmith.artifacts import Artifact
 from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.choices import (
@@ -117,12 +119,15 @@ __all__ = [
     "MemoryPart",
     "MemorySaving",
     "Optimizer",
+    "Picture",
+    "PilImage",
     "PreviewRendered",
     "RetryPolicy",
     "Sample",
     "SampleProblem",
     "SampleProblemReason",
     "SigmaSampling",
+    "Source",
     "StateChanged",
     "StepMetrics",
     "StepsCompleted",

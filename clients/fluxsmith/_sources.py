@@ -95,6 +95,7 @@ def _captioned(rows: Iterable[tuple[int, object]], columns: _Columns, *, folder:
 def _read_row(number: int, row: object, columns: _Columns, folder: Path, names: "_Names") -> CaptionedImage:
     match row:
         case CaptionedImage():
+            names.claim(row.name)
             return row
         case Mapping():
             picture, caption = columns.of(row)
@@ -133,8 +134,14 @@ class _Names:
             count += 1
             stem, dot, suffix = first.rpartition(".")
             name = f"{stem or suffix}-{count}{dot}{suffix if stem else ''}"
-        self._taken.add(name)
+        self.claim(name)
         return name
+
+    def claim(self, name: str) -> None:
+        """Note that the name is taken; raises `PictureFault` if it was."""
+        if name in self._taken:
+            raise PictureFault(f"another row is called {name!r} too", "Give each image a name of its own.")
+        self._taken.add(name)
 
 
 def _at_fault(faults: Sequence[tuple[int, PictureFault]], row_count: int) -> InvalidSource:
