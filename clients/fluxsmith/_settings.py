@@ -33,8 +33,9 @@ def resolve_settings(*, encoder: str | None, trainer: str | None, tenant: str | 
     _check_address("trainer", settings.trainer)
     if not _TENANT.fullmatch(settings.tenant):
         message = f"the tenant {settings.tenant!r} is not made of 1 to 63 characters of a-z, 0-9 and `-`."
+        violation = FieldViolation(field="tenant", description=message)
         raise InvalidRequest(
-            message, reason="TENANT_INVALID", violations=(FieldViolation(field="tenant", description=message),)
+            message, reason="TENANT_INVALID", remedy="Give another name for it.", violations=(violation,)
         )
     return settings
 

@@ -308,7 +308,7 @@ class Datasets:
             found += map(read_sample, response.samples)
             page_token = response.next_page_token
             if not page_token:
-                return tuple(found)
+                return tuple(sorted(found, key=lambda sample: sample.name))
 
     def delete(self, dataset: Dataset | str) -> None:
         """Remove the dataset and its images. Raises `FailedPrecondition` while it is being encoded."""

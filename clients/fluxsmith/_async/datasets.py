@@ -307,7 +307,7 @@ class AsyncDatasets:
             found += map(read_sample, response.samples)
             page_token = response.next_page_token
             if not page_token:
-                return tuple(found)
+                return tuple(sorted(found, key=lambda sample: sample.name))
 
     async def delete(self, dataset: Dataset | str) -> None:
         """Remove the dataset and its images. Raises `FailedPrecondition` while it is being encoded."""
