@@ -14,6 +14,7 @@ from fluxsmith._http import opener, store_away
 from fluxsmith.errors import DownloadFailed, InvalidRequest
 
 _CHUNK_BYTES = 1024 * 1024
+_KEEPING = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)  # opened so, a file is made or stays as it is
 
 
 def part_of(target: Path, digest: str) -> Path:
@@ -36,7 +37,7 @@ def download(
     part = part_of(target, digest)
     try:
         for _ in range(2):  # what an earlier try left may be damaged; what comes anew is not tried again
-            with part.open("r+b" if part.exists() else "w+b") as file:
+            with os.fdopen(os.open(part, _KEEPING), "r+b") as file:
                 resumed = _fetch(stop, url, file, size_bytes=size_bytes, stall_s=stall_s)
             if stop.is_set():
                 return
@@ -72,9 +73,8 @@ def _fetch(stop: threading.Event, url: str, file: BinaryIO, *, size_bytes: int, 
         return True  # whole, or not a part of this at all: its digest tells
     request = Request(url, headers={"Range": f"bytes={had_bytes}-"} if had_bytes else {})  # noqa: S310  # the service's
     with opener(url).open(request, timeout=stall_s) as response:
-        if had_bytes and response.status != HTTPStatus.PARTIAL_CONTENT:
+        if response.status != HTTPStatus.PARTIAL_CONTENT:
             file.seek(0)
-            file.truncate()
         # A response that ends early is no error of `read`, only of `readinto`; either way the size tells.
         while not stop.is_set() and (chunk := cast("bytes", response.read(_CHUNK_BYTES))):
             file.write(chunk)

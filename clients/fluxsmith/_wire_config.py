@@ -40,8 +40,8 @@ def write_config(config: TrainConfig) -> trainer_pb2.TrainConfig:
         violations += [
             FieldViolation(field=f"config.{name}", description=text) for name, text in faults(others).items()
         ]
-        message, remedy = "the configuration is wrong.", "Correct the fields named."
-        raise InvalidRequest(message, reason="CONFIG_INVALID", remedy=remedy, violations=tuple(violations))
+        text, remedy = "the configuration is wrong.", "Correct the fields named."
+        raise InvalidRequest(text, reason="CONFIG_INVALID", remedy=remedy, violations=tuple(violations))
     return message
 
 

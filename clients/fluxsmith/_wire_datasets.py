@@ -86,8 +86,8 @@ def write_options(options: EncodingOptions) -> encoder_pb2.EncodingOptions:
         text = f"skip_bad_samples cannot be {skip!r}"
         violations.append(FieldViolation(field="options.skip_bad_samples", description=text))
     if violations:
-        message, remedy = "the encoding options are wrong.", "Correct the fields named."
-        raise InvalidRequest(message, reason="OPTIONS_INVALID", remedy=remedy, violations=tuple(violations))
+        text, remedy = "the encoding options are wrong.", "Correct the fields named."
+        raise InvalidRequest(text, reason="OPTIONS_INVALID", remedy=remedy, violations=tuple(violations))
     return message
 
 

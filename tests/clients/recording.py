@@ -49,6 +49,7 @@ class Recorder:
         self.job = trainer.TrainingJob(job_id="j", state=trainer.TRAINING_JOB_STATE_SUCCEEDED)
         self.events: list[trainer.TrainingEvent] = []
         self.checkpoints: list[trainer.Checkpoint] = []
+        self.estimate = trainer.EstimateMemoryResponse()
         self.deleted = False
         self.refusal = ""  # of the configuration, when asked to validate it
 
@@ -93,6 +94,8 @@ class Recorder:
 
     def _of_trainer(self, request: Message) -> Iterable[Message]:
         match request:
+            case trainer.EstimateMemoryRequest():
+                yield self.estimate
             case trainer.CreateTrainingJobRequest(validate_only=True):
                 if self.refusal:
                     raise Refused(self.refusal)

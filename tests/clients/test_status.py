@@ -132,3 +132,18 @@ def test_details_of_another_domain_are_not_taken_for_ours() -> None:
     error = translate(FailedCall(grpc.StatusCode.NOT_FOUND, "no route", foreign))
     assert error.reason == "NOT_FOUND"
     assert error.remedy == "Try again; if it stays so, read the trainer's log."
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL])
+def test_wait_that_the_service_asks_for_is_told_with_every_error(code: grpc.StatusCode) -> None:
+    delay = RetryInfo()
+    delay.retry_delay.FromMilliseconds(2500)
+    assert translate(FailedCall(code, "later", info(), delay)).retry_after_s == 2.5
+    assert translate(FailedCall(code, "never", info())).retry_after_s is None
+
+
+def test_quota_stays_one_when_there_is_a_time_to_try_again() -> None:
+    quota = QuotaFailure(violations=[QuotaFailure.Violation(subject="user:ada")])
+    error = translate(FailedCall(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", info(), quota, RetryInfo()))
+    assert isinstance(error, errors.QuotaExceeded)
+    assert (error.subject, error.retry_after_s) == ("user:ada", 0.0)
