@@ -6,7 +6,7 @@ import threading
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request
 
@@ -75,14 +75,21 @@ def _fetch(stop: threading.Event, url: str, file: BinaryIO, *, size_bytes: int, 
     with opener(url).open(request, timeout=stall_s) as response:
         if response.status != HTTPStatus.PARTIAL_CONTENT:
             file.seek(0)
-        # A response that ends early is no error of `read`, only of `readinto`; either way the size tells.
-        while not stop.is_set() and (chunk := cast("bytes", response.read(_CHUNK_BYTES))):
+        while not stop.is_set() and (chunk := _read(response)):
             file.write(chunk)
     file.flush()
     os.fsync(file.fileno())
-    if not stop.is_set() and file.tell() < size_bytes:
+    if not stop.is_set() and file.tell() < size_bytes:  # which is no error of `read` in every version of Python
         raise ConnectionError("the answer ended early")
     return had_bytes > 0
+
+
+def _read(response: BinaryIO) -> bytes:
+    """Return the next bytes; what fails is the connection, whatever kind of `OSError` it is, and not the disk."""
+    try:
+        return response.read(_CHUNK_BYTES)
+    except OSError as error:
+        raise ConnectionError(str(error)) from error
 
 
 def holds(path: Path, *, size_bytes: int, digest: str) -> bool:

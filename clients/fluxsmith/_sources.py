@@ -15,7 +15,9 @@ from fluxsmith.data import CaptionedImage
 from fluxsmith.errors import FieldViolation, InvalidSource
 
 Row = tuple[Picture, str | Sequence[str]] | Mapping[str, Any] | CaptionedImage
+"""An image with its caption, or up to 16 of them; a mapping has them under usual names."""
 Source = str | PathLike[str] | Iterable[Row]
+"""A folder, a JSONL or CSV file, rows, or a `datasets.Dataset`, which is one of mappings."""
 
 IMAGE_COLUMNS = ("image", "file_name", "image_path", "image_file", "path", "file", "img", "picture")
 CAPTION_COLUMNS = ("caption", "captions", "text", "description", "prompt")
@@ -45,7 +47,10 @@ def read_source(source: Source, *, image_column: str = "", caption_column: str =
 
 def source_name(source: Source) -> str:
     """Return what to call a dataset made of the source: the name of its file or folder, if it is one."""
-    return folder_name(Path(source).with_suffix("")) if isinstance(source, str | PathLike) else ""
+    if not isinstance(source, str | PathLike):
+        return ""
+    path = Path(source)
+    return folder_name(path.with_suffix("") if path.suffix.lower() in _READERS else path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +125,7 @@ def _read_captions(caption: object) -> tuple[str, ...]:
 
 
 class _Names:
-    """Gives each image a name of its own: the same for the same rows, whatever else is in the dataset before."""
+    """Gives each image a name of its own; the same rows in the same order always get the same names."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()

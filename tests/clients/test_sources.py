@@ -99,7 +99,7 @@ def test_file_of_rows_names_images_relative_to_itself(files: Path, kind: str, na
             file.writelines(json.dumps(row) + "\n" for row in rows)
     images = read_source(path)
     assert [(image.read(), image.captions) for image in images] == [(as_file(0), ("a",)), (as_file(1), ("b",))]
-    assert source_name(path) == "ink.v1"
+    assert (source_name(path), source_name(files / "ink.v1"), source_name([])) == ("ink.v1", "ink.v1", "")
 
 
 def test_rows_of_mappings_may_hold_base64() -> None:

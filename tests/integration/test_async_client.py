@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import fluxsmith
 from fluxsmith import AsyncClient, StateChanged, StepsCompleted
+from fluxsmith._download import part_of
 
 from services.stack import Stack
+from tests.integration.conftest import client_of
 
 
 async def watched_through_a_kill(client: AsyncClient, stack: Stack, drawings: Path) -> tuple[list[int], list[int]]:
@@ -51,6 +54,21 @@ def test_files_are_fetched_side_by_side(stack: Stack, ready: str, tmp_path: Path
     assert all("lora.safetensors" in [path.name for path in files] for files in (first, second))
     assert all(path.stat().st_size for path in (*first, *second))
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_download_asks_the_store_only_for_the_rest(stack: Stack, ready: str, tmp_path: Path) -> None:
+    with client_of(stack) as client:
+        job = client.train(ready, rank=2, steps=2)
+        result = job.result()
+        whole = job.download(tmp_path / "whole").read_bytes()
+        located = job._locate("")
+        rest = Request(located.url, headers={"Range": "bytes=1000-"})  # noqa: S310
+        with urlopen(rest) as answer:  # noqa: S310
+            assert (answer.status, answer.read()) == (206, whole[1000:])
+        target = tmp_path / "resumed"
+        part_of(target, result.lora_digest).write_bytes(whole[:1000])
+        assert job.download(target).read_bytes() == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["resumed", "whole"]
 
 
 def test_dataset_of_pairs_is_that_of_the_folder(stack: Stack, ready: str, drawings: Path) -> None:
