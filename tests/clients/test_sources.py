@@ -176,7 +176,7 @@ def test_all_bad_rows_are_told_at_once_and_nothing_is_sent(client: Client, recor
 
 
 def a_stream() -> IterableDataset:
-    return IterableDataset.from_generator(lambda: iter([{"image": as_file(), "text": "a"}]))
+    return hub_dataset(text=["a"]).to_iterable_dataset()
 
 
 @pytest.mark.parametrize(

@@ -120,3 +120,12 @@ def test_fault_in_one_stream_is_raised_whatever_the_others_do(client: Client, tm
 def test_streams_out_of_range_are_refused(streams: int) -> None:
     with pytest.raises(errors.InvalidRequest, match="upload_streams cannot be"):
         Client(upload_streams=streams)
+
+
+def test_fault_of_the_caller_in_its_progress_is_its_own(client: Client) -> None:
+    def on_progress(progress: DatasetProgress) -> None:
+        if progress.done_count == 2:
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        client.datasets.upload("d", [image(f"{number}") for number in range(5)], on_progress=on_progress)

@@ -37,14 +37,14 @@ class UploadStream:
         """Yield the target, then each sample; `on_sent` is called whenever a sample has been handed over."""
         yield UploadSamplesRequest(target=UploadTarget(dataset_id=self._dataset_id))
         for image in self._images:
+            if self._stop.is_set():
+                return
             try:
-                if self._stop.is_set():
-                    return
-                content = await in_thread(_read, image)
+                messages = _messages(image, await in_thread(_read, image))
             except Exception as error:  # noqa: BLE001  # raised again where the caller waits
                 self.failure = error
                 return
-            for message in _messages(image, content):
+            for message in messages:
                 yield message
             self._sent_count += 1
             try:
