@@ -66,7 +66,3 @@ class Unavailable(ServiceError):
     def __init__(self, message: str, *, reason: str, remedy: str, retry_after_s: float = 2.0) -> None:
         super().__init__(message, reason=reason, remedy=remedy)
         self.retry_after_s = retry_after_s
-
-
-class NotImplementedYet(ServiceError):
-    """Part of the contract that this version does not do."""

@@ -38,7 +38,6 @@ STATUS_OF = {
     errors.NotReady: grpc.StatusCode.FAILED_PRECONDITION,
     errors.LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
-    errors.NotImplementedYet: grpc.StatusCode.UNIMPLEMENTED,
     errors.ServiceError: grpc.StatusCode.DATA_LOSS,
 }
 

@@ -20,7 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.base_model import pick_device
 from services.common.caller import Caller, caller_from
-from services.common.errors import NotFound, NotImplementedYet, NotReady
+from services.common.errors import NotFound, NotReady
 from services.common.fields import check_length, invalid_field, page_limit, require_id
 from services.common.object_store import ObjectStore
 from services.common.server import MAX_MESSAGE_BYTES
@@ -29,6 +29,7 @@ from services.trainer.adapters.uploads import adapter_upload
 from services.trainer.admission import Admission, Asked
 from services.trainer.config import TrainConfig
 from services.trainer.database.job_store import JobStore
+from services.trainer.estimate.estimator import MemoryEstimator
 from services.trainer.jobs import Artifact, Job, JobState
 from services.trainer.results.job_files import LORA_FILE, job_prefix
 from services.trainer.settings import TrainerSettings
@@ -38,6 +39,7 @@ from services.trainer.wire import (
     checkpoint_message,
     config_fields,
     config_message,
+    estimate_message,
     event_message,
     job_message,
     timestamp,
@@ -66,6 +68,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._service = service
         self._settings = settings
         self._admission = Admission(jobs, objects, service, settings)
+        self._estimator = MemoryEstimator(service)
         self._watching = Watching(jobs)
 
     async def CreateTrainingJob(
@@ -184,7 +187,15 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         )
 
     async def EstimateMemory(self, request: pb.EstimateMemoryRequest, context: Context) -> pb.EstimateMemoryResponse:
-        raise _not_implemented("EstimateMemory")
+        if request.model not in pb.EstimatedModel.values():
+            raise invalid_field("model", f"is {request.model}", "Use ESTIMATED_MODEL_FLUX_1_DEV, or leave it unset.")
+        estimate = partial(
+            self._estimator.estimate,
+            config_fields(request.config),
+            side_px=request.resolution_px,
+            for_dev=request.model == pb.ESTIMATED_MODEL_FLUX_1_DEV,
+        )
+        return estimate_message(await asyncio.to_thread(estimate))
 
     async def GetCapabilities(
         self, request: pb.TrainerServiceGetCapabilitiesRequest, context: Context
@@ -264,11 +275,3 @@ def _position(token: str) -> tuple[float, str] | None:
         return float(time_s), job_id
     except (ValueError, NotFound) as error:
         raise invalid_field("page_token", f"is {token[:80]!r}", "Send next_page_token as it came.") from error
-
-
-def _not_implemented(method: str) -> NotImplementedYet:
-    return NotImplementedYet(
-        f"{method} is not implemented in this version",
-        reason="NOT_IMPLEMENTED",
-        remedy="See the contract's comments for what this version does.",
-    )

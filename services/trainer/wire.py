@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.trainer.config import TrainConfig
+from services.trainer.estimate.estimator import Estimate
 from services.trainer.jobs import (
     Artifact,
     ArtifactPublished,
@@ -137,6 +138,30 @@ def checkpoint_message(checkpoint: Checkpoint, create_time_s: float) -> pb.Check
 def artifact_message(artifact: Artifact) -> pb.ArtifactPublished:
     """A published file as callers see it."""
     return pb.ArtifactPublished(**artifact.model_dump())
+
+
+def estimate_message(estimate: Estimate) -> pb.EstimateMemoryResponse:
+    """An estimate as callers see it."""
+    return pb.EstimateMemoryResponse(
+        peak_bytes=estimate.peak_bytes,
+        parts=[
+            pb.MemoryPart(name=part.name, bytes=part.size_bytes, explanation=part.explanation)
+            for part in estimate.parts
+        ],
+        recommended_bytes=estimate.recommended_bytes,
+        measurements=[
+            pb.MemoryMeasurement(
+                device=run.device,
+                date=run.date,
+                configuration=run.configuration,
+                allocated_bytes=round(run.allocated_gb * 1e9),
+                reserved_bytes=round(run.reserved_gb * 1e9),
+            )
+            for run in estimate.measured
+        ],
+        device_bytes=estimate.device_bytes,
+        savings=[pb.MemorySaving(change=saving.change, bytes=saving.saved_bytes) for saving in estimate.savings],
+    )
 
 
 def timestamp(seconds: float | None) -> Timestamp | None:

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from fluxsmith import read_folder
 from fluxsmith._upload import UploadStream
-from fluxsmith.v1 import encoder_pb2, encoder_pb2_grpc, trainer_pb2, trainer_pb2_grpc
+from fluxsmith.v1 import encoder_pb2, encoder_pb2_grpc, trainer_pb2_grpc
 from PIL import Image
 
 from services.common.object_store import ObjectStore
@@ -50,12 +50,6 @@ def test_grpcurl_reads_health_for_each_service(stack: Stack) -> None:
     for service in ("", "fluxsmith.v1.TrainerService"):
         answer = grpcurl("-d", f'{{"service": "{service}"}}', stack.trainer_address, "grpc.health.v1.Health/Check")
         assert "SERVING" in answer
-
-
-def test_what_is_not_there_yet_says_so(trainer: trainer_pb2_grpc.TrainerServiceStub) -> None:
-    with pytest.raises(grpc.RpcError) as raised:
-        trainer.EstimateMemory(trainer_pb2.EstimateMemoryRequest())
-    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_a_repeated_create_makes_one_dataset(encoder: encoder_pb2_grpc.EncoderServiceStub) -> None:

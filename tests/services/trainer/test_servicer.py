@@ -242,3 +242,15 @@ def test_deleting_again_changes_nothing_and_leaves_nothing(
         assert objects(store, held) == set()
     with pytest.raises(errors.NotFound):
         job.refresh()
+
+
+def test_memory_is_estimated_over_the_wire(stub: trainer_pb2_grpc.TrainerServiceStub) -> None:
+    answer = stub.EstimateMemory(pb.EstimateMemoryRequest(model=pb.ESTIMATED_MODEL_FLUX_1_DEV))
+    assert answer.peak_bytes == sum(part.bytes for part in answer.parts)
+    assert answer.device_bytes == 0
+
+
+def test_unknown_model_is_refused(stub: trainer_pb2_grpc.TrainerServiceStub) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        stub.EstimateMemory(pb.EstimateMemoryRequest(model=9))  # type: ignore[arg-type]  # as a newer client sends it
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT

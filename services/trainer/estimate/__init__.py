@@ -1,0 +1,1 @@
+"""How much memory a job would need, told before it is queued."""
