@@ -123,7 +123,7 @@ class Stack:
 
     def wait_for_service(self, name: str, address: str) -> None:
         """Wait until a service says SERVING."""
-        self._wait_until(name, lambda: _serves(address))
+        self._wait_until(name, lambda: serves(address))
 
     def stop(self) -> None:
         """Stop everything, the trainer first and the store last."""
@@ -268,7 +268,8 @@ def _store_serves(store: ObjectStore) -> bool:
         return False
 
 
-def _serves(address: str) -> bool:
+def serves(address: str) -> bool:
+    """Whether a service there says SERVING."""
     with grpc.insecure_channel(address) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)

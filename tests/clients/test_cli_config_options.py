@@ -78,8 +78,10 @@ def test_options_become_the_configuration(services: Recorder, folder: Path) -> N
     assert trained_with(services, folder, *EVERY_OPTION) == EVERY_VALUE
 
 
-def test_without_options_all_is_left_to_the_trainer(services: Recorder, folder: Path) -> None:
-    assert trained_with(services, folder) == TrainConfig()
+def test_without_options_length_and_previews_are_chosen_and_the_rest_is_left_to_the_trainer(
+    services: Recorder, folder: Path
+) -> None:
+    assert trained_with(services, folder) == TrainConfig(steps=1000, preview_prompts=("a cat",))
 
 
 def test_file_becomes_the_configuration(services: Recorder, folder: Path, file: str) -> None:
@@ -103,8 +105,8 @@ def test_words_become_the_configuration(services: Recorder, folder: Path) -> Non
 
 def test_repeated_words_add_up_for_lists_and_tables(services: Recorder, folder: Path) -> None:
     words = ["preview_prompts=a=b", "preview_prompts=c", "rank_pattern=a=b=1", "rank_pattern=c=2"]
-    config = trained_with(services, folder, *(part for word in words for part in ("--set", word)))
-    assert config == TrainConfig(preview_prompts=("a=b", "c"), rank_pattern={"a=b": 1, "c": 2})
+    config = trained_with(services, folder, "--steps", "9", *(part for word in words for part in ("--set", word)))
+    assert config == TrainConfig(steps=9, preview_prompts=("a=b", "c"), rank_pattern={"a=b": 1, "c": 2})
 
 
 def test_options_win_over_words_and_words_over_the_file(services: Recorder, folder: Path, file: str) -> None:

@@ -153,12 +153,13 @@ def test_bar_of_a_job_that_stands_still_says_so_in_place_of_figures() -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_previews_are_told_with_the_name_to_fetch_them_by(terminal: bool) -> None:
+def test_previews_are_told_with_their_name_and_address(terminal: bool) -> None:
     out = StringIO()
     image = Artifact(artifact_name="previews/5-1.png", uri="s3://b/k", size_bytes=1, content_digest="0")
     with display_for(Console(file=out, force_terminal=terminal, width=120, highlight=False)) as display:
-        display.event(PreviewRendered(sequence=1, step=5, prompt="a [cat]", seed=0, image=image))
+        display.preview(PreviewRendered(sequence=1, step=5, prompt="a [cat]", seed=0, image=image), "http://store/5-1")
     assert "preview after step 5: previews/5-1.png (a [cat])" in out.getvalue()
+    assert "http://store/5-1" in out.getvalue()
 
 
 def test_dataset_progress_names_phase_and_cache() -> None:

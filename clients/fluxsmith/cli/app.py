@@ -9,11 +9,15 @@ import typer
 
 import fluxsmith
 from fluxsmith.cli.contact_sheet import contact_sheet
+from fluxsmith.cli.doctor import doctor
+from fluxsmith.cli.estimate import estimate
 from fluxsmith.cli.jobs import cancel, checkpoint, delete, download, pause, resume, watch
 from fluxsmith.cli.listing import checkpoints, datasets, files, jobs
+from fluxsmith.cli.logs import logs
 from fluxsmith.cli.session import ConsoleHandler, Session
 from fluxsmith.cli.text import error_line
 from fluxsmith.cli.train import train
+from fluxsmith.cli.up import up
 from fluxsmith.errors import (
     AlreadyExists,
     DatasetFailed,
@@ -36,23 +40,16 @@ _EPILOG = (
 app = typer.Typer(
     help="Train LoRAs for FLUX.1 on a folder of captioned images.",
     epilog=_EPILOG,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(train)
-app.command()(contact_sheet)
-app.command()(watch)
-app.command()(jobs)
-app.command()(datasets)
-app.command()(pause)
-app.command()(resume)
-app.command()(cancel)
-app.command()(delete)
-app.command()(checkpoint)
-app.command()(checkpoints)
-app.command()(files)
-app.command()(download)
+for command, panel in (
+    *((each, "Train") for each in (train, contact_sheet, estimate, datasets)),
+    *((each, "Jobs") for each in (jobs, watch, logs, pause, resume, cancel, delete)),
+    *((each, "What a job made") for each in (files, checkpoint, checkpoints, download)),
+    *((each, "Services") for each in (up, doctor)),
+):
+    app.command(rich_help_panel=panel)(command)
 
 
 def main() -> None:

@@ -30,10 +30,13 @@ def _choice(default: StrEnum, *names: str, panel: str, text: str) -> Any:
 
 
 # Texts, read as the words of --set are, so that one message tells all that is wrong with any of them.
-Steps = Annotated[str | None, _option(panel=_RUN, metavar="N", text="Length in optimizer steps.")]
+Steps = Annotated[
+    str | None,
+    _option(panel=_RUN, metavar="N", text="Length in optimizer steps. (default by the pictures, 1,000 to 4,000 views)"),
+]
 Epochs = Annotated[
     str | None,
-    _option(panel=_RUN, metavar="N", text="Length as times every image is seen. (default 1, without --steps)"),
+    _option(panel=_RUN, metavar="N", text="Length as times every image is seen, in place of --steps."),
 ]
 BatchSize = Annotated[str | None, _option(panel=_RUN, metavar="N", text="Images a batch. (default 1)")]
 Accumulate = Annotated[
@@ -79,7 +82,11 @@ Kohya = Annotated[
 
 HeldOutShare = Annotated[
     str | None,
-    _option(panel=MEASURING, metavar="SHARE", text="Share of FOLDER to measure on, not to learn; up to 0.5."),
+    _option(
+        panel=MEASURING,
+        metavar="SHARE",
+        text="Share of FOLDER to measure on, not to learn; up to 0.5. (default 0.1 from 20 images on)",
+    ),
 ]
 EarlyStop = Annotated[
     str | None,
@@ -93,7 +100,12 @@ EarlyStop = Annotated[
 ]
 Preview = Annotated[
     list[str] | None,
-    _option("--preview", panel=MEASURING, metavar="PROMPT", text="Picture to make now and then; may be repeated."),
+    _option(
+        "--preview",
+        panel=MEASURING,
+        metavar="PROMPT",
+        text="Picture to make now and then; may be repeated. (default 2 of the captions)",
+    ),
 ]
 PreviewEvery = Annotated[
     str | None,

@@ -5,13 +5,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.style import Style
 from rich.table import Column
+from rich.text import Text
 
 from fluxsmith.cli.meter import TrainingMeter
-from fluxsmith.cli.text import progress_text, queue_text
+from fluxsmith.cli.text import event_json, progress_text, queue_text
 from fluxsmith.data import DatasetProgress, OnProgress
 from fluxsmith.events import (
     CheckpointWritten,
@@ -46,6 +49,9 @@ class Display(Protocol):
 
     def event(self, event: Event) -> None:
         """Show an event of the job."""
+
+    def preview(self, event: PreviewRendered, address: str) -> None:
+        """Show that a picture is there, and where a browser finds it."""
 
     def queued(self, ahead: int) -> None:
         """Show how many jobs go before the one that waits."""
@@ -113,8 +119,13 @@ class BarDisplay:
                 self._show("train", self._meter.step, self._meter.total_steps or None, facts or state.lower())
                 if message:
                     self.note(str(event))
-            case ValidationCompleted() | PreviewRendered() | CheckpointWritten() | JobWarning():
+            case ValidationCompleted() | CheckpointWritten() | JobWarning():
                 self.note(str(event))
+
+    def preview(self, event: PreviewRendered, address: str) -> None:
+        """Show a line that stays, which most terminals open with a click."""
+        text = Text(str(event), style=Style(link=address or None))
+        self._progress.console.print(text)
 
     def queued(self, ahead: int) -> None:
         """Show how many jobs go before the one that waits."""
@@ -175,8 +186,12 @@ class LineDisplay:
                 done = self._meter.step == self._meter.total_steps
                 text = f"step {self._meter.step} of {self._meter.total_steps}  {self._meter}"
                 self._now_and_then(text, important=done)
-            case StateChanged() | ValidationCompleted() | PreviewRendered() | CheckpointWritten() | JobWarning():
+            case StateChanged() | ValidationCompleted() | CheckpointWritten() | JobWarning():
                 self.note(str(event))
+
+    def preview(self, event: PreviewRendered, address: str) -> None:
+        """Show a line with the address."""
+        self.note(f"{event}  {address or event.image.uri}")
 
     def queued(self, ahead: int) -> None:
         """Show how many jobs go before the one that waits."""
@@ -193,3 +208,39 @@ class LineDisplay:
         if important or now_s - self._last_line_s >= _LINE_INTERVAL_S:
             self._last_line_s = now_s
             self.note(text)
+
+
+class JsonDisplay:
+    """Every event as a line of JSON on standard output, and nothing else."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the lines as they stand."""
+
+    def note(self, text: str) -> None:
+        """Show nothing: events tell."""
+
+    def dataset(self, name: str) -> OnProgress:
+        """Return what shows nothing: only jobs are told so."""
+        del name
+        return lambda _: None
+
+    def event(self, event: Event) -> None:
+        """Print the event."""
+        typer.echo(event_json(event))
+
+    def preview(self, event: PreviewRendered, address: str) -> None:
+        """Show nothing: the event itself tells."""
+
+    def queued(self, ahead: int) -> None:
+        """Show nothing."""
+
+    def heard(self, job: TrainingJob) -> None:
+        """Show nothing."""

@@ -5,10 +5,11 @@ from contextlib import suppress
 
 import typer
 
+from fluxsmith.cli.asking import file_address
 from fluxsmith.cli.display import Display
 from fluxsmith.cli.session import Session
 from fluxsmith.errors import FluxsmithError, Unavailable
-from fluxsmith.events import Event, StateChanged, StepsCompleted
+from fluxsmith.events import Event, PreviewRendered, StateChanged, StepsCompleted
 from fluxsmith.jobs import JobHandle
 from fluxsmith.training import JobState, TrainingJob
 
@@ -21,7 +22,7 @@ def follow(job: JobHandle, display: Display, session: Session) -> TrainingJob:
 
     Ctrl-C leaves the job alone, says how to come back and exits with 130.
     """
-    follower = _Follower(job, display)
+    follower = _Follower(job, display, session)
     try:
         # From the oldest event there is: those of jobs that ended long ago are removed.
         for event in job.watch(after_sequence=max(job.snapshot.first_sequence - 1, 0)):
@@ -49,8 +50,9 @@ def _parting_text(job_id: str, state: JobState, session: Session) -> str:
 class _Follower:
     """Shows events, and what no event tells of: the place in the queue and the time left."""
 
-    def __init__(self, job: JobHandle, display: Display) -> None:
+    def __init__(self, job: JobHandle, display: Display, session: Session) -> None:
         self._job = job
+        self._session = session
         self._display = display
         self._asked_s = float("-inf")
         self.state = job.snapshot.state
@@ -60,6 +62,9 @@ class _Follower:
         """Show an event; returns once the job no longer waits, if it tells of waiting."""
         if isinstance(event, StepsCompleted):
             self._ask_time_left()
+        if isinstance(event, PreviewRendered):
+            name = event.image.artifact_name
+            self._display.preview(event, file_address(self._session.settings, self._job.id, name))
         self._display.event(event)
         if isinstance(event, StateChanged):
             self.state = event.state

@@ -5,41 +5,56 @@ from typing import Annotated
 
 import typer
 
-from fluxsmith.cli.display import display_for
+from fluxsmith.cli.completion import complete_job
+from fluxsmith.cli.display import JsonDisplay, display_for
 from fluxsmith.cli.following import follow
 from fluxsmith.cli.session import Session
-from fluxsmith.cli.text import removed_text, report_lines, size_text
+from fluxsmith.cli.text import job_json, removed_text, report_lines, size_text, to_json
 from fluxsmith.errors import JobCancelled, JobFailed, NotFound
 from fluxsmith.training import TrainingJob
 
-Job = Annotated[str, typer.Argument(metavar="JOB", help="The job, as `fluxsmith jobs` lists it.")]
+Job = Annotated[
+    str,
+    typer.Argument(metavar="JOB", help="The job, as `fluxsmith jobs` lists it.", autocompletion=complete_job),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the job as JSON.")]
 
 
-def watch(context: typer.Context, job_id: Job) -> None:
+def watch(
+    context: typer.Context,
+    job_id: Job,
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each event as a line of JSON, and the ended job as the last one.")
+    ] = False,
+) -> None:
     """Show the progress of a job from its beginning until it has ended."""
     session: Session = context.obj
     with session.client() as client:
         job = client.job(job_id)
-        with display_for(session.console) as display:
+        with JsonDisplay() if as_json else display_for(session.console) as display:
             finished = follow(job, display, session)
+    if as_json:
+        typer.echo(job_json(finished))
+        return
     typer.echo("\n".join(report_lines(finished, command=session.command)))
     typer.echo(f"Fetch the file with: {session.command('download', job_id)}")
 
 
-def pause(context: typer.Context, job_id: Job) -> None:
+def pause(context: typer.Context, job_id: Job, *, as_json: AsJson = False) -> None:
     """Checkpoint a job and free its GPU; `resume` lets it go on."""
     session: Session = context.obj
     with session.client() as client:
         paused = client.job(job_id).pause()
-    _say_state(paused)
+    _say_state(paused, as_json=as_json)
 
 
-def resume(context: typer.Context, job_id: Job) -> None:
+def resume(context: typer.Context, job_id: Job, *, as_json: AsJson = False) -> None:
     """Queue a paused job again, to go on from its checkpoint."""
     session: Session = context.obj
     with session.client() as client:
         resumed = client.job(job_id).resume()
-    _say_state(resumed)
+    _say_state(resumed, as_json=as_json)
 
 
 def cancel(
@@ -49,12 +64,13 @@ def cancel(
     discard_checkpoints: Annotated[
         bool, typer.Option("--discard-checkpoints", help="Remove its checkpoints too; else they stay with the job.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Stop a job for good."""
     session: Session = context.obj
     with session.client() as client:
         stopped = client.job(job_id).cancel(discard_checkpoints=discard_checkpoints)
-    _say_state(stopped)
+    _say_state(stopped, as_json=as_json)
 
 
 def delete(context: typer.Context, job_id: Job) -> None:
@@ -80,8 +96,8 @@ def checkpoint(context: typer.Context, job_id: Job) -> None:
     typer.echo(f"a checkpoint of job {job_id} is being written; see it with: {session.command('checkpoints', job_id)}")
 
 
-def _say_state(job: TrainingJob) -> None:
-    typer.echo(f"job {job.id} is {job.state.lower()}")
+def _say_state(job: TrainingJob, *, as_json: bool) -> None:
+    typer.echo(to_json(job) if as_json else f"job {job.id} is {job.state.lower()}")
 
 
 def download(  # a command's options are its parameters

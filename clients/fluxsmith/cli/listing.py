@@ -83,14 +83,14 @@ def files(context: typer.Context, job_id: Job, as_json: AsJson = False) -> None:
 
 
 def _files_table(found: list[Artifact]) -> Table:
-    table = _table("name", "size")
+    table = empty_table("name", "size")
     for artifact in found:
         table.add_row(escape(artifact.artifact_name), size_text(artifact.size_bytes))
     return table
 
 
 def _checkpoints_table(found: list[Checkpoint]) -> Table:
-    table = _table("LoRA", "step", "held-out loss", "size", "written")
+    table = empty_table("LoRA", "step", "held-out loss", "size", "written")
     for checkpoint in found:
         table.add_row(
             escape(checkpoint.lora.artifact_name),
@@ -103,7 +103,7 @@ def _checkpoints_table(found: list[Checkpoint]) -> Table:
 
 
 def _jobs_table(found: list[TrainingJob]) -> Table:
-    table = _table("job", "state", "step", "left", "held-out loss", "created", "user", "name")
+    table = empty_table("job", "state", "step", "left", "held-out loss", "created", "user", "name")
     for job in found:
         table.add_row(
             job.id,
@@ -132,7 +132,7 @@ def _held_out_cell(job: TrainingJob) -> str:
 
 
 def _datasets_table(found: list[Dataset]) -> Table:
-    table = _table("dataset", "state", "samples", "encoded", "created", "name")
+    table = empty_table("dataset", "state", "samples", "encoded", "created", "name")
     for dataset in found:
         table.add_row(
             dataset.id,
@@ -145,7 +145,7 @@ def _datasets_table(found: list[Dataset]) -> Table:
     return table
 
 
-def _table(first: str, *others: str) -> Table:
+def empty_table(first: str, *others: str) -> Table:
     """Return an empty table whose first column, the identifier, is never cut."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(first, no_wrap=True, overflow="fold")

@@ -28,7 +28,7 @@ StartEarly = Annotated[
     typer.Option(
         "--start-early",
         rich_help_panel=_DATA,
-        help="Train on the images that are done while others are still being encoded. Needs --steps.",
+        help="Train on the images that are done while others are still being encoded. Not with --epochs.",
     ),
 ]
 

@@ -6,6 +6,7 @@ import shlex
 from rich.console import Console
 from rich.markup import escape
 
+from fluxsmith._settings import Settings, resolve_settings
 from fluxsmith.client import Client
 
 # Wide enough that no column of a piped table is cut.
@@ -24,6 +25,12 @@ class Session:
         """Return a client of the services named on the command line or in the environment."""
         given = self._given
         return Client(encoder=given["encoder"], trainer=given["trainer"], tenant=given["tenant"])
+
+    @property
+    def settings(self) -> Settings:
+        """Addresses and tenant as the client has them; raises `InvalidRequest` for what cannot be one."""
+        given = self._given
+        return resolve_settings(encoder=given["encoder"], trainer=given["trainer"], tenant=given["tenant"])
 
     def command(self, *words: str) -> str:
         """Return the command line that runs `words` on the same services as the same tenant."""

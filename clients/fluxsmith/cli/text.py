@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.data import Dataset, DatasetProgress, SampleProblem
-from fluxsmith.training import TrainingJob, TrainingResult
+from fluxsmith.events import Event
+from fluxsmith.training import Fault, TrainingJob, TrainingResult
 
 _MAX_PROBLEMS = 10
 
@@ -182,12 +186,50 @@ def _files_text(names: Sequence[str]) -> str:
 
 def to_json(value: object) -> str:
     """Return a dataclass, or a list or mapping of plain values and dataclasses, as JSON."""
-    return json.dumps(value, default=_plain, indent=2, ensure_ascii=False)
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False)
+
+
+def event_json(event: Event) -> str:
+    """Return an event as a line of JSON; `type` is its name as in the contract, such as `steps_completed`."""
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower().removeprefix("job_")
+    return json.dumps({"type": kind, **_fields(event)}, ensure_ascii=False)
+
+
+def job_json(job: TrainingJob) -> str:
+    """Return a job as a line of JSON that stands among those of events."""
+    return json.dumps({"type": "job", **_fields(job)}, ensure_ascii=False)
+
+
+def event_line(event: Event) -> str:
+    """Return an event as a line of a log."""
+    moment = event.time.astimezone().strftime("%Y-%m-%d %H:%M:%S") if event.time else ""
+    return f"{moment}  {event}"
+
+
+def failure_lines(job: TrainingJob) -> list[str]:
+    """Return why a job failed, and what to do."""
+    if job.failure is None:
+        return []
+    whose = {Fault.USER: "of the request", Fault.SYSTEM: "of the service", Fault.RESOURCE: "too little memory"}
+    fault = whose.get(job.failure.fault, "unknown")
+    lines = [f"failed: {job.failure.message} ({job.failure.reason or 'no reason given'}; fault: {fault})"]
+    return [*lines, f"remedy: {job.failure.remedy}"] if job.failure.remedy else lines
+
+
+def _fields(value: Any) -> dict[str, object]:
+    return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
 
 
 def _plain(value: object) -> object:
+    """Return what JSON can hold; a number that is not finite has no form there and becomes null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _fields(value)
     if isinstance(value, datetime):
         return value.isoformat()
-    return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)

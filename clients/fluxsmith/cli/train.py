@@ -8,6 +8,7 @@ import typer
 from fluxsmith._adapter_upload import check_adapter
 from fluxsmith._folder import folder_name, read_folder
 from fluxsmith.cli import options
+from fluxsmith.cli.chosen import choose
 from fluxsmith.cli.config_options import with_config_options
 from fluxsmith.cli.data_options import with_data_options
 from fluxsmith.cli.display import Display, display_for
@@ -42,16 +43,20 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
 ) -> None:
     """Train a LoRA on a folder of captioned images and write it to a file.
 
-    Interrupted with Ctrl-C, the job goes on; `fluxsmith watch` comes back to it.
+    With nothing else given, length, previews and what to measure on are chosen by the pictures, and told. Interrupted
+    with Ctrl-C, the job goes on; `fluxsmith watch` comes back to it.
     """
     session: Session = context.obj
     target = output or Path(f"{folder_name(folder)}.safetensors")
     _check(config, target=target, warm_start=warm_start, held_out=held_out, start_early=start_early)
-    for source in filter(None, (folder, held_out)):
-        read_folder(source)  # faults of either are told before anything is sent
+    if held_out:
+        read_folder(held_out)  # faults of either folder are told before anything is sent
+    config, choices = choose(config, read_folder(folder), measured=held_out is not None, early=start_early)
     with session.client() as client:
         client.check_services()
         with display_for(session.console) as display:
+            for line in choices:
+                display.note(line)
             if warm_start:
                 config = dataclasses.replace(config, warm_start_uri=_stored(client, warm_start, display))
             client.validate(config, held_out=held_out is not None, start_while_encoding=start_early, priority=priority)
@@ -85,8 +90,8 @@ def _check(config: TrainConfig, *, target: Path, warm_start: str, held_out: Path
     check_target(target)
     if warm_start and not _is_address(warm_start):
         check_adapter(Path(warm_start))
-    if start_early and config.steps is None:
-        raise typer.BadParameter("it needs --steps", param_hint="'--start-early'")
+    if start_early and config.epochs is not None:
+        raise typer.BadParameter("it needs --steps in place of --epochs", param_hint="'--start-early'")
     if held_out and config.held_out_share:
         raise typer.BadParameter("it takes the place of --held-out; give one of them", param_hint="'--held-out-share'")
     if config.early_stopping_patience and not (held_out or config.held_out_share):

@@ -1,0 +1,42 @@
+"""`fluxsmith up`: object store, encoder and trainer on this machine, from a checkout of the source."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fluxsmith.cli.checkout import environment_of, python_of, require_checkout
+
+
+def up(
+    *,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for everything that is kept. (default data/ in the checkout)"),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="FLUX.1 in diffusers' layout. ($FLUXSMITH_BASE_MODEL, else the small flux-tiny)"
+        ),
+    ] = None,
+    encoder_port: Annotated[
+        int, typer.Option(min=1, max=65535, metavar="PORT", help="(default 7401)", show_default=False)
+    ] = 7401,
+    trainer_port: Annotated[
+        int, typer.Option(min=1, max=65535, metavar="PORT", help="(default 7402)", show_default=False)
+    ] = 7402,
+) -> None:
+    """Run store, encoder and trainer here in the foreground, from a checkout. Ctrl-C stops them all; the data stay."""
+    source = require_checkout()
+    python = python_of(source)
+    words = ["--encoder-port", str(encoder_port), "--trainer-port", str(trainer_port)]
+    words += ["--data", str(data.resolve())] if data else []
+    environment = environment_of(source)
+    if base_model:
+        environment["FLUXSMITH_BASE_MODEL"] = base_model
+    sys.stdout.flush()
+    # In this process's place, so that Ctrl-C and SIGTERM reach the stack, which stops its parts in order.
+    os.execve(python, [str(python), "-m", "services.stack", *words], environment)  # noqa: S606 - our own command
