@@ -50,8 +50,8 @@ class Display(Protocol):
     def event(self, event: Event) -> None:
         """Show an event of the job."""
 
-    def preview(self, event: PreviewRendered, address: str) -> None:
-        """Show that a picture is there, and where a browser finds it."""
+    def preview(self, event: PreviewRendered, address: Callable[[], str]) -> None:
+        """Show that a picture is there, and where: `address` asks for one that a browser opens for an hour."""
 
     def queued(self, ahead: int) -> None:
         """Show how many jobs go before the one that waits."""
@@ -122,10 +122,9 @@ class BarDisplay:
             case ValidationCompleted() | CheckpointWritten() | JobWarning():
                 self.note(str(event))
 
-    def preview(self, event: PreviewRendered, address: str) -> None:
+    def preview(self, event: PreviewRendered, address: Callable[[], str]) -> None:
         """Show a line that stays, which most terminals open with a click."""
-        text = Text(str(event), style=Style(link=address or None))
-        self._progress.console.print(text)
+        self._progress.console.print(Text(str(event), style=Style(link=address() or None)))
 
     def queued(self, ahead: int) -> None:
         """Show how many jobs go before the one that waits."""
@@ -189,9 +188,10 @@ class LineDisplay:
             case StateChanged() | ValidationCompleted() | CheckpointWritten() | JobWarning():
                 self.note(str(event))
 
-    def preview(self, event: PreviewRendered, address: str) -> None:
-        """Show a line with the address."""
-        self.note(f"{event}  {address or event.image.uri}")
+    def preview(self, event: PreviewRendered, address: Callable[[], str]) -> None:
+        """Show a line with the place in the store: an address that opens for everyone belongs in no log."""
+        del address
+        self.note(f"{event} {event.image.uri}")
 
     def queued(self, ahead: int) -> None:
         """Show how many jobs go before the one that waits."""
@@ -236,7 +236,7 @@ class JsonDisplay:
         """Print the event."""
         typer.echo(event_json(event))
 
-    def preview(self, event: PreviewRendered, address: str) -> None:
+    def preview(self, event: PreviewRendered, address: Callable[[], str]) -> None:
         """Show nothing: the event itself tells."""
 
     def queued(self, ahead: int) -> None:

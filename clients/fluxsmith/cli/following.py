@@ -2,6 +2,7 @@
 
 import time
 from contextlib import suppress
+from functools import partial
 
 import typer
 
@@ -64,7 +65,7 @@ class _Follower:
             self._ask_time_left()
         if isinstance(event, PreviewRendered):
             name = event.image.artifact_name
-            self._display.preview(event, file_address(self._session.settings, self._job.id, name))
+            self._display.preview(event, partial(file_address, self._session.settings, self._job.id, name))
         self._display.event(event)
         if isinstance(event, StateChanged):
             self.state = event.state
