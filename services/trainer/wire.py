@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.trainer.config import TrainConfig
 from services.trainer.estimate.estimator import Estimate
+from services.trainer.estimate.measured import DATE, DEVICE
 from services.trainer.jobs import (
     Artifact,
     ArtifactPublished,
@@ -151,8 +152,8 @@ def estimate_message(estimate: Estimate) -> pb.EstimateMemoryResponse:
         recommended_bytes=estimate.recommended_bytes,
         measurements=[
             pb.MemoryMeasurement(
-                device=run.device,
-                date=run.date,
+                device=DEVICE,
+                date=DATE,
                 configuration=run.configuration,
                 allocated_bytes=round(run.allocated_gb * 1e9),
                 reserved_bytes=round(run.reserved_gb * 1e9),

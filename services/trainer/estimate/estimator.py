@@ -80,7 +80,7 @@ class MemoryEstimator:
             Saving(change=change, saved_bytes=here.peak_bytes - mapped(other, side).peak_bytes)
             for change, other, side in _smaller(config, side_px)
         )
-        alike = nearest_first(MEASURED, side_px=side_px, gradient_checkpointing=config.gradient_checkpointing)
+        alike = nearest_first(MEASURED, config, side_px=side_px)
         return Estimate(
             peak_bytes=here.peak_bytes,
             parts=here.parts(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from services.common.errors import InvalidInput, NotReady
 from services.common.settings import ServiceSettings
 from services.trainer.estimate import gpu
 from services.trainer.estimate.estimator import Estimate, MemoryEstimator
-from services.trainer.estimate.measured import Measured, nearest_first
+from services.trainer.estimate.measured import DATE, DEVICE, MEASURED, Measured
 from services.trainer.wire import estimate_message
+from tests.policy.sources import ROOT
 
 
 @pytest.fixture
@@ -86,18 +88,34 @@ def test_unreadable_base_is_told_with_what_to_do() -> None:
     assert for_dev(estimator).peak_bytes > 26e9
 
 
-def test_like_measurements_come_first() -> None:
-    runs = [
-        Measured(device="H", date="2026-01-01", side_px=side, gradient_checkpointing=on, allocated_gb=1, reserved_gb=2)
-        for on in (False, True)
-        for side in (512, 1024)
+def test_like_measurements_come_first(estimator: MemoryEstimator) -> None:
+    first, second, *_ = for_dev(estimator, gradient_checkpointing=False, side_px=768).measured
+    assert {first.side_px, second.side_px} == {512, 1024}
+    assert first.changed == second.changed == {"gradient_checkpointing": False}
+    assert for_dev(estimator, adapter_type="DORA").measured[0].configuration.endswith("adapter_type DORA")
+
+
+def test_measurements_are_those_that_are_committed() -> None:
+    [path] = (ROOT / "benchmarks" / "results").glob("memory-*-full-*.json")
+    report = json.loads(path.read_text())
+    assert (report["device"], report["date"][:10]) == (DEVICE, DATE)
+    assert [(run.side_px, run.changed, run.allocated_gb, run.reserved_gb) for run in MEASURED] == [
+        (
+            case["resolution_px"],
+            case["changed"],
+            *(round(case["peak"][f"{kind}_gb"], 2) for kind in ("allocated", "reserved")),
+        )
+        for case in report["cases"]
     ]
-    found = nearest_first(runs, side_px=768 + 16, gradient_checkpointing=True)
-    assert [(run.gradient_checkpointing, run.side_px) for run in found[:3]] == [
-        (True, 1024),
-        (True, 512),
-        (False, 1024),
-    ]
+
+
+@pytest.mark.parametrize("run", MEASURED, ids=lambda run: run.configuration)
+def test_estimate_is_within_a_tenth_of_what_a_gpu_showed_and_never_below(
+    estimator: MemoryEstimator, run: Measured
+) -> None:
+    estimate = for_dev(estimator, side_px=run.side_px, **run.changed)
+    assert 1 <= estimate.peak_bytes / 1e9 / run.allocated_gb < 1.1
+    assert estimate.recommended_bytes / 1e9 > run.reserved_gb + 0.4
 
 
 def test_gpu_without_a_driver_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
