@@ -89,7 +89,7 @@ def test_problems_with_samples_are_told(
         ("--latents wild", "'--latents'"),
         ("--max-bad-share 0.5", "'--max-bad-share': it needs --skip-bad"),
         ("--skip-bad --max-bad-share 1.5", "'--max-bad-share'"),
-        ("--start-early", "'--start-early': it needs --steps"),
+        ("--start-early --epochs 2", "'--start-early': it needs --steps"),
     ],
 )
 def test_option_out_of_range_is_told_before_anything_is_sent(

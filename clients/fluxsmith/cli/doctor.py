@@ -103,7 +103,7 @@ def _memory(session: Session) -> Check:
     except FluxsmithError as error:
         return Check(name="memory", state=State.WARN, found=f"no estimate: {error.message}", remedy=error.remedy)
     fits = not estimate.device_bytes or estimate.device_bytes >= estimate.recommended_bytes
-    remedy = "" if fits else f"See `{session.command('estimate')}`: {estimate.savings[0].change}, for one."
+    remedy = "" if fits else f"See what would need less: {session.command('estimate')}"
     found = f"a job with the default settings at 1024 px: {fit_text(estimate)}".rstrip(".")
     return Check(name="memory", state=State.OK if fits else State.WARN, found=found, remedy=remedy)
 

@@ -39,7 +39,7 @@ CONTEXT = 600_000_000
 """Bytes of CUDA's context and of kernels once loaded, as is usual; not measured here."""
 IDLE = 1.0
 """Bytes that torch's allocator takes and leaves idle between tensors, as a share of what comes and goes for a moment.
-On an H200 that was 0.4 to 3, in the middle 1.2; with 1, what is recommended was enough for each run of `measured.py`."""
+On an H200 that was 0.4 to 3, in the middle 1.2; with 1, what is recommended was enough for all of `measured.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class MemoryMap:
 
     def _weights(self) -> Part:
         parameters = self.architecture.parameters
-        text = f"The frozen base: {parameters / 1e9:.2f} billion numbers of {self.precision.size} bytes."
+        text = f"The frozen base: {parameters / 1e6:,.0f} million numbers of {self.precision.size} bytes."
         return Part(name="weights", size_bytes=parameters * self.precision.size, explanation=text)
 
     def _adapter(self, numbers: int) -> Part:

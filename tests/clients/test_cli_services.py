@@ -1,0 +1,187 @@
+"""`estimate`, `logs`, `watch --json`, `doctor`, `up`, completion: what they print, and say when they cannot."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import fluxsmith
+import pytest
+from fluxsmith import MemoryEstimate
+from fluxsmith.cli.app import run
+from fluxsmith.cli.estimate import fit_text
+from fluxsmith.v1 import trainer_pb2 as trainer
+
+from tests.clients.recording import Recorder
+from tests.policy.sources import ROOT
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is in no checkout, with a client that is not installed from one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fluxsmith, "__file__", str(tmp_path / "site-packages" / "fluxsmith" / "__init__.py"))
+    return tmp_path
+
+
+def test_estimate_sends_the_options_and_shows_the_parts(services: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    services.estimate.parts.add(name="weights", bytes=5, explanation="The base.")
+    services.estimate.savings.add(change="set rank to 4", bytes=1)
+    assert run(["estimate", "--rank", "8", "--resolution", "512", "--model", "flux_1_dev"]) == 0
+    [request] = services.asked(trainer.EstimateMemoryRequest)
+    assert (request.config.rank, request.resolution_px) == (8, 512)
+    assert request.model == trainer.ESTIMATED_MODEL_FLUX_1_DEV
+    out = capsys.readouterr().out
+    assert "weights" in out
+    assert "set rank to 4" in out
+
+
+def test_estimate_as_json_has_every_field(services: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["estimate", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == MemoryEstimate.__dataclass_fields__.keys()
+
+
+@pytest.mark.parametrize(
+    ("device_bytes", "says"),
+    [(0, "has none"), (25_000_000_000, "does not fit"), (28_000_000_000, "just fit"), (48_000_000_000, "It fits")],
+)
+def test_estimate_says_whether_it_fits(device_bytes: int, says: str) -> None:
+    estimate = MemoryEstimate(
+        peak_bytes=27_000_000_000, parts=(), recommended_bytes=29_000_000_000, device_bytes=device_bytes
+    )
+    assert says in fit_text(estimate)
+
+
+def happened(services: Recorder) -> None:
+    services.job.state = trainer.TRAINING_JOB_STATE_FAILED
+    services.job.failure.CopyFrom(trainer.JobFailure(reason="NON_FINITE_LOSS", message="diverged", remedy="Go slower."))
+    step = trainer.StepMetrics(step=1, loss=float("nan"), skipped=True)
+    services.happened(trainer.TrainingEvent(steps_completed=trainer.StepsCompleted(steps=[step], total_steps=9)))
+    services.happened(trainer.TrainingEvent(warning=trainer.JobWarning(reason="SHORT_RUN", message="only 9 steps")))
+    services.happened(
+        trainer.TrainingEvent(state_changed=trainer.StateChanged(state=trainer.TRAINING_JOB_STATE_FAILED))
+    )
+
+
+def test_logs_tell_events_and_why_the_job_failed(services: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    happened(services)
+    assert run(["logs", "j"]) == 0
+    out = capsys.readouterr().out
+    assert "warning: only 9 steps" in out
+    assert "failed: diverged (NON_FINITE_LOSS" in out
+    assert "remedy: Go slower." in out
+    assert "step 1" not in out
+
+
+def test_logs_as_json_are_lines_without_numbers_that_json_lacks(
+    services: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    happened(services)
+    assert run(["logs", "j", "--steps", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["type"] for line in lines] == ["steps_completed", "warning", "state_changed"]
+    assert lines[0]["steps"][0]["loss"] is None
+
+
+def test_logs_of_a_service_are_the_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "trainer.log").write_text("one\ntwo\nthree\n")
+    assert run(["logs", "--service", "trainer", "--lines", "2", "--data", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "two\nthree\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["logs"], "give a job"),
+        (["logs", "j", "--service", "store"], "give a job"),
+        (["logs", "--service", "store", "--data", "."], "fluxsmith up"),
+        (["up"], "make setup"),
+    ],
+)
+def test_what_cannot_be_done_says_what_to_do(
+    elsewhere: Path, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_watch_as_json_ends_with_the_job(services: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    succeeded = trainer.StateChanged(state=trainer.TRAINING_JOB_STATE_SUCCEEDED)
+    services.happened(trainer.TrainingEvent(state_changed=succeeded))
+    assert run(["watch", "j", "--json"]) == 0
+    event, job = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (event["type"], event["state"]) == ("state_changed", "SUCCEEDED")
+    assert (job["type"], job["id"]) == ("job", "j")
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "cancel"])
+def test_changed_job_as_json(services: Recorder, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "j", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["id"] == "j"
+
+
+def test_doctor_looks_at_services_and_warns_of_another_version(
+    services: Recorder, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["doctor", "--json"]) == 0
+    states = {check["name"]: check["state"] for check in json.loads(capsys.readouterr().out)}
+    assert states == {"client": "OK", "encoder": "WARN", "trainer": "WARN", "memory": "OK"}
+
+
+def test_doctor_fails_where_no_service_answers(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--encoder", "127.0.0.1:1", "--trainer", "127.0.0.1:1", "doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL  trainer: 127.0.0.1:1 does not answer. Start the services" in out
+
+
+def command(*words: str, **environment: str) -> subprocess.Popen[str]:
+    """The command as a program of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fluxsmith", *words],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def test_up_becomes_the_stack_which_refuses_a_taken_port(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        process = command("up", "--data", str(tmp_path), "--encoder-port", port)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "--encoder-port" in err
+
+
+def test_interrupted_command_ends_with_130(services: Recorder) -> None:
+    services.job.state = trainer.TRAINING_JOB_STATE_QUEUED
+    services.job.queue_position = 1
+    queued = trainer.StateChanged(state=trainer.TRAINING_JOB_STATE_QUEUED)
+    services.happened(trainer.TrainingEvent(state_changed=queued))
+    process = command("watch", "j")
+    assert process.stderr
+    assert "queued" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "come back with: fluxsmith watch j" in err
+
+
+def test_shell_completes_jobs_from_the_service(services: Recorder) -> None:
+    process = command(_FLUXSMITH_COMPLETE="complete_bash", COMP_WORDS="fluxsmith watch ", COMP_CWORD="2")
+    out, _ = process.communicate(timeout=30)
+    assert out.split() == ["j"]
+
+
+def test_completion_is_empty_where_nobody_answers() -> None:
+    environment = {"_FLUXSMITH_COMPLETE": "complete_bash", "COMP_WORDS": "fluxsmith watch ", "COMP_CWORD": "2"}
+    out, err = command(**environment, FLUXSMITH_TRAINER="127.0.0.1:1").communicate(timeout=30)
+    assert (out.strip(), err) == ("", "")
