@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from fluxsmith.cli.app import app
 from fluxsmith.v1 import encoder_pb2, trainer_pb2
 from pydantic_settings import BaseSettings
 
@@ -121,3 +122,11 @@ def test_every_rpc_of_the_contract_is_answered_by_code_of_its_own() -> None:
     for contract, servicer in ((encoder_pb2, EncoderServicer), (trainer_pb2, TrainerServicer)):
         (service,) = contract.DESCRIPTOR.services_by_name.values()
         assert not [method.name for method in service.methods if method.name not in vars(servicer)]
+
+
+def test_every_command_has_a_section_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    titles = {word for line in re.findall(r"^## (.+)$", text, re.MULTILINE) for word in line.split(", ")}
+    commands = {str(command.name or command.callback.__name__).replace("_", "-") for command in app.registered_commands}  # type: ignore[union-attr]
+    assert len(commands) > 15
+    assert commands <= titles
