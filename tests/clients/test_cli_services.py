@@ -10,7 +10,8 @@ from pathlib import Path
 
 import fluxsmith
 import pytest
-from fluxsmith import MemoryEstimate
+from fluxsmith import MemoryEstimate, errors
+from fluxsmith.cli import checkout
 from fluxsmith.cli.app import run
 from fluxsmith.cli.estimate import fit_text
 from fluxsmith.v1 import trainer_pb2 as trainer
@@ -185,3 +186,9 @@ def test_completion_is_empty_where_nobody_answers() -> None:
     environment = {"_FLUXSMITH_COMPLETE": "complete_bash", "COMP_WORDS": "fluxsmith watch ", "COMP_CWORD": "2"}
     out, err = command(**environment, FLUXSMITH_TRAINER="127.0.0.1:1").communicate(timeout=30)
     assert (out.strip(), err) == ("", "")
+
+
+def test_checkout_without_its_packages_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkout, "find_spec", lambda _: None)
+    with pytest.raises(errors.FailedPrecondition, match="make setup"):
+        checkout.python_of(tmp_path)

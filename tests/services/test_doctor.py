@@ -1,0 +1,74 @@
+"""The services' own doctor: what it finds on this machine, and what it says of settings that cannot work."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from services import doctor
+from services.stack import Stack
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BASE_MODEL", "STORE_ENDPOINT", "TRAINER_DATABASE_URL", "DEVICE"):
+        monkeypatch.delenv(f"FLUXSMITH_{name}", raising=False)
+
+
+def test_fresh_checkout_has_all_that_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.main(["--json", "--data", str(tmp_path)])
+    states = {check["name"]: check["state"] for check in json.loads(capsys.readouterr().out)}
+    assert {name: states[name] for name in ("packages", "model", "memory", "store", "database")} == dict.fromkeys(
+        ("packages", "model", "memory", "store", "database"), "OK"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name", "says"),
+    [
+        ("FLUXSMITH_BASE_MODEL", "/nowhere", "model", "/nowhere"),
+        ("FLUXSMITH_TRAINER_DATABASE_URL", "sqlite:////nowhere/jobs.sqlite", "database", "there is no folder"),
+        ("FLUXSMITH_TRAINER_DATABASE_URL", "postgresql+psycopg://me:secret@127.0.0.1:1/x", "database", "***"),
+        ("FLUXSMITH_DTYPE", "int3", "model", "FLUXSMITH_DTYPE"),
+    ],
+)
+def test_setting_that_cannot_work_fails_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, name: str, says: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    [check] = [each for each in doctor.checks(data=tmp_path, ports={}) if each.name == name]
+    assert check.state == doctor.FAIL
+    assert says in check.found
+    assert check.remedy
+    assert "secret" not in check.found
+
+
+def test_folder_without_weights_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in doctor.PARTS:
+        (tmp_path / part).mkdir()
+    monkeypatch.setenv("FLUXSMITH_BASE_MODEL", str(tmp_path))
+    assert "no weights" in doctor.model().found
+
+
+def test_store_is_written_to_and_read(store_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in store_stack.environment.items():
+        if name.startswith("FLUXSMITH_STORE"):
+            monkeypatch.setenv(name, value)
+    assert doctor.store().state == doctor.OK
+
+
+def test_port_of_another_program_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        check = doctor.port("encoder", taken.getsockname()[1])
+    assert check.state == doctor.FAIL
+    assert "--encoder-port" in check.remedy
+
+
+def test_little_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LITTLE_DISK", 1e18)
+    assert doctor.disk(tmp_path / "not" / "there").state == doctor.WARN
