@@ -21,7 +21,8 @@ from fluxsmith._async.jobs import AsyncJobHandle
 from fluxsmith._folder import read_folder
 from fluxsmith._pictures import Picture, PilImage
 from fluxsmith._sources import Source
-from fluxsmith.artifacts import Artifact
+from fluxsmith.artifacts import Artifact, DownloadLink
+from fluxsmith.capabilities import Capabilities
 from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.choices import (
     AdapterType,
@@ -84,6 +85,7 @@ __all__ = [
     "AsyncClient",
     "AsyncDatasets",
     "AsyncJobHandle",
+    "Capabilities",
     "CaptionedImage",
     "Checkpoint",
     "CheckpointWritten",
@@ -95,6 +97,7 @@ __all__ = [
     "DatasetState",
     "Datasets",
     "Deadlines",
+    "DownloadLink",
     "EncodingKeywords",
     "EncodingOptions",
     "EncodingProgress",

@@ -29,12 +29,14 @@ class Connection(Generic[_Stub]):
         service: str,
         address: str,
         tenant: str,
+        token: str | None,
         deadlines: Deadlines,
         retry: RetryPolicy,
     ) -> None:
         self.deadlines = deadlines
         self.retry = retry
-        self.metadata = (("fluxsmith-tenant", tenant),)
+        authorization = (("authorization", f"Bearer {token}"),) if token else ()
+        self.metadata = (("fluxsmith-tenant", tenant), *authorization)
         self._make_stub = make_stub
         self._service = service
         self._address = address

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fluxsmith.errors import FieldViolation, InvalidRequest
 
 _TENANT = re.compile(r"[a-z0-9-]{1,63}")
+_TOKEN = re.compile(r"[!-~]+")
 _ADDRESS = re.compile(r"(unix:.+|[^\s/]+:\d{1,5})")
 
 
@@ -38,6 +39,15 @@ def resolve_settings(*, encoder: str | None, trainer: str | None, tenant: str | 
             message, reason="TENANT_INVALID", remedy="Give another name for it.", violations=(violation,)
         )
     return settings
+
+
+def check_token(token: str | None) -> None:
+    """Raise `InvalidRequest` for a token that cannot travel; whether it is right is the services' to say."""
+    if token is not None and not _TOKEN.fullmatch(token):
+        message = "the token has characters other than visible ASCII, or none."  # it is a secret: not repeated
+        violation = FieldViolation(field="token", description=message)
+        remedy = "Give it as it was issued, without the word Bearer."
+        raise InvalidRequest(message, reason="TOKEN_INVALID", remedy=remedy, violations=(violation,))
 
 
 def _check_address(service: str, address: str) -> None:

@@ -1,6 +1,7 @@
 """The files that a job makes."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,3 +15,13 @@ class Artifact:
     size_bytes: int
     content_digest: str
     """sha256 of the file as hexadecimal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadLink:
+    """Where a file can be fetched with plain HTTP, by whoever has the address."""
+
+    url: str
+    expire_time: datetime | None
+    """When the address ceases to work."""
+    artifact: Artifact

@@ -1,7 +1,7 @@
 # Made by scripts/make_sync.py from clients/fluxsmith/_async/client.py: change that file instead.
 """The client: one object that holds both services and is closed when done."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -13,10 +13,12 @@ from fluxsmith._connection import Connection
 from fluxsmith._names import require_known
 from fluxsmith._outage import Outage
 from fluxsmith._runtime import EncoderStub, TrainerStub, in_thread, sleep
-from fluxsmith._settings import resolve_settings
+from fluxsmith._settings import check_token, resolve_settings
+from fluxsmith._wire_capabilities import read_capabilities
 from fluxsmith._wire_config import write_config
 from fluxsmith._wire_jobs import read_job
 from fluxsmith._wire_memory import read_estimate, write_model
+from fluxsmith.capabilities import Capabilities
 from fluxsmith.data import Dataset
 from fluxsmith.datasets import Datasets
 from fluxsmith.errors import FieldViolation, InvalidRequest, Unavailable
@@ -33,6 +35,7 @@ class Client:
 
     What is not given comes from FLUXSMITH_ENCODER, FLUXSMITH_TRAINER and FLUXSMITH_TENANT, or is 127.0.0.1:7401,
     127.0.0.1:7402 and `default`. Addresses are `host:port`; nothing is sent before the first call.
+    `token` goes with every call as `authorization: Bearer`.
     `deadlines` bound calls; `retry` says how uploads, downloads and watches go on while a service is away; an upload
     goes in `upload_streams` streams side by side, 1 to 16. Every method may raise `FluxsmithError`.
     """
@@ -43,11 +46,13 @@ class Client:
         trainer: str | None = None,
         tenant: str | None = None,
         *,
+        token: str | None = None,
         deadlines: Deadlines | None = None,
         retry: RetryPolicy | None = None,
         upload_streams: int = 4,
     ) -> None:
         settings = resolve_settings(encoder=encoder, trainer=trainer, tenant=tenant)
+        check_token(token)
         self._deadlines = deadlines or Deadlines()
         self._retry = retry or RetryPolicy()
         self._encoder = Connection(
@@ -55,6 +60,7 @@ class Client:
             service="encoder",
             address=settings.encoder,
             tenant=settings.tenant,
+            token=token,
             deadlines=self._deadlines,
             retry=self._retry,
         )
@@ -63,6 +69,7 @@ class Client:
             service="trainer",
             address=settings.trainer,
             tenant=settings.tenant,
+            token=token,
             deadlines=self._deadlines,
             retry=self._retry,
         )
@@ -113,10 +120,15 @@ class Client:
         name: str = "",
         start_while_encoding: bool = False,
         priority: int = 0,
+        request_id: str | None = None,
     ) -> JobHandle:
-        """Queue a training job as `train` does, from a configuration kept as one value."""
+        """Queue a training job as `train` does, from a configuration kept as one value.
+
+        The same `request_id`, up to 64 characters, makes one job however often it is submitted; `AlreadyExists` if all
+        else is not the same too. None means a new one.
+        """
         request = trainer_pb2.CreateTrainingJobRequest(
-            request_id=str(uuid4()),
+            request_id=request_id or str(uuid4()),
             user_id=user_id,
             display_name=name,
             dataset_id=_id_of(dataset),
@@ -158,7 +170,7 @@ class Client:
         request = trainer_pb2.DeleteTrainingJobRequest(job_id=job_id, request_id=str(uuid4()))
         self._trainer.call(self._trainer.stub.DeleteTrainingJob, request)
 
-    def jobs(self, *, user_id: str | None = None) -> Iterator[JobHandle]:
+    def jobs(self, *, user_id: str | None = None) -> Generator[JobHandle]:
         """Yield every job, newest first, page by page; only those for `user_id` if given."""
         page_token = ""
         while True:
@@ -208,10 +220,17 @@ class Client:
         )
         return read_estimate(self._trainer.call(self._trainer.stub.EstimateMemory, request))
 
+    def capabilities(self) -> Capabilities:
+        """Return what both services hold and accept; raises `Unavailable` unless both answer."""
+        encoder, trainer = self._encoder, self._trainer
+        return read_capabilities(
+            encoder.call(encoder.stub.GetCapabilities, encoder_pb2.EncoderServiceGetCapabilitiesRequest()),
+            trainer.call(trainer.stub.GetCapabilities, trainer_pb2.TrainerServiceGetCapabilitiesRequest()),
+        )
+
     def check_services(self) -> None:
         """Raise `Unavailable` unless both services answer: cheaper to know before an upload than after it."""
-        self._encoder.call(self._encoder.stub.GetCapabilities, encoder_pb2.EncoderServiceGetCapabilitiesRequest())
-        self._trainer.call(self._trainer.stub.GetCapabilities, trainer_pb2.TrainerServiceGetCapabilitiesRequest())
+        self.capabilities()
 
     def close(self) -> None:
         """Close the connections. Jobs and encodings go on without the client."""

@@ -15,8 +15,9 @@ from fluxsmith._fetch import Located, fetch
 from fluxsmith._outage import Outage
 from fluxsmith._resume import resuming
 from fluxsmith._runtime import TrainerStub, in_thread
-from fluxsmith._wire_jobs import read_checkpoint, read_event, read_job
-from fluxsmith.artifacts import Artifact
+from fluxsmith._wire import read_time
+from fluxsmith._wire_jobs import read_artifact, read_checkpoint, read_event, read_job
+from fluxsmith.artifacts import Artifact, DownloadLink
 from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.errors import DeadlineExceeded, FailedPrecondition, InternalError, JobCancelled, JobFailed
 from fluxsmith.events import ArtifactPublished, Event, PreviewRendered
@@ -179,16 +180,25 @@ class JobHandle:
                 on_file(target, not there)
         return written
 
+    def download_link(self, *, artifact_name: str = "") -> DownloadLink:
+        """Return an address from which a file of the job can be fetched for an hour; raises as `download` does."""
+        answer = self._link(artifact_name)
+        time = read_time(answer, "expire_time")
+        return DownloadLink(url=answer.url, expire_time=time, artifact=read_artifact(answer.artifact))
+
     def _locate(self, artifact_name: str) -> Located:
+        answer = self._link(artifact_name)
+        file = answer.artifact
+        return Located(url=answer.url, size_bytes=file.size_bytes, content_digest=file.content_digest)
+
+    def _link(self, artifact_name: str) -> trainer_pb2.CreateDownloadUrlResponse:
         request = trainer_pb2.CreateDownloadUrlRequest(job_id=self.id, artifact_name=artifact_name)
         try:
-            answer = self._connection.call(self._connection.stub.CreateDownloadUrl, request)
+            return self._connection.call(self._connection.stub.CreateDownloadUrl, request)
         except FailedPrecondition:
             if not artifact_name and (self.refresh()).state.ended:
                 self._succeeded(self.snapshot)
             raise
-        file = answer.artifact
-        return Located(url=answer.url, size_bytes=file.size_bytes, content_digest=file.content_digest)
 
     def _published(self, last_sequence: int) -> Iterator[Artifact]:
         """Yield the files that the events up to this one tell of; unlike `watch`, it waits for no event to come."""

@@ -5,7 +5,7 @@ They stand where a test is about what the client sends; tests/integration has th
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -43,6 +43,7 @@ class Recorder:
         self.address = ""
         self.store_url = store_url
         self.requests: list[Message] = []
+        self.metadata: list[dict[str, str | bytes]] = []
         self.sheet_pages = 1
         self.encoded = encoder.Dataset(dataset_id="d", state=encoder.DATASET_STATE_READY)
         self.encoding = encoder.Dataset(dataset_id="d", state=encoder.DATASET_STATE_ENCODING)
@@ -164,7 +165,7 @@ def serving(recorder: Recorder) -> Iterator[None]:
         encoder.DESCRIPTOR.services_by_name["EncoderService"],
         trainer.DESCRIPTOR.services_by_name["TrainerService"],
     ):
-        server.add_generic_rpc_handlers((_handlers(service, recorder.answer),))
+        server.add_generic_rpc_handlers((_handlers(service, recorder),))
     recorder.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:
@@ -173,19 +174,20 @@ def serving(recorder: Recorder) -> Iterator[None]:
         server.stop(None).wait()
 
 
-def _handlers(service: ServiceDescriptor, answer: Callable[[Message], Iterable[Message]]) -> grpc.GenericRpcHandler:
-    table = {method.name: _handler(method, answer) for method in service.methods}
+def _handlers(service: ServiceDescriptor, recorder: Recorder) -> grpc.GenericRpcHandler:
+    table = {method.name: _handler(method, recorder) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, table)
 
 
-def _handler(method: MethodDescriptor, answer: Callable[[Message], Iterable[Message]]) -> Any:
-    """The method: an empty message goes back where `answer` has none."""
+def _handler(method: MethodDescriptor, recorder: Recorder) -> Any:
+    """The method: an empty message goes back where the recorder has no answer."""
     request_class, response_class = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
 
     def respond(request: Any, context: grpc.ServicerContext) -> Any:
+        recorder.metadata.append(dict(context.invocation_metadata()))
         parts = list(request) if method.client_streaming else [request]
         try:
-            answers = [answered for part in parts for answered in answer(part)]
+            answers = [answered for part in parts for answered in recorder.answer(part)]
         except Refused as refusal:
             _abort(context, refusal)
         return iter(answers) if method.server_streaming else next(iter(answers), response_class())

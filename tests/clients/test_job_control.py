@@ -10,6 +10,7 @@ from fluxsmith import JobState
 from fluxsmith.cli.app import run
 from fluxsmith.errors import InvalidRequest
 from fluxsmith.v1 import trainer_pb2 as pb
+from fluxsmith.v1.encoder_pb2 import CreateDatasetRequest
 
 from tests.clients.recording import CONTENT, DIGEST, Recorder
 
@@ -230,3 +231,17 @@ def test_download_of_a_wrong_name_says_so_after_a_cancellation_too(
     services.job.state = pb.TRAINING_JOB_STATE_CANCELLED
     assert run(["download", "j", "x", "--artifact", "wrong"]) == 2
     assert "no file 'wrong'" in capsys.readouterr().err
+
+
+def test_a_request_id_of_ones_own_makes_repeating_safe(client: fluxsmith.Client, recorder: Recorder) -> None:
+    client.datasets.create(name="ink", request_id="wish-1")
+    client.submit("d", fluxsmith.TrainConfig(), request_id="wish-1")
+    assert [request.request_id for request in recorder.asked(CreateDatasetRequest)] == ["wish-1"]
+    assert [request.request_id for request in recorder.queued()] == ["wish-1"]
+
+
+def test_a_download_link_is_an_address_and_what_lies_there(client: fluxsmith.Client, recorder: Recorder) -> None:
+    link = client.job("j").download_link(artifact_name="report.html")
+    (request,) = recorder.asked(pb.CreateDownloadUrlRequest)
+    assert request.artifact_name == "report.html"
+    assert (link.url, link.artifact.content_digest) == (recorder.store_url, DIGEST)

@@ -5,6 +5,8 @@ from fluxsmith import Client
 from fluxsmith._settings import resolve_settings
 from fluxsmith.errors import InvalidRequest
 
+from tests.clients.recording import Recorder
+
 
 def test_argument_beats_environment_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLUXSMITH_ENCODER", "encoder.example:1")
@@ -24,3 +26,16 @@ def test_address_without_host_and_port_is_refused(address: str) -> None:
 def test_tenant_that_cannot_be_one_is_refused(tenant: str) -> None:
     with pytest.raises(InvalidRequest, match="tenant"):
         Client(tenant=tenant)
+
+
+def test_a_token_goes_with_every_call(recorder: Recorder) -> None:
+    with Client(encoder=recorder.address, trainer=recorder.address, token="s3cret") as client:
+        client.capabilities()
+    assert [metadata["authorization"] for metadata in recorder.metadata] == ["Bearer s3cret"] * 2
+
+
+@pytest.mark.parametrize("token", ["", "two words", "ünïcode"])
+def test_a_token_that_cannot_travel_is_refused_and_not_repeated(token: str) -> None:
+    with pytest.raises(InvalidRequest, match="visible ASCII") as caught:
+        Client(token=token)
+    assert not token or token not in str(caught.value)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fluxsmith.cli.app import app
 from fluxsmith.v1 import encoder_pb2, trainer_pb2
+from gateway.settings import GatewaySettings
 from pydantic_settings import BaseSettings
 
 from services.common.settings import ServiceSettings, StoreSettings
@@ -18,7 +19,13 @@ from services.trainer.settings import TrainerSettings
 from tests.policy.sources import ROOT, sources
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
-SETTINGS: tuple[type[BaseSettings], ...] = (ServiceSettings, StoreSettings, EncoderSettings, TrainerSettings)
+SETTINGS: tuple[type[BaseSettings], ...] = (
+    ServiceSettings,
+    StoreSettings,
+    EncoderSettings,
+    TrainerSettings,
+    GatewaySettings,
+)
 OF_CLIENTS_AND_SCRIPTS = {
     "FLUXSMITH_ENCODER",
     "FLUXSMITH_TRAINER",

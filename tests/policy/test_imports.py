@@ -28,6 +28,11 @@ def test_client_library_imports_nothing_of_the_services() -> None:
     assert not importers("clients/fluxsmith", "services", "torch", "numpy", "PIL", "tests")
 
 
+def test_gateway_and_compatible_interface_are_clients_like_others() -> None:
+    for folder in ("clients/gateway", "clients/compat"):
+        assert not importers(folder, "services", "tests", "grpc", "fluxsmith.v1")
+
+
 def test_services_import_no_tests_and_no_tools() -> None:
     assert not importers("services", "tests", "tools", "demo", "benchmarks")
 

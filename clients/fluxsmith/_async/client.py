@@ -1,6 +1,6 @@
 """The client: one object that holds both services and is closed when done."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +14,12 @@ from fluxsmith._async.datasets import AsyncDatasets
 from fluxsmith._async.jobs import AsyncJobHandle
 from fluxsmith._names import require_known
 from fluxsmith._outage import Outage
-from fluxsmith._settings import resolve_settings
+from fluxsmith._settings import check_token, resolve_settings
+from fluxsmith._wire_capabilities import read_capabilities
 from fluxsmith._wire_config import write_config
 from fluxsmith._wire_jobs import read_job
 from fluxsmith._wire_memory import read_estimate, write_model
+from fluxsmith.capabilities import Capabilities
 from fluxsmith.data import Dataset
 from fluxsmith.errors import FieldViolation, InvalidRequest, Unavailable
 from fluxsmith.keywords import TrainKeywords
@@ -32,6 +34,7 @@ class AsyncClient:
 
     What is not given comes from FLUXSMITH_ENCODER, FLUXSMITH_TRAINER and FLUXSMITH_TENANT, or is 127.0.0.1:7401,
     127.0.0.1:7402 and `default`. Addresses are `host:port`; nothing is sent before the first call.
+    `token` goes with every call as `authorization: Bearer`.
     `deadlines` bound calls; `retry` says how uploads, downloads and watches go on while a service is away; an upload
     goes in `upload_streams` streams side by side, 1 to 16. Every method may raise `FluxsmithError`.
     """
@@ -42,11 +45,13 @@ class AsyncClient:
         trainer: str | None = None,
         tenant: str | None = None,
         *,
+        token: str | None = None,
         deadlines: Deadlines | None = None,
         retry: RetryPolicy | None = None,
         upload_streams: int = 4,
     ) -> None:
         settings = resolve_settings(encoder=encoder, trainer=trainer, tenant=tenant)
+        check_token(token)
         self._deadlines = deadlines or Deadlines()
         self._retry = retry or RetryPolicy()
         self._encoder = Connection(
@@ -54,6 +59,7 @@ class AsyncClient:
             service="encoder",
             address=settings.encoder,
             tenant=settings.tenant,
+            token=token,
             deadlines=self._deadlines,
             retry=self._retry,
         )
@@ -62,6 +68,7 @@ class AsyncClient:
             service="trainer",
             address=settings.trainer,
             tenant=settings.tenant,
+            token=token,
             deadlines=self._deadlines,
             retry=self._retry,
         )
@@ -112,10 +119,15 @@ class AsyncClient:
         name: str = "",
         start_while_encoding: bool = False,
         priority: int = 0,
+        request_id: str | None = None,
     ) -> AsyncJobHandle:
-        """Queue a training job as `train` does, from a configuration kept as one value."""
+        """Queue a training job as `train` does, from a configuration kept as one value.
+
+        The same `request_id`, up to 64 characters, makes one job however often it is submitted; `AlreadyExists` if all
+        else is not the same too. None means a new one.
+        """
         request = trainer_pb2.CreateTrainingJobRequest(
-            request_id=str(uuid4()),
+            request_id=request_id or str(uuid4()),
             user_id=user_id,
             display_name=name,
             dataset_id=_id_of(dataset),
@@ -157,7 +169,7 @@ class AsyncClient:
         request = trainer_pb2.DeleteTrainingJobRequest(job_id=job_id, request_id=str(uuid4()))
         await self._trainer.call(self._trainer.stub.DeleteTrainingJob, request)
 
-    async def jobs(self, *, user_id: str | None = None) -> AsyncIterator[AsyncJobHandle]:
+    async def jobs(self, *, user_id: str | None = None) -> AsyncGenerator[AsyncJobHandle]:
         """Yield every job, newest first, page by page; only those for `user_id` if given."""
         page_token = ""
         while True:
@@ -207,10 +219,17 @@ class AsyncClient:
         )
         return read_estimate(await self._trainer.call(self._trainer.stub.EstimateMemory, request))
 
+    async def capabilities(self) -> Capabilities:
+        """Return what both services hold and accept; raises `Unavailable` unless both answer."""
+        encoder, trainer = self._encoder, self._trainer
+        return read_capabilities(
+            await encoder.call(encoder.stub.GetCapabilities, encoder_pb2.EncoderServiceGetCapabilitiesRequest()),
+            await trainer.call(trainer.stub.GetCapabilities, trainer_pb2.TrainerServiceGetCapabilitiesRequest()),
+        )
+
     async def check_services(self) -> None:
         """Raise `Unavailable` unless both services answer: cheaper to know before an upload than after it."""
-        await self._encoder.call(self._encoder.stub.GetCapabilities, encoder_pb2.EncoderServiceGetCapabilitiesRequest())
-        await self._trainer.call(self._trainer.stub.GetCapabilities, trainer_pb2.TrainerServiceGetCapabilitiesRequest())
+        await self.capabilities()
 
     async def close(self) -> None:
         """Close the connections. Jobs and encodings go on without the client."""

@@ -119,9 +119,13 @@ class AsyncDatasets:
                     await self.delete(dataset)
             raise
 
-    async def create(self, *, name: str = "") -> Dataset:
-        """Make an empty dataset. `name` is for people, up to 200 characters."""
-        request = encoder_pb2.CreateDatasetRequest(request_id=str(uuid4()), display_name=name)
+    async def create(self, *, name: str = "", request_id: str | None = None) -> Dataset:
+        """Make an empty dataset. `name` is for people, up to 200 characters.
+
+        The same `request_id`, up to 64 characters, makes one dataset however often it is created, and gives it as it
+        now is; `AlreadyExists` for another name. None means a new one.
+        """
+        request = encoder_pb2.CreateDatasetRequest(request_id=request_id or str(uuid4()), display_name=name)
         return read_dataset((await self._connection.call(self._connection.stub.CreateDataset, request)).dataset)
 
     async def upload(

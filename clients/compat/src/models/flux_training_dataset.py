@@ -1,0 +1,89 @@
+"""Samples as `train_lora` takes them, checked, and encoded once."""
+
+import base64
+import binascii
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import overload
+
+from fluxsmith import CaptionedImage, Client, Dataset, SampleProblemReason
+from fluxsmith.errors import InvalidRequest
+from src.models.errors import InvalidImageFormat, TextEncodingFailed, refused_samples
+
+_KEYS = frozenset({"image", "description"})
+
+
+class FluxTrainingDataset(Sequence[tuple[bytes, str]]):
+    """The pictures' files with their captions, in order.
+
+    `train_data` has samples {"image": base64, "description": caption}; a `data:` address is read as well. Raises
+    `InvalidImageFormat`, `TextEncodingFailed` or `InvalidRequest`, which name the sample.
+    """
+
+    def __init__(self, train_data: Iterable[Mapping[str, str]]) -> None:
+        self._samples = [_read_sample(number, sample) for number, sample in enumerate(train_data)]
+        if not self._samples:
+            raise InvalidRequest(
+                "train_data has no samples.", reason="FIELD_INVALID", remedy="Give one at least; 10 to 20 are usual."
+            )
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[bytes, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[bytes, str]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[bytes, str] | list[tuple[bytes, str]]:
+        return self._samples[index]
+
+    def cache(self, client: Client) -> Dataset:
+        """Have the encoder compute latents and text embeddings and keep them; return the READY dataset.
+
+        What it has computed for an equal picture or caption before costs no model work.
+        """
+        images = [
+            CaptionedImage(name=f"train_data[{number}]", captions=(caption,), content=image)
+            for number, (image, caption) in enumerate(self._samples)
+        ]
+        with refused_samples():
+            dataset = client.datasets.create_from(images, name="train_data")
+        for problem in dataset.problems:
+            if problem.reason is SampleProblemReason.CAPTION_TRUNCATED:
+                warnings.warn(f"{problem.sample_name}: {problem.message}", stacklevel=2)
+        return dataset
+
+
+def _read_sample(number: int, sample: Mapping[str, str]) -> tuple[bytes, str]:
+    if not isinstance(sample, Mapping) or not sample.keys() >= _KEYS:
+        keys = sorted(map(str, sample)) if isinstance(sample, Mapping) else type(sample).__name__
+        message = f"train_data[{number}] is {keys}, not a mapping with image and description."
+        raise InvalidRequest(message, reason="FIELD_INVALID", remedy="Give both for every sample.")
+    image, caption = sample["image"], sample["description"]
+    if not isinstance(caption, str) or not caption.strip():
+        raise TextEncodingFailed(
+            f"train_data[{number}] has no description.",
+            reason="CAPTION_EMPTY",
+            remedy="Write a caption that says what the image shows.",
+        )
+    return _decoded(number, image), caption
+
+
+def _decoded(number: int, image: object) -> bytes:
+    try:
+        if isinstance(image, bytes):
+            image = image.decode("ascii")
+        if not isinstance(image, str):
+            raise TypeError(f"it is of type {type(image).__name__}")
+        text = image.partition(",")[2] if image.startswith("data:") else image
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (TypeError, UnicodeDecodeError, binascii.Error) as error:
+        raise _no_image(number, f"is no base64: {error}") from error
+    if not data:
+        raise _no_image(number, "is empty")
+    return data
+
+
+def _no_image(number: int, fault: str) -> InvalidImageFormat:
+    remedy = "Give the bytes of a PNG, JPEG or WebP file as base64 text."
+    return InvalidImageFormat(f"the image of train_data[{number}] {fault}.", reason="NOT_AN_IMAGE", remedy=remedy)

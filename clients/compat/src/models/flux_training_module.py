@@ -1,0 +1,74 @@
+"""`train_lora`: captioned pictures in, the address of a LoRA out; fluxsmith's services do the work.
+
+from src.models import flux_training_module
+
+s3_url = flux_training_module.train_lora(train_data=[{"image": "iVBOR...", "description": "a red bird"}], user_id=1)
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from fluxsmith import Client, FluxsmithError
+from fluxsmith.errors import JobFailed
+from src.models.errors import successor_of
+from src.models.flux_training_dataset import FluxTrainingDataset
+from src.models.settings import Settings
+
+
+class FluxLoRATrainingModule:
+    """Trains LoRAs with one client and one set of defaults.
+
+    Without `client`, each call connects by FLUXSMITH_ENCODER, FLUXSMITH_TRAINER and FLUXSMITH_TENANT; without
+    `settings`, each reads the environment. Threads may share it.
+    """
+
+    def __init__(self, *, client: Client | None = None, settings: Settings | None = None) -> None:
+        self._client = client
+        self._settings = settings
+
+    def train_lora(
+        self,
+        train_data: Iterable[Mapping[str, str]],
+        user_id: int | str,
+        rank: int | None = None,
+        alpha: float | None = None,
+        learning_rate: float | None = None,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+    ) -> str:
+        """Train on the samples, wait, and return the `s3://` address of the LoRA, a safetensors file.
+
+        A sample is {"image": base64, "description": caption}. What is None is taken from the settings. The pictures
+        are removed from the service once the job has ended. Raises `InvalidImageFormat`, `TextEncodingFailed` and
+        `OutOfMemory`, and otherwise what `fluxsmith.Client` raises. Breaking off the wait leaves the job running.
+        """
+        samples = FluxTrainingDataset(train_data)
+        settings = self._settings or Settings()
+        config = settings.train_config(
+            rank=rank, alpha=alpha, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size
+        )
+        with self._connected() as client:
+            client.validate(config)  # before anything is uploaded
+            settings.warn_of_differences(client)
+            dataset = samples.cache(client)
+            job = None
+            try:
+                job = client.submit(dataset, config, user_id=str(user_id))
+                return job.result().lora_uri
+            except JobFailed as error:
+                raise successor_of(error, client, dataset) from error
+            finally:
+                if job is None or job.snapshot.state.ended:  # one that goes on may need the pictures again
+                    with suppress(FluxsmithError):
+                        client.datasets.delete(dataset)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Client]:
+        if self._client:
+            yield self._client
+        else:
+            with Client() as client:
+                yield client
+
+
+train_lora = FluxLoRATrainingModule().train_lora

@@ -1,0 +1,104 @@
+"""Endpoints that begin a training: one waits for the LoRA, one answers with the job at once."""
+
+import hashlib
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
+from fluxsmith import AsyncClient, AsyncJobHandle, CaptionedImage, DatasetState, FluxsmithError, errors
+
+from gateway import problems
+from gateway.callers import Caller
+from gateway.schemas import Job, TrainRequest, TrainResponse
+from gateway.settings import GatewaySettings
+
+DATASET_NAME = "train-lora"  # begins the names of the datasets that the gateway makes, and may remove
+
+router = APIRouter(tags=["training"])
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        pattern=r"^[!-~]{1,64}$",
+        description="Chosen by the caller for one wish: sent again, the request finds the same job.",
+    ),
+]
+
+
+@router.post("/train-lora", response_model=TrainResponse)
+async def train_lora(
+    request: Request, body: TrainRequest, client: Caller, idempotency_key: IdempotencyKey = None
+) -> TrainResponse | JSONResponse:
+    """Train a LoRA and answer when it is done, which takes as long as the training.
+
+    A caller that hangs up loses nothing: the job goes on, and the same request with the same Idempotency-Key waits for
+    it again.
+    """
+    if refusal := _too_many(request, body):
+        return refusal
+    job = await _submit(client, body, idempotency_key)
+    try:
+        result = await job.result()
+    except FluxsmithError as error:
+        return problems.respond(problems.problem_of(error, job_id=job.id))
+    return TrainResponse(model_url=result.lora_uri, job_id=job.id)
+
+
+@router.post("/jobs", status_code=HTTPStatus.ACCEPTED, response_model=Job)
+async def create_job(
+    request: Request, response: Response, body: TrainRequest, client: Caller, idempotency_key: IdempotencyKey = None
+) -> Job | JSONResponse:
+    """Queue a training and answer with its job once the pictures are encoded, which takes seconds."""
+    if refusal := _too_many(request, body):
+        return refusal
+    job = await _submit(client, body, idempotency_key)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return Job.of(job.snapshot)
+
+
+def _too_many(request: Request, body: TrainRequest) -> JSONResponse | None:
+    settings: GatewaySettings = request.app.state.settings
+    if len(body.train_data) <= settings.max_samples:
+        return None
+    return problems.problem(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"train_data has {len(body.train_data)} samples, and may have {settings.max_samples}.",
+        reason="TOO_MANY_SAMPLES",
+        remedy="Send fewer, or raise FLUXSMITH_GATEWAY_MAX_SAMPLES.",
+    )
+
+
+async def _submit(client: AsyncClient, body: TrainRequest, key: str | None) -> AsyncJobHandle:
+    """Make a dataset of the samples and queue a job on it; with the same `key` both are those from before.
+
+    What is wrong with the configuration is told before anything is uploaded.
+    """
+    await client.validate(body.training_params)
+    images = [
+        CaptionedImage(name=f"train_data[{number}]", captions=(sample.description,), content=sample.image)
+        for number, sample in enumerate(body.train_data)
+    ]
+    # With other samples the name is another one, and so the encoder refuses the same key.
+    dataset = await client.datasets.create(name=f"{DATASET_NAME} {_digest(images)}", request_id=key)
+    try:
+        if dataset.state in {DatasetState.OPEN, DatasetState.FAILED}:
+            await client.datasets.upload(dataset, images)
+            await client.datasets.encode(dataset)
+        await client.datasets.wait(dataset)
+        return await client.submit(dataset, body.training_params, user_id=str(body.user_id), request_id=key)
+    except FluxsmithError as error:
+        # Sent again with its key, a request goes on with what is there, unless that can never be trained on.
+        if key is None or isinstance(error, errors.InvalidRequest | errors.DatasetFailed):
+            with suppress(FluxsmithError):
+                await client.datasets.delete(dataset)
+        raise
+
+
+def _digest(images: list[CaptionedImage]) -> str:
+    digest = hashlib.sha256()
+    for image in images:
+        for part in (image.read(), image.captions[0].encode()):
+            digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,67 @@
+"""What the gateway passes on to the services, and what it makes of their failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from fluxsmith.v1 import trainer_pb2 as pb
+from gateway.app import create_app
+from gateway.schemas import RED_DOT_PNG
+from gateway.settings import GatewaySettings
+
+from tests.clients.recording import Recorder
+
+BODY: dict[str, Any] = {"train_data": [{"image": RED_DOT_PNG, "description": "a dot"}], "user_id": "007"}
+
+
+@pytest.fixture
+def web(services: Recorder) -> Iterator[TestClient]:
+    with TestClient(create_app(GatewaySettings()), raise_server_exceptions=False) as web:
+        yield web
+
+
+def test_tenant_and_token_reach_both_services(web: TestClient, services: Recorder) -> None:
+    headers = {"Authorization": "Bearer s3cret", "Fluxsmith-Tenant": "acme"}
+    assert web.post("/jobs", json=BODY, headers=headers).status_code == 202
+    told = {(metadata["authorization"], metadata["fluxsmith-tenant"]) for metadata in services.metadata}
+    assert told == {("Bearer s3cret", "acme")}
+
+
+def test_without_a_token_none_is_sent(web: TestClient, services: Recorder) -> None:
+    web.post("/jobs", json=BODY)
+    assert not any("authorization" in metadata for metadata in services.metadata)
+
+
+def test_a_users_identifier_stays_as_it_is(web: TestClient, services: Recorder) -> None:
+    for user_id in ("007", 7):
+        web.post("/jobs", json=BODY | {"user_id": user_id})
+    assert [request.user_id for request in services.queued()] == ["007", "7"]
+
+
+def test_an_idempotency_key_is_the_request_id_of_dataset_and_job(web: TestClient, services: Recorder) -> None:
+    web.post("/jobs", json=BODY, headers={"Idempotency-Key": "wish"})
+    named = [getattr(request, "request_id", "") for request in services.requests]
+    assert named.count("wish") == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [(pb.JOB_FAILURE_FAULT_USER, 422), (pb.JOB_FAILURE_FAULT_RESOURCE, 422), (pb.JOB_FAILURE_FAULT_SYSTEM, 500)],
+)
+def test_a_failed_job_is_a_problem_by_whose_fault_it_was(
+    web: TestClient, services: Recorder, fault: pb.JobFailureFault.ValueType, status: int
+) -> None:
+    services.job.state = pb.TRAINING_JOB_STATE_FAILED
+    services.job.failure.CopyFrom(pb.JobFailure(fault=fault, reason="WHY", message="It broke.", remedy="Mend it."))
+    told = web.post("/train-lora", json=BODY)
+    assert told.status_code == told.json()["status"] == status
+    assert (told.json()["reason"], told.json()["remedy"], told.json()["job_id"]) == ("WHY", "Mend it.", "j")
+
+
+def test_services_that_are_away_are_a_problem_that_may_pass(web: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUXSMITH_TRAINER", "127.0.0.1:1")
+    answer = web.get("/readyz")
+    assert (answer.status_code, answer.json()["reason"]) == (503, "SERVICE_UNREACHABLE")

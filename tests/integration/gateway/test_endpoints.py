@@ -1,0 +1,149 @@
+"""The gateway as a product's backend meets it: over HTTP, in front of live services."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import fluxsmith
+import httpx
+import pytest
+from fluxsmith import JobState
+
+from services.stack import Stack
+from tests.integration.conftest import client_of
+from tests.integration.gateway.conftest import MAX_BODY_BYTES, MAX_SAMPLES, body
+
+
+def told(stream: httpx.Response) -> list[dict[str, str]]:
+    """The events of a stream that has ended, as fields by name; without comments."""
+    blocks = stream.text.replace("\r\n", "\n").strip().split("\n\n")
+    return [
+        dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        for block in blocks
+        if not block.startswith(":")
+    ]
+
+
+def test_train_lora_answers_with_the_models_url(web: httpx.Client, client: fluxsmith.Client) -> None:
+    answer = web.post("/train-lora", json=body(alpha=4, learning_rate=5e-5, epochs=2, batch_size=1))
+    assert answer.status_code == 200, answer.text
+    job = client.job(answer.json()["job_id"]).snapshot
+    assert job.result
+    assert answer.json()["model_url"] == job.result.lora_uri
+    assert (job.user_id, job.config.rank, job.config.learning_rate, job.config.epochs) == ("123", 4, 5e-5, 2)
+
+
+def test_a_job_that_nobody_waits_for_is_watched_and_fetched(web: httpx.Client) -> None:
+    accepted = web.post("/jobs", json=body(steps=3))
+    assert accepted.status_code == 202
+    location = accepted.headers["Location"]
+    events = told(web.get(f"{location}/events"))
+    assert [int(event["id"]) for event in events] == list(range(1, len(events) + 1))
+    assert json.loads(events[-1]["data"])["state"] == "SUCCEEDED"
+    job = web.get(location).json()
+    assert (job["state"], job["step"], job["failure"]) == ("SUCCEEDED", 3, None)
+    link = web.get(f"{location}/download").json()
+    file = httpx.get(link["url"]).content
+    assert (len(file), hashlib.sha256(file).hexdigest()) == (link["size_bytes"], link["content_digest"])
+
+
+def test_a_broken_stream_goes_on_without_loss_or_repetition(web: httpx.Client) -> None:
+    location = web.post("/jobs", json=body(steps=3)).headers["Location"]
+    with web.stream("GET", f"{location}/events") as stream:
+        first = next(line for line in stream.iter_lines() if line.startswith("id: "))
+    rest = told(web.get(f"{location}/events", headers={"Last-Event-ID": first.removeprefix("id: ")}))
+    assert int(rest[0]["id"]) == 2
+    again = web.get(f"{location}/events", headers={"Last-Event-ID": rest[-1]["id"]})
+    assert again.status_code == 204  # which tells a browser to stop
+
+
+def test_a_job_is_paused_resumed_cancelled_and_deleted(web: httpx.Client, client: fluxsmith.Client) -> None:
+    location = web.post("/jobs", json=body(steps=5000)).headers["Location"]
+    job = client.job(location.removeprefix("/jobs/"))
+    assert web.post(f"{location}/pause").json()["state"] in {"PAUSING", "PAUSED"}
+    assert web.delete(location).json()["reason"] == "JOB_NOT_ENDED"
+    assert web.post(f"{location}/resume").json()["state"] in {"QUEUED", "RUNNING"}
+    assert web.post(f"{location}/cancel").json()["state"] in {"CANCELLING", "CANCELLED"}
+    with pytest.raises(fluxsmith.errors.JobCancelled):
+        job.result()
+    assert web.delete(location).status_code == 204
+    with pytest.raises(fluxsmith.errors.NotFound):
+        client.datasets.get(job.snapshot.dataset_id)
+
+
+def test_the_same_idempotency_key_finds_the_same_job(web: httpx.Client) -> None:
+    headers = {"Idempotency-Key": "wish-1"}
+    first, second = (web.post("/jobs", json=body(count=2, steps=2), headers=headers).json() for _ in range(2))
+    assert first["job_id"] == second["job_id"]
+    for other in (body(count=3, steps=2), body(count=2, steps=3)):
+        refused = web.post("/jobs", json=other, headers=headers)
+        assert (refused.status_code, refused.json()["reason"]) == (409, "REQUEST_ID_REUSED")
+
+
+def test_a_caller_that_hangs_up_loses_nothing(web: httpx.Client) -> None:
+    headers = {"Idempotency-Key": "wish-2"}
+    with pytest.raises(httpx.ReadTimeout):
+        web.post("/train-lora", json=body(count=4, steps=40), headers=headers, timeout=httpx.Timeout(10, read=1))
+    again = web.post("/train-lora", json=body(count=4, steps=40), headers=headers)
+    assert again.status_code == 200
+    assert web.get(f"/jobs/{again.json()['job_id']}").json()["state"] == "SUCCEEDED"
+
+
+def test_tenants_are_apart(web: httpx.Client, stack: Stack) -> None:
+    headers = {"Fluxsmith-Tenant": "acme", "Authorization": "Bearer secret"}
+    job = web.post("/jobs", json=body(user_id="ada", steps=1), headers=headers).json()
+    assert web.get(f"/jobs/{job['job_id']}").status_code == 404
+    assert [one["job_id"] for one in web.get("/jobs?user_id=ada", headers=headers).json()["jobs"]] == [job["job_id"]]
+    with client_of(stack, "acme") as client:
+        assert client.job(job["job_id"]).wait().state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "reason"),
+    [
+        (body() | {"train_data": []}, 422, "REQUEST_INVALID"),
+        (body() | {"train_data": [{"image": "!", "description": "a"}]}, 422, "REQUEST_INVALID"),
+        (body() | {"train_data": [{"image": "bm8gaW1hZ2U=", "description": "a"}]}, 422, "DATASET_FAILED"),
+        (body() | {"train_data": [{**body()["train_data"][0], "description": " "}]}, 422, "CAPTION_EMPTY"),
+        (body(rank=1000), 422, "CONFIG_INVALID"),
+        (body(rnak=8), 422, "REQUEST_INVALID"),
+        (body(count=MAX_SAMPLES + 1), 413, "TOO_MANY_SAMPLES"),
+    ],
+)
+def test_a_wrong_request_is_told_with_reason(web: httpx.Client, wrong: object, status: int, reason: str) -> None:
+    answer = web.post("/train-lora", json=wrong)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (answer.status_code, answer.json()["reason"]) == (status, reason), answer.text
+    assert answer.json()["remedy"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_is_refused(web: httpx.Client, chunked: bool) -> None:
+    content = b" " * (MAX_BODY_BYTES + 1)
+    answer = web.post("/jobs", content=iter([content]) if chunked else content)
+    assert (answer.status_code, answer.json()["reason"]) == (413, "BODY_TOO_LARGE")
+
+
+def test_a_job_that_is_not_there_is_a_problem_with_a_remedy(web: httpx.Client) -> None:
+    answer = web.get("/jobs/nonesuch/events")
+    assert (answer.status_code, answer.json()["reason"]) == (404, "JOB_NOT_FOUND")
+    assert answer.json()["remedy"]
+
+
+def test_health_and_readiness(web: httpx.Client) -> None:
+    assert web.get("/healthz").json() == web.get("/readyz").json() == {"status": "ok"}
+
+
+def test_the_example_of_the_description_can_be_sent(web: httpx.Client) -> None:
+    description = web.get("/openapi.json").json()
+    example = description["components"]["schemas"]["TrainRequest"]["example"]
+    assert web.post("/train-lora", json=example).status_code == 200
+
+
+def test_the_description_says_what_each_parameter_means(web: httpx.Client) -> None:
+    parameters = web.get("/openapi.json").json()["components"]["schemas"]["TrainConfig"]["properties"]
+    assert set(parameters) == {field.name for field in dataclasses.fields(fluxsmith.TrainConfig)}
+    assert all("description" in parameter for parameter in parameters.values())
+    assert parameters["rank"]["description"] == "Rank of the LoRA matrices. 1 to 512; default 16."
