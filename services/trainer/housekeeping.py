@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -11,12 +12,14 @@ from services.common.errors import NotFound, ServiceError
 from services.common.object_store import ObjectStore
 from services.trainer.data.holds import release_ended
 from services.trainer.database.job_store import JobStore
+from services.trainer.memory import trim_heap
 from services.trainer.results.job_files import checkpoints_prefix, job_prefix
 from services.trainer.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
-INTERVAL_S = 600.0
+MINUTE_S = 60.0
+INTERVAL_MINUTES = 10
 
 
 class Housekeeping:
@@ -30,7 +33,7 @@ class Housekeeping:
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
-        """Begin, with the first round after one interval."""
+        """Begin, with the first round after ten minutes; memory goes back every minute."""
         self._thread.start()
 
     def close(self) -> None:
@@ -43,8 +46,12 @@ class Housekeeping:
             _try(work)
 
     def _run(self) -> None:
-        while not self._stopping.wait(INTERVAL_S):
-            self.keep_house()
+        for minute in itertools.count(1):
+            if self._stopping.wait(MINUTE_S):
+                return
+            trim_heap()
+            if minute % INTERVAL_MINUTES == 0:
+                self.keep_house()
 
     def _release_holds(self) -> None:
         for tenant in list(self._objects.folders("")):

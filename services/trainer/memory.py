@@ -33,13 +33,15 @@ class MemoryPeak:
 
 
 def give_back() -> None:
-    """Return what is free to the GPU and to the system; what is in use stays.
-
-    Each job has threads of its own, and glibc keeps what they freed in a heap for each.
-    """
+    """Return what is free to the GPU and to the system, after a job; what is in use stays."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's own
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Return freed memory to the system. glibc keeps a heap for each of many threads, with what they freed in it."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # other C libraries have none
         trim(0)
 
 

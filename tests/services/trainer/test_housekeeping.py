@@ -17,6 +17,7 @@ from services.trainer.database.job_store import JobStore
 from services.trainer.database.tables import jobs as jobs_table
 from services.trainer.housekeeping import Housekeeping, delete_job
 from services.trainer.jobs import Job, JobState, JobWarning
+from services.trainer.memory import resident_bytes, trim_heap
 from services.trainer.results.job_files import checkpoints_prefix, job_prefix
 from services.trainer.settings import TrainerSettings
 from tests.services.trainer.database.test_job_store import NEW, take
@@ -156,7 +157,7 @@ def test_error_that_nobody_thought_of_puts_off_only_its_own_part(
 def test_thread_keeps_house_each_interval_until_closed(
     job_store: JobStore, store: ObjectStore, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(housekeeping, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(housekeeping, "MINUTE_S", 0.005)
     keeper = Housekeeping(store, job_store, SETTINGS)
     keeper.start()
     for _ in range(2):
@@ -176,3 +177,13 @@ def test_job_that_is_gone_already_is_no_error(job_store: JobStore, store: Object
         delete_job(store, job_store, tenant, job.job_id)
     delete_job(store, job_store, tenant, "job-none")
     assert not is_there(job_store, job)
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    pieces = [bytearray(100_000) for _ in range(2000)]  # each below what malloc maps by itself
+    last = pieces[-1]  # keeps the heap from shrinking by itself
+    held_bytes = resident_bytes()
+    del pieces
+    trim_heap()
+    assert resident_bytes() < held_bytes - 150_000_000
+    assert len(last) == 100_000
