@@ -17,6 +17,7 @@ from services.trainer.settings import TrainerSettings
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 600.0
+CLOSE_S = 5.0
 
 
 class Housekeeping:
@@ -34,8 +35,9 @@ class Housekeeping:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop."""
+        """Stop; a round under way is given a moment to end."""
         self._stopping.set()
+        self._thread.join(CLOSE_S)
 
     def keep_house(self) -> None:
         """One round. What cannot be done now is logged, and done in a later one."""
