@@ -56,7 +56,7 @@ def test_server_trains_twice_in_one_process_and_leaves_nothing(drawings: Path, t
             job.wait()
             assert job.download(tmp_path / "lora.safetensors").stat().st_size > 0
         assert running() <= before
-        assert not list(temporary.iterdir())
+        assert not list(temporary.glob("fluxsmith*"))
 
 
 def test_plugin_gives_each_test_a_tenant_of_its_own_under_xdist(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_plugin_gives_each_test_a_tenant_of_its_own_under_xdist(tmp_path: Path) 
         str(tmp_path),
         str(tmp_path),
     ]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = subprocess.run([*pytest_, str(tmp_path)], capture_output=True, text=True, check=False)
     assert "2 passed" in process.stdout, process.stdout + process.stderr
 
 
