@@ -10,10 +10,10 @@ _MOST_POINTS = 400  # more than the drawing has pixels to tell apart
 _MOST_SHOWN = 0.99  # of the single steps; higher ones are drawn at the top
 _TRAINED, _HELD_OUT = "#4c78a8", "#e45756"
 
-Points = Sequence[tuple[int, float]]
+Points = Sequence[tuple[float, float]]
 
 
-def smoothed(losses: Points) -> list[tuple[int, float]]:
+def smoothed(losses: Points) -> list[tuple[float, float]]:
     """Return the running mean in which newer steps count more."""
     total = weight = 0.0
     means = []
@@ -67,7 +67,7 @@ class _Frame:
         stride = -(-len(points) // _MOST_POINTS) or 1
         kept = [point for at, point in enumerate(points) if at % stride == 0 or at == len(points) - 1]
         if len(kept) == 1:
-            kept = [(kept[0][0] - 0.01 * self._last_step, kept[0][1]), kept[0]]  # a line that can be seen
+            kept = [(kept[0][0] - 0.01 * self._last_step, kept[0][1]), *kept]  # a line that can be seen
         path = " ".join(f"{self.x(step):.1f},{self.y(loss):.1f}" for step, loss in kept)
         return f'<polyline points="{path}" fill="none" stroke="{color}" {_quoted(style)}/>' if path else ""
 
@@ -87,11 +87,11 @@ class _Frame:
         return rows + columns
 
 
-def _finite(losses: Mapping[int, float]) -> list[tuple[int, float]]:
+def _finite(losses: Mapping[int, float]) -> list[tuple[float, float]]:
     return [(step, loss) for step, loss in sorted(losses.items()) if math.isfinite(loss)]
 
 
-def _usual(losses: Points) -> list[tuple[int, float]]:
+def _usual(losses: Points) -> list[tuple[float, float]]:
     """Return them with spikes cut: one would press the drawing flat, and lift the mean of a whole stretch."""
     if not losses:
         return []
@@ -115,7 +115,7 @@ def _round_values(low: float, high: float, count: int) -> list[float]:
 def _legend(entries: Iterable[tuple[str, str, bool]]) -> str:
     told = [(text, color) for text, color, is_drawn in entries if is_drawn]
     return "".join(
-        f'<g transform="translate({_LEFT + 110 * at})"><line x2="16" y1="10" y2="10" stroke="{color}" stroke-width="2"/>'
-        f'<text x="22" y="14">{text}</text></g>'
+        f'<g transform="translate({_LEFT + 110 * at})"><text x="22" y="14">{text}</text>'
+        f'<line x2="16" y1="10" y2="10" stroke="{color}" stroke-width="2"/></g>'
         for at, (text, color) in enumerate(told)
     )

@@ -15,7 +15,8 @@ def card(title: str, facts: Mapping[str, str]) -> str:
         for name, fact in facts.items()
         if fact
     )
-    return f'<div style="{_FONT}"><b>{escape(title)}</b><table style="margin:0;border:0;font:inherit;color:inherit">{rows}</table></div>'
+    table = f'<table style="margin:0;border:0;font:inherit;color:inherit">{rows}</table>'
+    return f'<div style="{_FONT}"><b>{escape(title)}</b>{table}</div>'
 
 
 def progress(title: str, facts: Sequence[str], share: float, notes: Sequence[str], curve: str) -> str:

@@ -62,19 +62,9 @@ def test_server_trains_twice_in_one_process_and_leaves_nothing(drawings: Path, t
 def test_plugin_gives_each_test_a_tenant_of_its_own_under_xdist(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["fluxsmith.pytest_plugin"]')
     (tmp_path / "test_product.py").write_text(USERS_TESTS)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-n",
-        "2",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(tmp_path),
-        str(tmp_path),
-    ]
-    process = subprocess.run([*pytest_, str(tmp_path)], capture_output=True, text=True, check=False)
+    options = ["-n", "2", "-p", "no:cacheprovider", f"--rootdir={tmp_path}"]
+    command = [sys.executable, "-m", "pytest", *options, str(tmp_path)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "2 passed" in process.stdout, process.stdout + process.stderr
 
 
