@@ -5,6 +5,7 @@ It needs IPython, which every notebook has.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 
 from IPython.display import DisplayHandle, display
@@ -78,23 +79,36 @@ class JobView:
         return _html.progress(_title(job), facts, job.step / max(job.total_steps, 1), notes, curve)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Drawing:
+    html: str
+    text: str
+    """Shown where there is no page: each drawing is a line then."""
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
 class _Place:
     """One output of the cell, made by what is shown first and replaced by what differs from it."""
 
     def __init__(self) -> None:
         self._handle: DisplayHandle | None = None
-        self._html = ""
+        self._drawn: _Drawing | None = None
 
     def show(self, html: str, text: str) -> None:
-        """Show HTML, or text where there is no page to show it on."""
-        if html == self._html:
+        """Show it, unless it is what is shown already."""
+        drawing = _Drawing(html=html, text=text)
+        if drawing == self._drawn:
             return
-        self._html = html
-        data = {"text/html": html, "text/plain": text}
+        self._drawn = drawing
         if self._handle is None:
-            self._handle = display(data, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+            self._handle = display(drawing, display_id=True)  # type: ignore[no-untyped-call]
         else:
-            self._handle.update(data, raw=True)  # type: ignore[no-untyped-call]
+            self._handle.update(drawing)  # type: ignore[no-untyped-call]
 
 
 def _title(job: TrainingJob) -> str:

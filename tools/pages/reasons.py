@@ -45,7 +45,7 @@ def reasons() -> str:
 
 
 def _table(kind: str, rows: dict[str, list[Reason]]) -> str:
-    lines = [f"\n## {kind}\n", "| reason | told by | what to do |", "| --- | --- | --- |"]
+    lines = [f"\n### {kind}\n", "| reason | told by | what to do |", "| --- | --- | --- |"]
     for reason, found in rows.items():
         tellers = ", ".join(sorted({each.teller for each in found}))
         remedies = sorted({each.remedy for each in found if each.remedy})
