@@ -10,14 +10,13 @@ DRAWINGS = Path(__file__).resolve().parents[2] / "assets/demo/train"
 
 
 def tell(what: str, action: Callable[[], object]) -> None:
-    """Do it, and print what the error says."""
+    """Do it, and print what the error says: what is wrong, and what to do."""
     try:
         action()
-    except errors.InvalidRequest as error:
-        fields = ", ".join(violation.field for violation in error.violations)
-        print(f"{what}: {error.reason} ({fields or 'no field'}): {error}")
     except errors.FluxsmithError as error:
-        print(f"{what}: {type(error).__name__}, {error.reason}: {error.message} What to do: {error.remedy}")
+        print(f"{what}: {type(error).__name__}, {error.reason}: {error}")
+        if isinstance(error, errors.InvalidRequest):
+            print("  fields:", ", ".join(violation.field for violation in error.violations) or "none")
 
 
 with fluxsmith.Client() as client:

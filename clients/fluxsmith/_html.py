@@ -3,8 +3,51 @@
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:  # they draw themselves with this
+    from fluxsmith.data import Dataset
+    from fluxsmith.training import TrainingJob
+
+_MOST_PROBLEMS = 5
 _FONT = "font-family:system-ui,sans-serif;font-size:13px;line-height:1.5"
+
+
+def job_card(job: "TrainingJob") -> str:
+    """Return what is known of a job as a table."""
+    result = job.result
+    losses = [result.held_out_loss_base, result.held_out_loss_lora, result.held_out_loss_best] if result else []
+    facts = {
+        "job": job.id,
+        "state": job.state,
+        "steps": f"{job.step} of {job.total_steps}" if job.total_steps else "",
+        "dataset": job.dataset_id,
+        "user": job.user_id,
+        "held-out loss": ", ".join(
+            f"{loss:.4f} {what}"
+            for loss, what in zip(losses, ("before", "after", "best"), strict=False)
+            if loss is not None
+        ),
+        "LoRA": result.lora_uri if result else "",
+        "failure": f"{job.failure.message} {job.failure.remedy}" if job.failure else "",
+    }
+    return card(job.name or job.id, facts)
+
+
+def dataset_card(dataset: "Dataset") -> str:
+    """Return what is known of a dataset as a table, with the first of its problems."""
+    problems = [f"{problem.sample_name}: {problem.message}" for problem in dataset.problems[:_MOST_PROBLEMS]]
+    more = dataset.problem_count - len(problems)
+    facts = {
+        "dataset": dataset.id,
+        "state": dataset.state,
+        "samples": str(dataset.sample_count),
+        "encoded": f"{dataset.encoded_count}, {dataset.cached_count} of them known already",
+        "failure": dataset.failure_message,
+        **{f"problem {number}": problem for number, problem in enumerate(problems, start=1)},
+        "": f"and {more} more problems" if more > 0 else "",
+    }
+    return card(dataset.name or dataset.id, facts)
 
 
 def card(title: str, facts: Mapping[str, str]) -> str:

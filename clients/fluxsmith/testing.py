@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
+from fluxsmith._async.client import AsyncClient
 from fluxsmith.client import Client
 from fluxsmith.errors import FluxsmithError
 
@@ -53,6 +54,10 @@ class Server:
     def client(self, tenant: str = "default") -> Client:
         """Return a client of this server; to be closed by the caller."""
         return Client(encoder=self.encoder, trainer=self.trainer, tenant=tenant)
+
+    def async_client(self, tenant: str = "default") -> AsyncClient:
+        """Return a client for asyncio of this server; to be closed by the caller."""
+        return AsyncClient(encoder=self.encoder, trainer=self.trainer, tenant=tenant)
 
     def __enter__(self) -> Self:
         services = _services()
