@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -85,12 +86,24 @@ def _store(folder: Path) -> Iterator[StoreSettings]:
     stack = Stack(folder)
     try:
         stack.start_store()
-        yield stack.store_settings
+        with _ended_with_this_process(stack.processes["store"].pid, folder):
+            yield stack.store_settings
     except FileNotFoundError as error:
         raise StackError(f"the object store's program is missing: {error.filename}") from error
     finally:
         stack.stop_process("store", signal_number=signal.SIGKILL)  # in order it takes seconds, to save what goes anyway
         stack.stop()
+
+
+@contextmanager
+def _ended_with_this_process(pid: int, folder: Path) -> Iterator[None]:
+    """End a process and remove its folder should this one be killed: the watcher's standard input ends with it."""
+    command = ["sh", "-c", 'read -r _ || { kill -KILL "$1"; rm -rf "$2"; }', "watcher", str(pid), str(folder)]
+    watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
+    try:
+        yield
+    finally:
+        watcher.communicate(b"done\n")
 
 
 class _Serve(Protocol):

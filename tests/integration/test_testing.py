@@ -7,7 +7,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -57,6 +59,26 @@ def test_server_trains_twice_in_one_process_and_leaves_nothing(drawings: Path, t
             assert job.download(tmp_path / "lora.safetensors").stat().st_size > 0
         assert running() <= before
         assert not list(temporary.glob("fluxsmith*"))
+
+
+def test_nothing_is_left_when_the_process_is_killed(temporary: Path) -> None:
+    code = "import os, fluxsmith.testing; fluxsmith.testing.Server().__enter__(); os.kill(os.getpid(), 9)"
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert killed.returncode == -9
+    deadline_s = time.monotonic() + 10
+    while left := [*temporary.glob("fluxsmith-testing-*"), *stores(temporary)]:
+        assert time.monotonic() < deadline_s, left
+        time.sleep(0.1)
+
+
+def stores(folder: Path) -> list[str]:
+    """Command lines of object stores that keep their data in the folder."""
+    lines = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            lines.append(process.read_text().replace("\0", " "))
+    return [line for line in lines if f"-dir={folder}" in line]
 
 
 def test_plugin_gives_each_test_a_tenant_of_its_own_under_xdist(tmp_path: Path) -> None:

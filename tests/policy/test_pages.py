@@ -38,6 +38,11 @@ def test_every_field_of_a_configuration_is_described(site: Path) -> None:
     assert not [name for name in TrainConfig.__dataclass_fields__ if f"TrainConfig.{name}" not in page]
 
 
+def test_choices_and_kinds_of_problem_are_explained(site: Path) -> None:
+    assert "The image ends before its data does." in (site / "reference/data.html").read_text()
+    assert "Serve for all tests of the run" in (site / "reference/testing.html").read_text()
+
+
 def test_every_error_is_described(site: Path) -> None:
     page = (site / "reference/errors.html").read_text()
     kinds = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)]
