@@ -65,7 +65,8 @@ class Server:
         try:
             servers.__enter__()
         except services.StackError as error:
-            raise CannotServe(f"the test server did not start: {error}", reason="NOT_STARTED") from error
+            message, remedy = f"the test server did not start: {error}", "Mend what it names, and start it again."
+            raise CannotServe(message, reason="NOT_STARTED", remedy=remedy) from error
         self._servers = servers
         return self
 

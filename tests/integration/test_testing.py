@@ -81,10 +81,10 @@ def stores(folder: Path) -> list[str]:
     return [line for line in lines if f"-dir={folder}" in line]
 
 
-def test_plugin_gives_each_test_a_tenant_of_its_own_under_xdist(tmp_path: Path) -> None:
+def test_plugin_gives_each_test_a_tenant_of_its_own_under_a_worker_of_xdist(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["fluxsmith.pytest_plugin"]')
     (tmp_path / "test_product.py").write_text(USERS_TESTS)
-    options = ["-n", "2", "-p", "no:cacheprovider", f"--rootdir={tmp_path}"]
+    options = ["-n", "1", "-p", "no:cacheprovider", f"--rootdir={tmp_path}"]
     command = [sys.executable, "-m", "pytest", *options, str(tmp_path)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "2 passed" in process.stdout, process.stdout + process.stderr
