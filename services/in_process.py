@@ -121,7 +121,11 @@ class _ServerThread:
 
     def __enter__(self) -> str:
         self._thread.start()
-        return self._address.result()
+        try:
+            return self._address.result()
+        except BaseException:  # also when the wait is interrupted
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -153,10 +157,10 @@ def _worker(run: Callable[[threading.Event, threading.Event], None]) -> Iterator
 
     thread = threading.Thread(target=work_on, name="fluxsmith-worker", daemon=True)
     thread.start()
-    ready.wait()
-    if failure:
-        raise failure[0]
     try:
+        ready.wait()
+        if failure:
+            raise failure[0]
         yield
     finally:
         stop.set()

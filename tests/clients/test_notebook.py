@@ -2,19 +2,26 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from fluxsmith import (
+    Dataset,
+    DatasetState,
     JobState,
     JobWarning,
     PreviewRendered,
+    SampleProblem,
+    SampleProblemReason,
     StepMetrics,
     StepsCompleted,
     TrainConfig,
     TrainingJob,
+    TrainingResult,
     ValidationCompleted,
 )
 from fluxsmith._curve import loss_curve, smoothed
+from fluxsmith._html import job_card
 from fluxsmith.artifacts import Artifact
 from fluxsmith.notebook import JobView
 from IPython.core.interactiveshell import InteractiveShell
@@ -107,6 +114,24 @@ def test_without_a_notebook_it_is_lines(view: JobView, capsys: pytest.CaptureFix
     InteractiveShell.clear_instance()
     view.draw(JOB)
     assert capsys.readouterr().out == "<ink>: running, step 2 of 4, 0:01:23 left\n"
+
+
+def test_table_of_a_dataset_names_its_first_problems_escaped() -> None:
+    problem = SampleProblem(sample_name="<a>.png", reason=SampleProblemReason.TRUNCATED, message="it ends early")
+    dataset = Dataset(id="ds-1", name="<ink>", state=DatasetState.FAILED, problems=(problem,) * 7, problem_count=9)
+    html = dataset._repr_html_()
+    assert html.count("&lt;a&gt;.png: it ends early") == 5
+    assert "and 4 more problems" in html
+    assert "<ink>" not in html
+
+
+def test_table_of_a_job_tells_its_losses() -> None:
+    result = TrainingResult(
+        lora_uri="s3://b/k", lora_bytes=1, lora_digest="", held_out_loss_base=2.0, held_out_loss_lora=1.0
+    )
+    html = job_card(replace(JOB, state=JobState.SUCCEEDED, result=result))
+    assert "2.0000 before, 1.0000 after" in html
+    assert "s3://b/k" in html
 
 
 def test_curve_is_empty_without_a_finite_loss() -> None:
