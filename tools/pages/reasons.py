@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {
     "client": "clients/fluxsmith",
-    "both": "services/common",
+    "either service": "services/common",
     "encoder": "services/encoder",
     "trainer": "services/trainer",
 }
