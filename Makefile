@@ -1,5 +1,5 @@
 # Thin over scripts/, which work where make is missing. Everything runs in .venv, which scripts/setup.sh makes.
-.PHONY: help setup demo up test lint format proto bench chaos clean
+.PHONY: help setup demo up test lint format docs proto bench chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -16,6 +16,8 @@ lint: ## Check style, types, the contract and the generated stubs
 	@scripts/lint.sh
 format: ## Rewrite sources in the project's format
 	@scripts/format.sh
+docs: ## Build the documentation site in build/site
+	@scripts/docs.sh
 proto: ## Generate the Python stubs from protos/
 	@scripts/proto.sh
 bench: ## Measure the full-size model on a GPU (results in benchmarks/results/)
@@ -24,4 +26,4 @@ chaos: ## Break the stack on purpose while jobs run, then run 2,000 jobs; writes
 	@scripts/chaos.sh
 	@scripts/chaos.sh soak
 clean: ## Remove what the other targets made, the virtual environment included
-	rm -rf .venv data demo-output .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build data demo-output .mypy_cache .pytest_cache .ruff_cache

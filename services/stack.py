@@ -53,6 +53,7 @@ class Stack:
         self.trainer_address = f"127.0.0.1:{trainer_port or free_trainer_port}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._log_begins: dict[str, int] = {}
+        self._store_command: list[str] = []
         self._extra = dict(environment or {})
         self.data.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.data / "lock")
@@ -103,7 +104,8 @@ class Stack:
         """Start the S3 server and wait until an object written is read again."""
         folder = self.data / "store"
         folder.mkdir(exist_ok=True)
-        self._spawn("store", _weed_command(folder, self.store_settings), self.environment_of_store())
+        self._store_command = _weed_command(folder, self.store_settings)
+        self._spawn("store", self._store_command, self.environment_of_store())
         store = ObjectStore(self.store_settings)
         self._wait_until("store", lambda: _store_serves(store))
 
@@ -144,14 +146,17 @@ class Stack:
     def stop_process(self, name: str, *, signal_number: int = signal.SIGTERM) -> None:
         """Send one process a signal, and wait for its end."""
         process = self.processes.pop(name, None)
-        if process is None or process.poll() is not None:
+        if process is None:
             return
-        process.send_signal(signal_number)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process.poll() is None:
+            process.send_signal(signal_number)
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if name == "store":
+            self._remove_sockets()
 
     def log_path(self, name: str) -> Path:
         """Where a process writes its log."""
@@ -172,6 +177,13 @@ class Stack:
                 pass_fds=[self._lock.fileno()],  # the folder stays locked as long as any of its processes lives
                 start_new_session=True,
             )
+
+    def _remove_sockets(self) -> None:
+        """SeaweedFS leaves its sockets behind, however it ends; those of gRPC in /tmp, whatever TMPDIR says."""
+        ports = [flag.rpartition("=")[2] for flag in self._store_command if ".port" in flag]
+        left = [path for port in ports for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]  # noqa: S108
+        for path in (*left, _local_socket(self.store_settings)):
+            path.unlink(missing_ok=True)
 
     def _wait_until(self, name: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_S
@@ -250,13 +262,18 @@ def _weed_command(folder: Path, settings: StoreSettings) -> list[str]:
         f"-s3.port={port}",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
-        f"-s3.localSocket={tempfile.gettempdir()}/fluxsmith-{port}.sock",  # such paths may have 107 bytes at most
+        f"-s3.localSocket={_local_socket(settings)}",
         "-s3.autoCreateBucket=false",
         "-webdav=false",
         "-admin.ui=false",
         "-master.telemetry=false",
         *(f"{flag}={number}" for flag, number in zip(flags, free_ports(len(flags)), strict=True)),
     ]
+
+
+def _local_socket(settings: StoreSettings) -> Path:
+    port = settings.endpoint.rpartition(":")[2]
+    return Path(tempfile.gettempdir()) / f"fluxsmith-{port}.sock"  # such paths may have 107 bytes at most
 
 
 def _store_serves(store: ObjectStore) -> bool:

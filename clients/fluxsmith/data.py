@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
+from fluxsmith._html import dataset_card
 from fluxsmith.encoding import EncodingOptions, EncodingProgress
 
 
@@ -96,6 +97,9 @@ class Dataset:
     """How the encoding under way moves on; None unless ENCODING."""
     options: EncodingOptions | None = None
     """How it is being encoded or was encoded last, every default filled in; None before the first encoding."""
+
+    def _repr_html_(self) -> str:
+        return dataset_card(self)
 
     @property
     def bad_samples(self) -> tuple[SampleProblem, ...]:

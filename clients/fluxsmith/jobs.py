@@ -3,15 +3,18 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from fluxsmith._connection import Connection
 from fluxsmith._download import holds, make_folder, target_in
 from fluxsmith._fetch import Located, fetch
+from fluxsmith._html import job_card
 from fluxsmith._outage import Outage
 from fluxsmith._resume import resuming
 from fluxsmith._runtime import TrainerStub, in_thread
@@ -19,10 +22,20 @@ from fluxsmith._wire import read_time
 from fluxsmith._wire_jobs import read_artifact, read_checkpoint, read_event, read_job
 from fluxsmith.artifacts import Artifact, DownloadLink
 from fluxsmith.checkpoints import Checkpoint
-from fluxsmith.errors import DeadlineExceeded, FailedPrecondition, InternalError, JobCancelled, JobFailed
+from fluxsmith.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    FluxsmithError,
+    InternalError,
+    JobCancelled,
+    JobFailed,
+)
 from fluxsmith.events import ArtifactPublished, Event, PreviewRendered
 from fluxsmith.training import JobState, TrainingJob, TrainingResult
 from fluxsmith.v1 import trainer_pb2
+
+if TYPE_CHECKING:
+    from fluxsmith.notebook import JobView
 
 
 class JobHandle:
@@ -42,6 +55,9 @@ class JobHandle:
 
     def __repr__(self) -> str:
         return f"JobHandle(id={self.id!r}, state={self.snapshot.state.value!r})"
+
+    def _repr_html_(self) -> str:
+        return job_card(self.snapshot)
 
     def refresh(self) -> TrainingJob:
         """Ask for the job's state, remember it as `snapshot` and return it."""
@@ -82,6 +98,30 @@ class JobHandle:
             message, remedy = f"job {job.id} succeeded without a result.", "Read the trainer's log."
             raise InternalError(message, reason="RESULT_MISSING", remedy=remedy)
         return job.result
+
+    def show(self) -> None:
+        """Draw the job below a notebook's cell until it has ended: losses, time left and previews.
+
+        Interrupting it leaves the job running. Needs IPython, which every notebook has.
+        """
+        from fluxsmith.notebook import JobView  # noqa: PLC0415  # nobody else has IPython
+
+        view = JobView()
+        with closing(self.watch()) as events:
+            for event in events:
+                view.take(event)
+                if view.is_due():
+                    self._draw(view)
+        self._draw(view)
+
+    def _draw(self, view: "JobView") -> None:
+        with TemporaryDirectory() as folder:
+            for preview in view.missing_pictures():
+                path = Path(folder) / "preview.png"
+                with suppress(FluxsmithError):  # the others are shown all the same
+                    self.download(path, artifact_name=preview.image.artifact_name)
+                    view.put_picture(preview, in_thread(path.read_bytes))
+        view.draw(self.refresh())
 
     def pause(self) -> TrainingJob:
         """Checkpoint the job and free its GPU; one that no worker has yet is PAUSED at once.

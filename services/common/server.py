@@ -42,14 +42,23 @@ STATUS_OF = {
 }
 
 
+Until = Callable[[], Awaitable[object]]
+OnServing = Callable[[str], None]
+
+
 async def serve(
     address: str,
     service_name: str,
     register: Callable[[grpc.aio.Server], None],
     *,
     on_stop: Callable[[], Awaitable[None]],
+    until: Until,
+    on_serving: OnServing,
 ) -> None:
-    """Run a server on `address` until SIGTERM or SIGINT; then say NOT_SERVING, drain the calls, call `on_stop`."""
+    """Run a server on `address` until `until` returns; then say NOT_SERVING, drain the calls, call `on_stop`.
+
+    `on_serving` is told the address, which has the port that was free where `address` has 0.
+    """
     # Calls that wait for a lock or a store wait in threads; those that do not must find one nevertheless.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(BLOCKING_CALLS, thread_name_prefix="call"))
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
@@ -58,7 +67,7 @@ async def serve(
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((service_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
-        server.add_insecure_port(address)
+        port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise errors.Unavailable(
             f"cannot serve on {address}: {error}",
@@ -68,15 +77,27 @@ async def serve(
     await server.start()
     for name in ("", service_name):
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    log.info("%s serves on %s", service_name, address)
-    stop = asyncio.Event()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
-    await stop.wait()
+    serving = f"{address.rpartition(':')[0]}:{port}"
+    log.info("%s serves on %s", service_name, serving)
+    on_serving(serving)
+    await until()
     log.info("stopping")
     await health_servicer.enter_graceful_shutdown()
     await server.stop(DRAIN_S)  # first: a call that came later would find nobody to do its work
     await on_stop()
+
+
+async def told_to_stop() -> None:
+    """Wait for SIGTERM or SIGINT; for a server that is a process of its own."""
+    stop = asyncio.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
+    await stop.wait()
+
+
+def tell_nobody(address: str) -> None:
+    """For a server whose address is known."""
+    del address
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):

@@ -62,6 +62,10 @@ class Datasets:
         self._locks: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="records")
 
+    def close(self) -> None:
+        """End the threads that read."""
+        self._readers.shutdown()
+
     def create(self, tenant: str, *, display_name: str, request_id: str) -> DatasetRecord:
         """Make a dataset. The same `request_id` gives the same dataset; raises `AlreadyExists` for another name."""
         token = hashlib.sha256(f"{tenant}/{request_id}".encode()).hexdigest() if request_id else secrets.token_hex(16)

@@ -61,10 +61,15 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self._settings = settings
         # Of their own: they wait for the model thread, and must not keep others from reading the store meanwhile.
         self._model_callers = ThreadPoolExecutor(MODEL_CALLERS, thread_name_prefix="model-caller")
-        drawers = ThreadPoolExecutor(2, thread_name_prefix="contact-sheet")
+        self._drawers = ThreadPoolExecutor(2, thread_name_prefix="contact-sheet")
         self._sheets = ContactSheets(
-            datasets, drawers, lost_words=models.models.lost_words, max_image_pixels=settings.max_image_pixels
+            datasets, self._drawers, lost_words=models.models.lost_words, max_image_pixels=settings.max_image_pixels
         )
+
+    def close(self) -> None:
+        """End the threads; what they do is finished."""
+        for threads in (self._model_callers, self._drawers):
+            threads.shutdown(cancel_futures=True)
 
     async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Context) -> pb.CreateDatasetResponse:
         caller = _caller(context)

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MINUTE_S = 60.0
 INTERVAL_MINUTES = 10
+CLOSE_S = 5.0
 
 
 class Housekeeping:
@@ -37,8 +38,9 @@ class Housekeeping:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop."""
+        """Stop; a round under way is given a moment to end."""
         self._stopping.set()
+        self._thread.join(CLOSE_S)
 
     def keep_house(self) -> None:
         """One round. What cannot be done now is logged, and done in a later one."""

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -324,16 +324,27 @@ def main() -> int:
         threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
     ready = show_life(sys.argv)
     try:
-        store = ObjectStore(store_settings, patience_s=STORE_PATIENCE_S)
-        base = load_base(service)
-        log.info("%s resident on %s in %s", service.base_model, base.transformer.device, base.transformer.dtype)
-        jobs = JobStore(settings.database_url)
-        ready.set()
-        Worker(Workplace(base=base, store=store, jobs=jobs, settings=settings), stop).run()
+        work(service, settings, store_settings, stop, ready)
     except ServiceError as error:
         log.error(error.line)
         return 1
     return 0
+
+
+def work(
+    service: ServiceSettings,
+    settings: TrainerSettings,
+    store_settings: StoreSettings,
+    stop: threading.Event,
+    ready: threading.Event,
+) -> None:
+    """Load the base, set `ready`, and run jobs until `stop` is set. Raises `ServiceError`."""
+    store = ObjectStore(store_settings, patience_s=STORE_PATIENCE_S)
+    base = load_base(service)
+    log.info("%s resident on %s in %s", service.base_model, base.transformer.device, base.transformer.dtype)
+    with closing(JobStore(settings.database_url)) as jobs:
+        ready.set()
+        Worker(Workplace(base=base, store=store, jobs=jobs, settings=settings), stop).run()
 
 
 def _stop_with_parent(stop: threading.Event) -> None:

@@ -17,6 +17,10 @@ def canonical(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~\[; ]", requirement)[0]).lower()
 
 
+# What brings the package is who asks for the module: a notebook, a run of pytest.
+BROUGHT_BY_THE_USER = {"notebook.py": {"IPython"}, "pytest_plugin.py": {"pytest"}}
+
+
 def required() -> set[str]:
     """Distributions that a plain `pip install fluxsmith` brings."""
     return {canonical(requirement) for requirement in PROJECT["project"]["dependencies"]}
@@ -36,10 +40,20 @@ def test_folder_that_becomes_the_wheel_holds_code_and_its_types_only() -> None:
     assert ROOT / "clients/fluxsmith/py.typed" in files
 
 
+def test_folders_beside_it_are_no_part_of_the_wheel() -> None:
+    folders = {path.name for path in (ROOT / "clients").iterdir()} - {"__pycache__", "fluxsmith"}
+    assert folders <= {"compat", "examples", "gateway"}
+
+
 def test_wheel_requires_what_the_client_library_imports() -> None:
     distributions = packages_distributions()
     stubs = sorted((ROOT / "clients/fluxsmith/v1").glob("*.py"))
-    names = {name.partition(".")[0] for path in (*sources("clients/fluxsmith"), *stubs) for name in imports(path)}
+    names = {
+        name.partition(".")[0]
+        for path in (*sources("clients/fluxsmith"), *stubs)
+        for name in imports(path)
+        if name.partition(".")[0] not in BROUGHT_BY_THE_USER.get(path.name, ())
+    }
     needed = {
         name: {canonical(distribution) for distribution in distributions[name]}
         for name in names - {"fluxsmith"}

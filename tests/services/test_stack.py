@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -42,6 +44,16 @@ def test_what_was_stored_is_there_the_next_time(tmp_path: Path) -> None:
             assert store.get("t/a") == b"kept"
         finally:
             stack.stop()
+
+
+def test_store_leaves_no_socket_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TemporaryDirectory() as temporary:  # whose name is short, as that of a socket must be
+        monkeypatch.setattr(tempfile, "tempdir", temporary)
+        stack = Stack(tmp_path)
+        stack.start_store()
+        assert list(Path(temporary).glob("*.sock"))
+        stack.stop()
+        assert not list(Path(temporary).glob("*.sock"))
 
 
 def test_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:

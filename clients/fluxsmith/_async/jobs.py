@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from fluxsmith._async._connection import Connection
@@ -13,15 +15,26 @@ from fluxsmith._async._fetch import Located, fetch
 from fluxsmith._async._resume import resuming
 from fluxsmith._async._runtime import TrainerStub, in_thread
 from fluxsmith._download import holds, make_folder, target_in
+from fluxsmith._html import job_card
 from fluxsmith._outage import Outage
 from fluxsmith._wire import read_time
 from fluxsmith._wire_jobs import read_artifact, read_checkpoint, read_event, read_job
 from fluxsmith.artifacts import Artifact, DownloadLink
 from fluxsmith.checkpoints import Checkpoint
-from fluxsmith.errors import DeadlineExceeded, FailedPrecondition, InternalError, JobCancelled, JobFailed
+from fluxsmith.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    FluxsmithError,
+    InternalError,
+    JobCancelled,
+    JobFailed,
+)
 from fluxsmith.events import ArtifactPublished, Event, PreviewRendered
 from fluxsmith.training import JobState, TrainingJob, TrainingResult
 from fluxsmith.v1 import trainer_pb2
+
+if TYPE_CHECKING:
+    from fluxsmith.notebook import JobView
 
 
 class AsyncJobHandle:
@@ -41,6 +54,9 @@ class AsyncJobHandle:
 
     def __repr__(self) -> str:
         return f"AsyncJobHandle(id={self.id!r}, state={self.snapshot.state.value!r})"
+
+    def _repr_html_(self) -> str:
+        return job_card(self.snapshot)
 
     async def refresh(self) -> TrainingJob:
         """Ask for the job's state, remember it as `snapshot` and return it."""
@@ -81,6 +97,30 @@ class AsyncJobHandle:
             message, remedy = f"job {job.id} succeeded without a result.", "Read the trainer's log."
             raise InternalError(message, reason="RESULT_MISSING", remedy=remedy)
         return job.result
+
+    async def show(self) -> None:
+        """Draw the job below a notebook's cell until it has ended: losses, time left and previews.
+
+        Interrupting it leaves the job running. Needs IPython, which every notebook has.
+        """
+        from fluxsmith.notebook import JobView  # noqa: PLC0415  # nobody else has IPython
+
+        view = JobView()
+        async with aclosing(self.watch()) as events:
+            async for event in events:
+                view.take(event)
+                if view.is_due():
+                    await self._draw(view)
+        await self._draw(view)
+
+    async def _draw(self, view: "JobView") -> None:
+        with TemporaryDirectory() as folder:
+            for preview in view.missing_pictures():
+                path = Path(folder) / "preview.png"
+                with suppress(FluxsmithError):  # the others are shown all the same
+                    await self.download(path, artifact_name=preview.image.artifact_name)
+                    view.put_picture(preview, await in_thread(path.read_bytes))
+        view.draw(await self.refresh())
 
     async def pause(self) -> TrainingJob:
         """Checkpoint the job and free its GPU; one that no worker has yet is PAUSED at once.

@@ -1,0 +1,121 @@
+"""The losses of a job as one SVG drawing, for light and dark pages: what is not a curve has the page's own colour."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+_WIDTH, _HEIGHT = 640, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 24, 24  # margins, for the figures on the axes and the legend
+_DECAY = 0.95  # the loss of single steps jumps with the drawn noise level; this averages over about 20
+_MOST_POINTS = 400  # more than the drawing has pixels to tell apart
+_MOST_SHOWN = 0.99  # of the single steps; higher ones are drawn at the top
+_TRAINED, _HELD_OUT = "#4c78a8", "#e45756"
+
+Points = Sequence[tuple[float, float]]
+
+
+def smoothed(losses: Points) -> list[tuple[float, float]]:
+    """Return the running mean in which newer steps count more."""
+    total = weight = 0.0
+    means = []
+    for step, loss in losses:
+        total, weight = total * _DECAY + loss, weight * _DECAY + 1.0
+        means.append((step, total / weight))
+    return means
+
+
+def loss_curve(trained: Mapping[int, float], held_out: Mapping[int, float], *, last_step: int) -> str:
+    """Draw the losses of steps, their running mean, and those on the held-out data; empty while there are none.
+
+    Not finite ones are left out.
+    """
+    single, measured = _usual(_finite(trained)), _finite(held_out)
+    if not single and not measured:
+        return ""
+    mean = smoothed(single)
+    shown = [loss for _, loss in (*single, *measured)]
+    frame = _Frame(last_step, min(shown), max(shown))
+    dots = "".join(
+        f'<circle cx="{frame.x(step):.1f}" cy="{frame.y(loss):.1f}" r="3" fill="{_HELD_OUT}">'
+        f"<title>held-out loss {loss:.4f} after step {step}</title></circle>"
+        for step, loss in measured
+    )
+    lines = frame.line(single, _TRAINED, "stroke-opacity=.25") + frame.line(mean, _TRAINED, "stroke-width=2")
+    legend = _legend([("loss", _TRAINED, bool(mean)), ("held-out loss", _HELD_OUT, bool(measured))])
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" style="width:100%;max-width:{_WIDTH}px" role="img" '
+        f'aria-label="losses by step" font-size="11" fill="currentColor">'
+        f"{frame.axes()}{lines}{frame.line(measured, _HELD_OUT, 'stroke-width=1.5')}{dots}{legend}</svg>"
+    )
+
+
+class _Frame:
+    """Where steps and losses lie on the drawing."""
+
+    def __init__(self, last_step: int, low: float, high: float) -> None:
+        margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        self._last_step = max(last_step, 1)
+        self._low, self._high = low - margin, high + margin
+
+    def x(self, step: float) -> float:
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * step / self._last_step
+
+    def y(self, loss: float) -> float:
+        share = (loss - self._low) / (self._high - self._low)
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share
+
+    def line(self, points: Points, color: str, style: str) -> str:
+        stride = -(-len(points) // _MOST_POINTS) or 1
+        kept = [point for at, point in enumerate(points) if at % stride == 0 or at == len(points) - 1]
+        if len(kept) == 1:
+            kept = [(kept[0][0] - 0.01 * self._last_step, kept[0][1]), *kept]  # a line that can be seen
+        path = " ".join(f"{self.x(step):.1f},{self.y(loss):.1f}" for step, loss in kept)
+        return f'<polyline points="{path}" fill="none" stroke="{color}" {_quoted(style)}/>' if path else ""
+
+    def axes(self) -> str:
+        """Return lines at round losses with their values, and round steps at the foot."""
+        rows = "".join(
+            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{self.y(loss):.1f}" y2="{self.y(loss):.1f}" '
+            f'stroke="currentColor" stroke-opacity=".15"/>'
+            f'<text x="{_LEFT - 6}" y="{self.y(loss) + 4:.1f}" text-anchor="end" opacity=".7">{loss:g}</text>'
+            for loss in _round_values(self._low, self._high, 4)
+        )
+        columns = "".join(
+            f'<text x="{self.x(step):.1f}" y="{_HEIGHT - 8}" text-anchor="middle" opacity=".7">{step:g}</text>'
+            for step in _round_values(0, self._last_step, 6)
+            if step == int(step)
+        )
+        return rows + columns
+
+
+def _finite(losses: Mapping[int, float]) -> list[tuple[float, float]]:
+    return [(step, loss) for step, loss in sorted(losses.items()) if math.isfinite(loss)]
+
+
+def _usual(losses: Points) -> list[tuple[float, float]]:
+    """Return them with spikes cut: one would press the drawing flat, and lift the mean of a whole stretch."""
+    if not losses:
+        return []
+    top = sorted(loss for _, loss in losses)[math.ceil(_MOST_SHOWN * len(losses)) - 1]
+    return [(step, min(loss, top)) for step, loss in losses]
+
+
+def _quoted(style: str) -> str:
+    name, _, value = style.partition("=")
+    return f'{name}="{value}"'
+
+
+def _round_values(low: float, high: float, count: int) -> list[float]:
+    """Return about `count` multiples of 1, 2 or 5 times a power of ten in the range."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    gap = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    return [round(number * gap, 12) for number in range(math.ceil(low / gap), math.floor(high / gap) + 1)]
+
+
+def _legend(entries: Iterable[tuple[str, str, bool]]) -> str:
+    told = [(text, color) for text, color, is_drawn in entries if is_drawn]
+    return "".join(
+        f'<g transform="translate({_LEFT + 110 * at})"><text x="22" y="14">{text}</text>'
+        f'<line x2="16" y1="10" y2="10" stroke="{color}" stroke-width="2"/></g>'
+        for at, (text, color) in enumerate(told)
+    )
