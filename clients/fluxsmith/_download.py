@@ -40,7 +40,7 @@ def _check_target(target: Path) -> None:
         if "\0" in str(target) or not target.name:
             problem = "that is no name for a file"
     except OSError as error:
-        problem = error.strerror
+        problem = error.strerror or str(error)
     if problem:
         raise _unwritable(target, problem)
 
@@ -84,7 +84,7 @@ def download(
             return  # another download of it was first
         with suppress(OSError):
             part.unlink()
-        raise _unwritable(target, error.strerror) from error
+        raise _unwritable(target, error.strerror or str(error)) from error
 
 
 def _unwritable(target: Path, problem: str) -> InvalidRequest:
