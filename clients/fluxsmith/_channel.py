@@ -4,6 +4,7 @@ import json
 
 from fluxsmith._http import is_loopback
 from fluxsmith.policies import RetryPolicy
+from fluxsmith.v1 import encoder_pb2, trainer_pb2
 
 _MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
@@ -11,8 +12,9 @@ _MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 def channel_options(address: str, retry: RetryPolicy) -> list[tuple[str, str | int]]:
     """Return the options of gRPC for a channel to the address."""
     host = address.rpartition(":")[0]
+    methods = [{"name": [{}], **_retries(retry)}, {"name": _streams()}]
     return [
-        ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], **_retries(retry)}]})),
+        ("grpc.service_config", json.dumps({"methodConfig": methods})),
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
         # The default doubles up to two minutes, during which a service that is back would go unnoticed.
@@ -38,3 +40,17 @@ def _retries(retry: RetryPolicy) -> dict[str, object]:
             "retryableStatusCodes": ["UNAVAILABLE"],
         }
     }
+
+
+def _streams() -> list[dict[str, str]]:
+    """Return the names of calls that gRPC is not to repeat, since they resume by themselves: those that stream answers.
+
+    Repeated by gRPC (1.85, outside asyncio), one that had no answer yet when its server was killed never ends.
+    """
+    services = [*encoder_pb2.DESCRIPTOR.services_by_name.values(), *trainer_pb2.DESCRIPTOR.services_by_name.values()]
+    return [
+        {"service": service.full_name, "method": method.name}
+        for service in services
+        for method in service.methods
+        if method.server_streaming
+    ]

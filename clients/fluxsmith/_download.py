@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+from contextlib import suppress
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
@@ -14,6 +15,7 @@ from fluxsmith._http import opener, store_away
 from fluxsmith.errors import DownloadFailed, InvalidRequest
 
 _CHUNK_BYTES = 1024 * 1024
+_LONGEST_NAME_BYTES = 200  # of the 255 that file systems take; a part's has the digest beside it
 _KEEPING = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)  # opened so, a file is made or stays as it is
 
 
@@ -22,7 +24,25 @@ def part_of(target: Path, digest: str) -> Path:
 
     Its name tells its content, so two downloads at a time that share it write the same bytes at the same places.
     """
-    return target.with_name(f".{target.name}.{digest[:16]}.part")
+    name = os.fsencode(target.name)
+    if len(name) > _LONGEST_NAME_BYTES:
+        name = hashlib.sha256(name).hexdigest().encode()
+    return target.parent / f".{os.fsdecode(name)}.{digest[:16]}.part"
+
+
+def _check_target(target: Path) -> None:
+    """Raise `InvalidRequest` for what no file can be put in the place of, before anything is fetched.
+
+    That a file is replaced would take a device away from the whole machine: `/dev/null` for root.
+    """
+    try:
+        problem = "" if target.is_file() or not target.exists() else "it is no file"
+        if "\0" in str(target) or not target.name:
+            problem = "that is no name for a file"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise _unwritable(target, problem)
 
 
 def download(
@@ -34,6 +54,7 @@ def download(
     the next time. Raises `InvalidRequest` if the target cannot be written, `Unavailable` if the store cannot be reached
     or breaks off and `DownloadFailed` for anything else that came back.
     """
+    _check_target(target)
     part = part_of(target, digest)
     try:
         for _ in range(2):  # what an earlier try left may be damaged; what comes anew is not tried again
@@ -61,9 +82,14 @@ def download(
     except OSError as error:
         if holds(target, size_bytes=size_bytes, digest=digest):
             return  # another download of it was first
-        part.unlink(missing_ok=True)
-        message = f"{target} cannot be written: {error.strerror}."
-        raise InvalidRequest(message, reason="TARGET_UNWRITABLE", remedy="Name a file that can be written.") from error
+        with suppress(OSError):
+            part.unlink()
+        raise _unwritable(target, error.strerror or str(error)) from error
+
+
+def _unwritable(target: Path, problem: str) -> InvalidRequest:
+    message = f"{target} cannot be written: {problem}."
+    return InvalidRequest(message, reason="TARGET_UNWRITABLE", remedy="Name a file that can be written.")
 
 
 def _fetch(stop: threading.Event, url: str, file: BinaryIO, *, size_bytes: int, stall_s: float) -> bool:

@@ -47,5 +47,5 @@ def fetch(locate: Callable[[], Located], target: Path, *, deadlines: Deadlines, 
 def _size_of(part: Path) -> int:
     try:
         return part.stat().st_size
-    except OSError:
+    except (OSError, ValueError):  # not there, or no name for a file
         return 0

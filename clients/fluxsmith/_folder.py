@@ -37,9 +37,13 @@ def read_folder(folder: Path) -> list[CaptionedImage]:
 
 def _list_folder(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     """Return the image files, and the caption files by stem."""
-    if not folder.is_dir():
+    try:
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except OSError:  # such as a name that is too long
+        is_folder = is_there = False
+    if not is_folder:
         raise InvalidFolder(
-            f"{folder} is not a folder." if folder.exists() else f"the folder {folder} does not exist.",
+            f"{folder} is not a folder." if is_there else f"the folder {folder} does not exist.",
             reason="FOLDER_NOT_FOUND",
             remedy="Name a folder that holds images with .txt captions of the same names.",
         )

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,7 @@ _BEGINNINGS = {
 _HEAD_BYTES = 16
 _MODES_OF_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
 _SHOWN_CHARACTERS = 40
+_ONE_COPY = threading.Lock()
 
 
 class PilImage(Protocol):
@@ -99,7 +101,7 @@ def _of_text(text: str, folder: Path) -> Found:
         if content is None:
             raise PictureFault("the image is a data: address without base64", "Give `data:image/png;base64,...`.")
         return _of_bytes(content)
-    if _is_file(folder / text):
+    if is_file(folder / text):
         return _of_path(folder / text)
     content = _decoded(text)
     if content and _known_suffix(content):  # many a name of a file that is not there is base64 of something
@@ -118,12 +120,14 @@ def _of_path(path: Path) -> Found:
     try:
         with path.open("rb") as file:
             _suffix_of(file.read(_HEAD_BYTES))
-    except OSError as error:
-        raise PictureFault(f"{path} cannot be read: {error.strerror}", "Name files that can be read.") from error
+    except (OSError, ValueError) as error:  # no name has a zero byte
+        problem = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise PictureFault(problem, "Name files that can be read.") from error
     return Found(path=path, name=path.name)
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether there is a file of this name; no error for what cannot be a name."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # base64 is too long for a name
@@ -158,8 +162,10 @@ def _as_png(image: PilImage) -> bytes:
     """Return the image as a PNG file, its orientation included; raises `OSError` if its pixels cannot be had."""
     buffer = io.BytesIO()
     try:
-        written = image if image.mode in _MODES_OF_PNG else image.convert("RGB")  # type: ignore[attr-defined]
-        exif = image.getexif()  # type: ignore[attr-defined]
+        # Streams of an upload may hold the same image, which PIL reads on demand and for one thread only.
+        with _ONE_COPY:
+            written = image.copy() if image.mode in _MODES_OF_PNG else image.convert("RGB")  # type: ignore[attr-defined]
+            exif = image.getexif()  # type: ignore[attr-defined]
         written.save(buffer, "PNG", **({"exif": exif} if exif else {}))
     except (ValueError, SyntaxError, AttributeError) as error:  # what PIL raises for closed and broken files
         raise OSError(str(error)) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fluxsmith._folder import folder_name, name_some, read_folder
-from fluxsmith._pictures import Found, Picture, PictureFault, ReadAgain, find_picture
+from fluxsmith._pictures import Found, Picture, PictureFault, ReadAgain, find_picture, is_file
 from fluxsmith.data import CaptionedImage
 from fluxsmith.errors import FieldViolation, InvalidSource
 
@@ -35,7 +35,7 @@ def read_source(source: Source, *, image_column: str = "", caption_column: str =
     columns = _Columns(image=image_column, caption=caption_column)
     if isinstance(source, str | PathLike):
         path = Path(source)
-        if path.suffix.lower() in _READERS or path.is_file():
+        if path.suffix.lower() in _READERS or is_file(path):
             return _captioned(_read_file(path), columns, folder=path.parent)
         return read_folder(path)
     if type(source).__module__.partition(".")[0] == "datasets":
@@ -89,6 +89,10 @@ def _captioned(rows: Iterable[tuple[int, object]], columns: _Columns, *, folder:
             images.append(_read_row(number, row, columns, folder, names))
         except PictureFault as fault:
             faults.append((number, fault))
+        except InvalidSource as error:  # of its columns, where those of an earlier row were found
+            if not images and not faults:
+                raise
+            faults.append((number, PictureFault(error.message.rstrip("."), "Give every row the same columns.")))
     if faults:
         raise _at_fault(faults, len(images) + len(faults))
     if not images:
@@ -102,6 +106,8 @@ def _read_row(number: int, row: object, columns: _Columns, folder: Path, names: 
         case CaptionedImage():
             names.claim(row.name)
             return row
+        case _Unparsed():
+            raise PictureFault(f"it is no JSON: {row.problem}", "Write each line as one JSON object.")
         case Mapping():
             picture, caption = columns.of(row)
         case [picture, caption]:
@@ -121,6 +127,8 @@ def _read_captions(caption: object) -> tuple[str, ...]:
         raise PictureFault("the caption is empty", "Write a caption for every image.")
     if len(captions) > _MAX_CAPTIONS:
         raise PictureFault(f"there are {len(captions)} captions", f"Give {_MAX_CAPTIONS} captions at most.")
+    if any(text != text.encode(errors="replace").decode() for text in captions):
+        raise PictureFault("the caption has half a character, as JSON's \\ud83d alone", "Write the character whole.")
     return tuple(text.strip() for text in captions)
 
 
@@ -129,16 +137,18 @@ class _Names:
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
+        self._counts: dict[str, int] = {}
 
     def of(self, found: Found, number: int) -> str:
         """Return the name for the image of the row of this number."""
         given = f"{number:06d}{found.name}" if found.name.startswith(".") else found.name
         first = name = given.encode(errors="replace").decode()[-_MAX_NAME_CHARACTERS:]
-        count = 1
+        count = self._counts.get(first, 1)  # not from 1 again: thousands of rows may share the name of their file
         while name in self._taken:
             count += 1
             stem, dot, suffix = first.rpartition(".")
             name = f"{stem or suffix}-{count}{dot}{suffix if stem else ''}"
+        self._counts[first] = count
         self.claim(name)
         return name
 
@@ -183,12 +193,21 @@ def _read_file(path: Path) -> Iterator[tuple[int, object]]:
         raise InvalidSource(message, reason="SOURCE_UNREADABLE", remedy=remedy) from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Unparsed:
+    """A line that is no JSON."""
+
+    problem: str
+
+
 def _read_jsonl(lines: Iterable[str]) -> Iterator[object]:
     for line in lines:
+        if not line.strip():  # as many files end
+            continue
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:
-            yield line
+        except (ValueError, RecursionError) as error:
+            yield _Unparsed(problem=str(error))
 
 
 _READERS: Mapping[str, Callable[[IO[str]], Iterator[object]]] = {".jsonl": _read_jsonl, ".csv": csv.DictReader}

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Self
 
 from fluxsmith import Fault, JobState, TrainConfig, TrainingJob
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
 
@@ -44,6 +44,17 @@ def _decoded(text: object) -> bytes:
         raise ValueError(f"is no base64: {error}") from error
 
 
+def _sendable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # such as \ud83d alone, which JSON can say
+        raise ValueError("has half a character, which UTF-8 cannot hold") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_sendable)]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -57,7 +68,7 @@ class TrainSample(_Body):
         WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 4}),
     ]
     """An image file, PNG, JPEG or WebP among others, as base64; a `data:` address is read as well."""
-    description: str
+    description: Text
     """The caption."""
 
 
@@ -76,7 +87,7 @@ class TrainRequest(_Body):
 
     train_data: Annotated[list[TrainSample], Field(min_length=1)]
     """The samples; 10 to 20 are usual. At most as many as the gateway is set to take."""
-    user_id: int | str
+    user_id: StrictInt | Text
     """The product's user whom the job is for, up to 64 characters."""
     training_params: TrainingParams = TrainingParams()  # type: ignore[valid-type]  # made from TrainConfig above
     """How to train; what is left out is the trainer's default."""

@@ -1,5 +1,6 @@
 """Endpoints that begin a training: one waits for the LoRA, one answers with the job at once."""
 
+import asyncio
 import hashlib
 from contextlib import suppress
 from http import HTTPStatus
@@ -7,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
-from fluxsmith import AsyncClient, AsyncJobHandle, CaptionedImage, DatasetState, FluxsmithError, errors
+from fluxsmith import AsyncClient, AsyncJobHandle, CaptionedImage, Dataset, DatasetState, FluxsmithError, errors
 
 from gateway import problems
 from gateway.callers import Caller
@@ -15,6 +16,10 @@ from gateway.schemas import Job, TrainRequest, TrainResponse
 from gateway.settings import GatewaySettings
 
 DATASET_NAME = "train-lora"  # begins the names of the datasets that the gateway makes, and may remove
+
+# What a dataset answers while another request with the same key sends or encodes the same samples.
+_MADE_MEANWHILE = {"DATASET_ENCODING", "DATASET_CHANGED", "DATASET_NOT_READY"}
+_TRIES = 10
 
 router = APIRouter(tags=["training"])
 
@@ -81,19 +86,32 @@ async def _submit(client: AsyncClient, body: TrainRequest, key: str | None) -> A
         for number, sample in enumerate(body.train_data)
     ]
     # With other samples the name is another one, and so the encoder refuses the same key.
-    dataset = await client.datasets.create(name=f"{DATASET_NAME} {_digest(images)}", request_id=key)
+    digest = await asyncio.to_thread(_digest, images)
+    dataset = await client.datasets.create(name=f"{DATASET_NAME} {digest}", request_id=key)
     try:
-        if dataset.state in {DatasetState.OPEN, DatasetState.FAILED}:
-            await client.datasets.upload(dataset, images)
-            await client.datasets.encode(dataset)
-        await client.datasets.wait(dataset)
-        return await client.submit(dataset, body.training_params, user_id=str(body.user_id), request_id=key)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                await _encode(client, dataset, images)
+                return await client.submit(dataset, body.training_params, user_id=str(body.user_id), request_id=key)
+            except errors.FailedPrecondition as error:
+                if key is None or error.reason not in _MADE_MEANWHILE or not tries_left:
+                    raise
+                dataset = await client.datasets.get(dataset.id)
+        raise AssertionError("unreachable")
     except FluxsmithError as error:
         # Sent again with its key, a request goes on with what is there, unless that can never be trained on.
         if key is None or isinstance(error, errors.InvalidRequest | errors.DatasetFailed):
             with suppress(FluxsmithError):
                 await client.datasets.delete(dataset)
         raise
+
+
+async def _encode(client: AsyncClient, dataset: Dataset, images: list[CaptionedImage]) -> None:
+    """Return once the images are encoded; what another request has begun is waited for."""
+    if dataset.state in {DatasetState.OPEN, DatasetState.FAILED}:
+        await client.datasets.upload(dataset, images)
+        await client.datasets.encode(dataset)
+    await client.datasets.wait(dataset)
 
 
 def _digest(images: list[CaptionedImage]) -> str:

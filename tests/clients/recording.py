@@ -52,6 +52,7 @@ class Recorder:
         self.checkpoints: list[trainer.Checkpoint] = []
         self.estimate = trainer.EstimateMemoryResponse()
         self.deleted = False
+        self.refusals: dict[type[Message], grpc.StatusCode] = {}
         self.refusal = ""  # of the configuration, when asked to validate it
 
     def asked(self, kind: type[_Kind]) -> list[_Kind]:
@@ -74,6 +75,8 @@ class Recorder:
     def answer(self, request: Message) -> Iterable[Message]:
         """Keep the request and yield what is answered to it."""
         self.requests.append(request)
+        if type(request) in self.refusals:
+            raise Refused("as told", code=self.refusals[type(request)])
         yield from self._of_encoder(request)
         yield from self._of_trainer(request)
         yield from self._of_files(request)

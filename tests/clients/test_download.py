@@ -1,6 +1,7 @@
 """Downloads: a file appears under its name whole and checked, or not at all; what has come is not asked for again."""
 
 import hashlib
+import os
 import re
 import socket
 import threading
@@ -122,5 +123,17 @@ def test_store_that_is_away_is_named(tmp_path: Path) -> None:
 
 
 def test_target_that_cannot_be_written_is_named(store_url: str, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="cannot be written"):
-        get(f"{store_url}/file", tmp_path / "nowhere" / "x")
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for target in ("nowhere/x", "file/x", "pipe", ".", "x" * 256, "a\0b"):
+        with pytest.raises(InvalidRequest, match="cannot be written"):
+            get(f"{store_url}/file", tmp_path / target)
+    with pytest.raises(InvalidRequest, match="no name for a file"):
+        get(f"{store_url}/file", Path())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_target_may_have_the_longest_name_there_is(store_url: str, tmp_path: Path) -> None:
+    get(f"{store_url}/file", tmp_path / ("x" * 255))
+    assert (tmp_path / ("x" * 255)).read_bytes() == CONTENT

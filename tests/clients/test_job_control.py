@@ -1,14 +1,16 @@
 """Pausing, resuming, checkpoints, priorities: what the library and the command ask for, and what they show of it."""
 
 import json
+import math
 import time
 from threading import Timer
 
 import fluxsmith
+import grpc
 import pytest
 from fluxsmith import JobState
 from fluxsmith.cli.app import run
-from fluxsmith.errors import InvalidRequest
+from fluxsmith.errors import DeadlineExceeded, InvalidRequest
 from fluxsmith.v1 import trainer_pb2 as pb
 from fluxsmith.v1.encoder_pb2 import CreateDatasetRequest
 
@@ -49,6 +51,21 @@ def test_snapshot_is_what_the_last_answer_said(client: fluxsmith.Client, recorde
     for change in (job.pause, job.resume, job.cancel, job.checkpoint):
         recorder.job.step += 1
         assert change().step == recorder.job.step == job.snapshot.step
+
+
+@pytest.mark.parametrize("timeout_s", [None, 100.0])
+def test_a_call_without_an_answer_is_not_told_as_the_end_of_a_wait(
+    client: fluxsmith.Client, recorder: Recorder, timeout_s: float | None
+) -> None:
+    job = client.job("j")
+    recorder.refusals[pb.GetTrainingJobRequest] = grpc.StatusCode.DEADLINE_EXCEEDED
+    with pytest.raises(DeadlineExceeded) as caught:
+        job.wait(timeout_s=timeout_s)
+    assert caught.value.reason == "DEADLINE_EXCEEDED"
+
+
+def test_a_wait_may_have_no_end(client: fluxsmith.Client) -> None:
+    assert client.job("j").wait(timeout_s=math.inf).state is JobState.SUCCEEDED
 
 
 def test_checkpoints_go_only_when_asked(client: fluxsmith.Client, recorder: Recorder) -> None:

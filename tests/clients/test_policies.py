@@ -1,6 +1,8 @@
 """Deadlines and retries: values with ranges, which calls keep to."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -37,8 +39,49 @@ def test_value_out_of_range_is_refused_with_its_range(kind: Any, given: dict[str
 @pytest.mark.parametrize("attempts", [1, 2, 5])
 def test_grpc_is_told_how_often_to_try(attempts: int) -> None:
     options = dict(channel_options("127.0.0.1:1", RetryPolicy(attempts=attempts)))
-    [method] = json.loads(str(options["grpc.service_config"]))["methodConfig"]
-    assert method.get("retryPolicy", {}).get("maxAttempts", 1) == attempts
+    of_all, of_streams = json.loads(str(options["grpc.service_config"]))["methodConfig"]
+    assert of_all.get("retryPolicy", {}).get("maxAttempts", 1) == attempts
+    assert {name["method"] for name in of_streams.pop("name")} == {"WatchDataset", "WatchTrainingJob"}
+    assert not of_streams
+
+
+DIES_WHEN_WATCHED = """
+import grpc, os
+from concurrent.futures import ThreadPoolExecutor
+from fluxsmith.v1 import trainer_pb2, trainer_pb2_grpc
+
+class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
+    def GetTrainingJob(self, request, context):
+        return trainer_pb2.GetTrainingJobResponse(job={"job_id": "j", "state": "TRAINING_JOB_STATE_RUNNING"})
+
+    def WatchTrainingJob(self, request, context):
+        os._exit(0)
+
+server = grpc.server(ThreadPoolExecutor(2))
+trainer_pb2_grpc.add_TrainerServiceServicer_to_server(Trainer(), server)
+print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+server.start()
+server.wait_for_termination()
+"""
+
+
+def test_server_that_is_killed_before_the_first_event_is_noticed() -> None:
+    caught: list[Exception] = []
+
+    def wait(address: str) -> None:
+        with Client(address, address, retry=RetryPolicy(outage_s=0.5)) as client:
+            try:
+                client.job("j").wait()
+            except Exception as error:  # noqa: BLE001  # looked at below
+                caught.append(error)
+
+    with subprocess.Popen([sys.executable, "-c", DIES_WHEN_WATCHED], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        address = f"127.0.0.1:{server.stdout.readline().strip()}"
+        waiting = threading.Thread(target=wait, args=(address,), daemon=True)
+        waiting.start()
+        waiting.join(20)  # it would never end
+    assert [type(error) for error in caught] == [errors.Unavailable]
 
 
 # ruff: noqa: N802  # names of calls are the contract's

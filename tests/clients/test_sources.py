@@ -4,7 +4,9 @@ import base64
 import csv
 import io
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,8 @@ def test_columns_can_be_named() -> None:
         ((as_file(), []), "the caption is empty"),
         ((as_file(), None), "the caption is of type NoneType"),
         ((as_file(), ["a"] * 17), "there are 17 captions"),
+        ((as_file(), "half \ud83d"), "the caption has half a character"),
+        ((Path("a\0b"), "a"), "cannot be read: embedded null byte"),
         (as_file(), "it is no pair of an image and a caption"),
         (("a", "b", "c"), "it is no pair of an image and a caption"),
     ],
@@ -188,6 +192,7 @@ def a_stream() -> IterableDataset:
         (lambda _: a_stream(), "SOURCE_KIND_UNKNOWN"),
         (lambda files: files / "one/cat.png", "SOURCE_KIND_UNKNOWN"),
         (lambda files: files / "none.csv", "SOURCE_UNREADABLE"),
+        (lambda _: in_base64(as_file()) * 99, "FOLDER_NOT_FOUND"),
         (lambda _: [], "SOURCE_EMPTY"),
         (lambda _: hub_dataset(text=["a"]), "COLUMN_NOT_FOUND"),
         (lambda _: [{"image": as_file()}], "COLUMN_NOT_FOUND"),
@@ -198,6 +203,44 @@ def test_what_is_no_source_is_told(files: Path, make: Any, reason: str) -> None:
         read_source(make(files))
     assert caught.value.reason == reason
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"file_name": "one/cat.png"}', "row 2: there is no column of captions"),
+        ('{"file_name": ', "row 2: it is no JSON"),
+        ('{"text": ' + "1" * 5000 + "}", "row 2: it is no JSON"),
+        ("[" * 100_000, "row 2: it is no JSON"),
+    ],
+    ids=["column", "cut", "number", "deep"],
+)
+def test_bad_line_is_named(files: Path, line: str, problem: str) -> None:
+    path = files / "rows.jsonl"
+    path.write_text(f'{{"file_name": "one/cat.png", "text": "a"}}\n{line}\n')
+    with pytest.raises(InvalidSource, match=problem):
+        read_source(path)
+
+
+def test_blank_lines_are_no_rows(files: Path) -> None:
+    path = files / "rows.jsonl"
+    path.write_text('{"file_name": "one/cat.png", "text": "a"}\n\n{"file_name": "two/cat.png", "text": "b"}\n\n')
+    assert [image.name for image in read_source(path)] == ["cat.png", "cat-2.png"]
+
+
+def test_thousands_of_rows_may_share_a_name(files: Path) -> None:
+    begun_s = time.process_time()
+    images = read_source([(files / "one/cat.png", "a")] * 10_000)
+    assert images[-1].name == "cat-10000.png"
+    assert time.process_time() - begun_s < 10  # over a minute when each of them was counted from one
+
+
+def test_rows_may_share_an_image_that_pil_has_not_read_yet(tmp_path: Path) -> None:
+    Image.effect_noise((1024, 1024), 90).save(tmp_path / "big.png")
+    for _ in range(5):
+        with Image.open(tmp_path / "big.png") as shared, ThreadPoolExecutor(8) as streams:
+            rows = read_source([(shared, f"caption {number}") for number in range(8)])
+            assert len(set(streams.map(CaptionedImage.read, rows))) == 1
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[1, 2\n", b"7\n"])

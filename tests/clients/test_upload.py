@@ -116,6 +116,16 @@ def test_fault_in_one_stream_is_raised_whatever_the_others_do(client: Client, tm
         client.datasets.upload("d", [image("a"), image("b"), gone, image("c")])
 
 
+@pytest.mark.parametrize(("name", "caption"), [("a.png", "half \ud83d"), ("\ud83d.png", "a")])
+def test_half_a_character_is_told_as_the_source_s_fault(
+    client: Client, recorder: Recorder, name: str, caption: str
+) -> None:
+    with pytest.raises(InvalidSource, match="half a character") as caught:
+        client.datasets.create_from([CaptionedImage(content=b"image", captions=(caption,), name=name)])
+    assert str(caught.value).encode()
+    assert recorder.names()[-1] == "DeleteDataset"
+
+
 @pytest.mark.parametrize("streams", [0, 17])
 def test_streams_out_of_range_are_refused(streams: int) -> None:
     with pytest.raises(errors.InvalidRequest, match="upload_streams cannot be"):

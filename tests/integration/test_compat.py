@@ -186,6 +186,12 @@ def test_an_image_that_is_none_is_named_with_the_formats() -> None:
         FluxTrainingDataset([{"image": "!", "description": "a circle"}])
 
 
+@pytest.mark.parametrize("user_id", [None, 1.5, True])
+def test_a_user_is_a_number_or_text(user_id: Any) -> None:
+    with pytest.raises(errors.InvalidRequest, match="user_id is of type"):
+        train_lora([{"image": "", "description": "a"}], user_id)
+
+
 def test_a_caption_too_long_or_missing_is_told_with_its_limit() -> None:
     with pytest.raises(TextEncodingFailed, match=r"^Text encoding failed: .*9000 bytes.*8192"):
         train_lora(train_data=[sample(description="a" * 9000)], user_id=123)

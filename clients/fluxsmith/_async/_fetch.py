@@ -48,5 +48,5 @@ async def fetch(
 def _size_of(part: Path) -> int:
     try:
         return part.stat().st_size
-    except OSError:
+    except (OSError, ValueError):  # not there, or no name for a file
         return 0

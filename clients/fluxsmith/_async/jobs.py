@@ -36,6 +36,9 @@ from fluxsmith.v1 import trainer_pb2
 if TYPE_CHECKING:
     from fluxsmith.notebook import JobView
 
+_LONGEST_S = 1e9
+_LATE_S = 1.0  # clocks differ; an unanswered call that ends so near the end of the wait may be told as that
+
 
 class AsyncJobHandle:
     """A training job of the caller's tenant. `snapshot` is what was last heard of it; `refresh` asks anew.
@@ -79,12 +82,15 @@ class AsyncJobHandle:
         Raises `JobFailed`, `JobCancelled`, or `DeadlineExceeded` if it has not ended within `timeout_s` seconds; the
         job goes on then.
         """
-        until = None if timeout_s is None else time.monotonic() + timeout_s
+        # Over about 300 years, infinity included, gRPC takes it for a moment that is past.
+        until = None if timeout_s is None or timeout_s > _LONGEST_S else time.monotonic() + timeout_s
         try:
             async with aclosing(self._watch(after_sequence=self.snapshot.last_sequence, until=until)) as events:
                 async for _ in events:
                     pass
         except DeadlineExceeded as error:
+            if until is None or until - time.monotonic() > _LATE_S:  # it was a call that had no answer
+                raise
             message = f"job {self.id} has not ended within {timeout_s:g} s."
             remedy = "It goes on: wait again, watch it, or cancel it."
             raise DeadlineExceeded(message, reason="WAIT_TIMEOUT", remedy=remedy) from error

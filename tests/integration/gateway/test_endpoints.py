@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import fluxsmith
 import httpx
@@ -82,6 +83,15 @@ def test_the_same_idempotency_key_finds_the_same_job(web: httpx.Client) -> None:
         assert (refused.status_code, refused.json()["reason"]) == (409, "REQUEST_ID_REUSED")
 
 
+def test_requests_with_one_key_at_the_same_time_find_one_job(web: httpx.Client) -> None:
+    def ask(_: int) -> tuple[int, str]:
+        answer = web.post("/jobs", json=body(count=12, steps=2), headers={"Idempotency-Key": "wish-3"})
+        return answer.status_code, answer.json().get("job_id", answer.text)
+
+    with ThreadPoolExecutor(6) as callers:
+        assert [status for status, _ in set(callers.map(ask, range(6)))] == [202]
+
+
 def test_a_caller_that_hangs_up_loses_nothing(web: httpx.Client) -> None:
     headers = {"Idempotency-Key": "wish-2"}
     with pytest.raises(httpx.ReadTimeout):
@@ -108,12 +118,16 @@ def test_tenants_are_apart(web: httpx.Client, stack: Stack) -> None:
         (body() | {"train_data": [{"image": "bm8gaW1hZ2U=", "description": "a"}]}, 422, "DATASET_FAILED"),
         (body() | {"train_data": [{**body()["train_data"][0], "description": " "}]}, 422, "CAPTION_EMPTY"),
         (body(rank=1000), 422, "CONFIG_INVALID"),
+        (body(user_id="half \ud83d"), 422, "REQUEST_INVALID"),
+        (body(user_id=True), 422, "REQUEST_INVALID"),
+        (body() | {"train_data": [{**body()["train_data"][0], "description": "half \ud83d"}]}, 422, "REQUEST_INVALID"),
         (body(rnak=8), 422, "REQUEST_INVALID"),
         (body(count=MAX_SAMPLES + 1), 413, "TOO_MANY_SAMPLES"),
     ],
 )
 def test_a_wrong_request_is_told_with_reason(web: httpx.Client, wrong: object, status: int, reason: str) -> None:
-    answer = web.post("/train-lora", json=wrong)
+    # Written by itself: httpx could not send half a character.
+    answer = web.post("/train-lora", content=json.dumps(wrong), headers={"Content-Type": "application/json"})
     assert answer.headers["content-type"] == "application/problem+json"
     assert (answer.status_code, answer.json()["reason"]) == (status, reason), answer.text
     assert answer.json()["remedy"]

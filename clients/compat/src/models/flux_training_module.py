@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from fluxsmith import Client, FluxsmithError
-from fluxsmith.errors import JobFailed
+from fluxsmith.errors import InvalidRequest, JobFailed
 from src.models.errors import successor_of
 from src.models.flux_training_dataset import FluxTrainingDataset
 from src.models.settings import Settings
@@ -42,6 +42,7 @@ class FluxLoRATrainingModule:
         are removed from the service once the job has ended. Raises `InvalidImageFormat`, `TextEncodingFailed` and
         `OutOfMemory`, and otherwise what `fluxsmith.Client` raises. Breaking off the wait leaves the job running.
         """
+        user = _as_text(user_id)
         samples = FluxTrainingDataset(train_data)
         settings = self._settings or Settings()
         config = settings.train_config(
@@ -53,7 +54,7 @@ class FluxLoRATrainingModule:
             dataset = samples.cache(client)
             job = None
             try:
-                job = client.submit(dataset, config, user_id=str(user_id))
+                job = client.submit(dataset, config, user_id=user)
                 return job.result().lora_uri
             except JobFailed as error:
                 raise successor_of(error, client, dataset) from error
@@ -69,6 +70,17 @@ class FluxLoRATrainingModule:
         else:
             with Client() as client:
                 yield client
+
+
+def _as_text(user_id: int | str) -> str:
+    """Return the user as the trainer takes it; None as text would be a user whom all such calls share."""
+    if isinstance(user_id, str):
+        return user_id
+    if isinstance(user_id, bool) or not hasattr(user_id, "__index__"):
+        raise InvalidRequest(
+            f"user_id is of type {type(user_id).__name__}.", reason="FIELD_INVALID", remedy="Give a number or text."
+        )
+    return str(user_id)
 
 
 train_lora = FluxLoRATrainingModule().train_lora
