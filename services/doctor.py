@@ -29,6 +29,7 @@ from services.common.base_model import base_folder, pick_device
 from services.common.errors import ServiceError
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings, StoreSettings, read_settings
+from services.encoder.settings import EncoderSettings
 from services.stack import ROOT, serves
 from services.trainer.estimate.estimator import MemoryEstimator
 from services.trainer.settings import TrainerSettings
@@ -52,14 +53,17 @@ class Check:
 
 def checks(*, data: Path, ports: dict[str, int]) -> Iterator[Check]:
     """Look at everything, one after the other; none is stopped by another's failure."""
-    looks: list[Callable[[], Check]] = [packages, model, gpu, memory, store, database, partial(disk, data)]
+    looks: list[Callable[[], Check]] = [packages, settings, model, gpu, memory, store, database, partial(disk, data)]
     looks += [partial(port, service, number) for service, number in ports.items()]
     for look in looks:
+        name = look.func.__name__ if isinstance(look, partial) else look.__name__
         try:
             yield look()
         except ServiceError as error:
-            name = look.func.__name__ if isinstance(look, partial) else look.__name__
             yield Check(name=name, state=FAIL, found=error.message, remedy=error.remedy)
+        except Exception as error:  # noqa: BLE001  # a library's own word on a setting that nobody foresaw
+            remedy = "See that the environment variables FLUXSMITH_... that it goes by are right."
+            yield Check(name=name, state=FAIL, found=f"{type(error).__name__}: {error}", remedy=remedy)
 
 
 def packages() -> Check:
@@ -70,6 +74,13 @@ def packages() -> Check:
         return Check(name="packages", state=FAIL, found="; ".join(sorted(set(wrong))), remedy=remedy)
     named = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "peft"))
     return Check(name="packages", state=OK, found=f"Python {sys.version.split()[0]}, {named}")
+
+
+def settings() -> Check:
+    """Whether all settings can be read, so that the services start."""
+    for kind in (StoreSettings, ServiceSettings, EncoderSettings, TrainerSettings):
+        read_settings(kind)
+    return Check(name="settings", state=OK, found="all that are set can be read")
 
 
 def model() -> Check:
@@ -109,7 +120,7 @@ def memory() -> Check:
     settings = _placed(read_settings(ServiceSettings))
     estimate = MemoryEstimator(settings).estimate({})
     needed = f"a job with the default settings at 1024 px should have {estimate.recommended_bytes / 1e9:.1f} GB"
-    if pick_device(settings.device).type != "cuda":
+    if pick_device(settings.device).type != "cuda" or not torch.cuda.is_available():
         return Check(name="memory", state=OK, found=f"{needed} of main memory")
     _, total = torch.cuda.mem_get_info()
     if total >= estimate.recommended_bytes:

@@ -111,6 +111,7 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         ["contact-sheet", ".", "--per-page", "101"],
         ["--encoder", "http://somewhere", "datasets"],
         ["--tenant", "My Team", "jobs"],
+        ["watch", "\udcff"],  # what a byte that is not UTF-8 comes as
     ],
 )
 def test_bad_usage_is_one_line_and_code_2(

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 
 from services import doctor
 from services.stack import Stack
@@ -32,6 +33,9 @@ def test_fresh_checkout_has_all_that_is_needed(tmp_path: Path, capsys: pytest.Ca
         ("FLUXSMITH_BASE_MODEL", "/nowhere", "model", "/nowhere"),
         ("FLUXSMITH_TRAINER_DATABASE_URL", "sqlite:////nowhere/jobs.sqlite", "database", "there is no folder"),
         ("FLUXSMITH_TRAINER_DATABASE_URL", "postgresql+psycopg://me:secret@127.0.0.1:1/x", "database", "***"),
+        ("FLUXSMITH_STORE_ENDPOINT", "nonsense", "store", ""),
+        ("FLUXSMITH_TRAINER_LEASE_S", "abc", "settings", "FLUXSMITH_TRAINER_LEASE_S"),
+        ("FLUXSMITH_DEVICE", "cuda", "gpu", "torch finds none"),
         ("FLUXSMITH_DTYPE", "int3", "model", "FLUXSMITH_DTYPE"),
     ],
 )
@@ -39,6 +43,7 @@ def test_setting_that_cannot_work_fails_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, name: str, says: str
 ) -> None:
     monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     [check] = [each for each in doctor.checks(data=tmp_path, ports={}) if each.name == name]
     assert check.state == doctor.FAIL
     assert says in check.found

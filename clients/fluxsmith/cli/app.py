@@ -72,6 +72,9 @@ def run(arguments: Sequence[str]) -> int:
         return _BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
+    except UnicodeEncodeError as error:
+        typer.echo(error_line(f"{error.object!r} cannot be sent or shown: it is not {error.encoding}."), err=True)
+        return _BAD_INPUT
     return code if isinstance(code, int) else _OK
 
 
