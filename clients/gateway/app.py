@@ -13,14 +13,26 @@ from gateway.problems import Problem
 from gateway.schemas import Health
 from gateway.settings import GatewaySettings
 
-_PROBLEM: dict[int | str, dict[str, Any]] = {
-    "default": {"description": "What went wrong", "content": {problems.MEDIA_TYPE: {}}, "model": Problem}
-}
+_TOLD: dict[str, Any] = {"content": {problems.MEDIA_TYPE: {}}, "model": Problem}
+_PROBLEM: dict[int | str, dict[str, Any]] = {"default": {"description": "What went wrong", **_TOLD}}
+
+
+class _Gateway(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """Describe problems under their own media type alone; FastAPI has models under that of the answer."""
+        description = super().openapi()
+        for operations in description["paths"].values():
+            for operation in operations.values():
+                for response in operation["responses"].values():
+                    if problems.MEDIA_TYPE in response.get("content", {}):
+                        schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+                        response["content"] = {problems.MEDIA_TYPE: {"schema": schema}}
+        return description
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
     """Make the gateway of these settings. It keeps nothing: any number of them may serve side by side."""
-    app = FastAPI(
+    app = _Gateway(
         title="fluxsmith gateway",
         version=importlib.metadata.version("fluxsmith"),
         description="LoRA training for FLUX.1: pictures with captions in, the address of a LoRA out.",
@@ -42,7 +54,9 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         """Whether the gateway itself answers."""
         return Health(status="ok")
 
-    @app.get("/readyz", tags=["health"], response_model=Health, responses={503: {"model": Problem}})
+    @app.get(
+        "/readyz", tags=["health"], response_model=Health, responses={503: {"description": "One is away", **_TOLD}}
+    )
     async def readyz() -> Health | JSONResponse:
         """Whether encoder and trainer answer too; 503 if not."""
         async with AsyncClient() as client:

@@ -1,20 +1,20 @@
 """Endpoints of a job that is there: its state, its events as they happen, its end, its file."""
 
-import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import asdict
-from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response
 from fluxsmith import AsyncJobHandle, Event, FluxsmithError, errors
+from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from gateway import problems
 from gateway.callers import Caller
+from gateway.examples import EVENTS
 from gateway.schemas import DownloadLink, Job, Jobs
 from gateway.training import DATASET_NAME
 
@@ -41,7 +41,7 @@ async def list_jobs(
 
 @router.get("/{job_id}")
 async def get_job(job_id: JobId, client: Caller) -> Job:
-    """A job as it is now."""
+    """A job as it is now. What the trainer warned of is told by its events."""
     return Job.of((await client.job(job_id)).snapshot)
 
 
@@ -81,7 +81,13 @@ async def download_link(
     artifact_name: Annotated[str, Query(description="A file of the job.")] = "lora.safetensors",
 ) -> DownloadLink:
     """An address from which a file of the job, by default its LoRA, can be fetched for an hour."""
-    link = await (await client.job(job_id)).download_link(artifact_name=artifact_name)
+    job = await client.job(job_id)
+    try:
+        link = await job.download_link(artifact_name=artifact_name)
+    except errors.FailedPrecondition as error:
+        if not job.snapshot.state.ended:
+            raise  # it may still come
+        raise errors.NotFound(error.message, reason=error.reason, remedy=error.remedy) from error
     return DownloadLink(
         url=link.url,
         expire_time=link.expire_time,
@@ -93,7 +99,10 @@ async def download_link(
 @router.get(
     "/{job_id}/events",
     response_class=EventSourceResponse,
-    responses={204: {"description": "The job has ended and every event was told: do not connect again."}},
+    responses={
+        200: {"description": "Events until the job has ended", "content": {"text/event-stream": {"example": EVENTS}}},
+        204: {"description": "The job has ended and every event was told: do not connect again."},
+    },
 )
 async def watch_job(
     job_id: JobId,
@@ -115,7 +124,7 @@ async def _told(job: AsyncJobHandle, last_event_id: int) -> AsyncIterator[Server
     try:
         async with aclosing(job.watch(after_sequence=last_event_id)) as events:
             async for event in events:
-                data = json.dumps(asdict(event), default=_text)
+                data = to_json(asdict(event), inf_nan_mode="null").decode()  # JSON has no number for NaN
                 yield ServerSentEvent(id=str(event.sequence), event=_name(event), data=data)
     except FluxsmithError as error:
         told = problems.problem_of(error, job_id=job.id)
@@ -125,9 +134,3 @@ async def _told(job: AsyncJobHandle, last_event_id: int) -> AsyncIterator[Server
 def _name(event: Event) -> str:
     """The event's kind in snake_case: `StepsCompleted` is `steps_completed`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
-
-
-def _text(value: object) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} is not told in events")

@@ -108,24 +108,21 @@ def install(app: FastAPI) -> None:
     """Answer every error of the application with a problem."""
 
     @app.exception_handler(FluxsmithError)
-    async def of_services(_: Request, error: FluxsmithError) -> JSONResponse:
-        return respond(problem_of(error))
+    async def of_services(request: Request, error: FluxsmithError) -> JSONResponse:
+        told = problem_of(error)
+        if told.reason == "REQUEST_ID_REUSED":  # the services' name for what callers send as a header
+            told.detail = f"the Idempotency-Key {request.headers['Idempotency-Key']!r} came with another body before."
+            told.remedy = "Send that body again, or another Idempotency-Key with this one."
+        return respond(told)
 
     @app.exception_handler(RequestValidationError)
-    async def of_body(_: Request, error: RequestValidationError) -> JSONResponse:
-        violations = [
-            Violation(field=".".join(map(str, fault["loc"])), description=str(fault["msg"])) for fault in error.errors()
-        ]
-        return problem(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            "the request is not as /openapi.json describes it.",
-            reason="REQUEST_INVALID",
-            remedy="Mend the fields named.",
-            violations=violations,
-        )
+    async def of_request(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _of_request(request, error)
 
     @app.exception_handler(HTTPException)
     async def of_routing(_: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's for a body that cannot be decoded
+            return _not_json("the body is no text in UTF-8.")
         status = HTTPStatus(error.status_code)
         told = Problem(
             title=status.phrase,
@@ -144,3 +141,34 @@ def install(app: FastAPI) -> None:
             reason="INTERNAL",
             remedy="Its log has the traceback; report it.",
         )
+
+
+def _of_request(request: Request, error: RequestValidationError) -> JSONResponse:
+    """What is told of a request that is not as it should be: the first thing to mend, or every field at fault."""
+    faults = error.errors()
+    if faults[0]["type"] == "json_invalid":
+        before = str(error.body)[: faults[0]["loc"][-1]]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        return _not_json(f"the body is no JSON: {faults[0]['ctx']['error']}, line {line} column {column}.")
+    if isinstance(error.body, bytes):  # FastAPI leaves a body alone that is not said to be JSON
+        said = request.headers.get("content-type")
+        return problem(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"the body came as {said}, not as JSON." if said else "the body came without a Content-Type.",
+            reason="CONTENT_TYPE_NOT_JSON",
+            remedy="Send the header `Content-Type: application/json`.",
+        )
+    return problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "the request is not as /openapi.json describes it.",
+        reason="REQUEST_INVALID",
+        remedy="Mend the fields named.",
+        violations=[
+            Violation(field=".".join(map(str, fault["loc"])), description=fault["msg"].removeprefix("Value error, "))
+            for fault in faults
+        ],
+    )
+
+
+def _not_json(detail: str) -> JSONResponse:
+    return problem(HTTPStatus.BAD_REQUEST, detail, reason="BODY_NOT_JSON", remedy="Send JSON in UTF-8.")

@@ -1,37 +1,15 @@
 """What the gateway takes and answers, as its OpenAPI description shows it."""
 
-import ast
 import base64
 from dataclasses import asdict
 from datetime import datetime
-from inspect import getsource
-from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from fluxsmith import Fault, JobState, TrainConfig, TrainingJob
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, WithJsonSchema
-from pydantic.dataclasses import dataclass
 
-
-def _describe(schema: dict[str, Any]) -> None:
-    """Add the sentences that stand below the fields of `TrainConfig`; pydantic reads those of its own classes only."""
-    (definition,) = ast.parse(getsource(TrainConfig)).body
-    for field, below in pairwise(getattr(definition, "body", ())):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            schema["properties"][ast.unparse(field.target)]["description"] = " ".join(str(below.value.value).split())
-
-
-# Every field of `TrainConfig`, and none besides.
-TrainingParams = dataclass(
-    TrainConfig, config=ConfigDict(extra="forbid", json_schema_extra=_describe), frozen=True, kw_only=True
-)
-
-# 64 x 64 px, so that the example of the description can be sent as it stands.
-RED_DOT_PNG = (
-    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABAAQMAAACQp+OdAAAABlBMVEX////cHh7/Hx2WAAAAcklEQVR42s3QsQ3CMBSE4c/PSKRkBDYhbO4R"
-    "GCEjuIwQiilMCgsKyvzV6e6e9HQcj3P9iNuGjCWlIkjMvdJaJZiYiP00uHAiuBJjNJNGp5MpSOU7+kdkzNx/dwptdBY2gsprjFZWgicPgtZ/"
-    "29cY9jkAb7FqFwcNkzldAAAAAElFTkSuQmCC"
-)
+from gateway.examples import DOWNLOAD_LINK, JOB, RED_DOT_PNG
+from gateway.parameters import TrainingParams
 
 
 def _decoded(text: object) -> bytes:
@@ -89,8 +67,18 @@ class TrainRequest(_Body):
     """The samples; 10 to 20 are usual. At most as many as the gateway is set to take."""
     user_id: StrictInt | Text
     """The product's user whom the job is for, up to 64 characters."""
-    training_params: TrainingParams = TrainingParams()  # type: ignore[valid-type]  # made from TrainConfig above
-    """How to train; what is left out is the trainer's default."""
+    training_params: TrainingParams = TrainConfig()
+    """How to train; what is left out is the trainer's default: without `epochs` or `steps` one epoch, in which every
+    sample is seen once, a few steps for a few pictures."""
+
+
+class JobWarning(_Body):
+    """Something worth knowing that stopped nothing."""
+
+    reason: str
+    """Stable, for programs, such as `SHORT_RUN`."""
+    message: str
+    """What it is, in a sentence."""
 
 
 class TrainResponse(_Body):
@@ -101,6 +89,7 @@ class TrainResponse(_Body):
             "example": {
                 "model_url": "s3://fluxsmith/default/jobs/job-0123456789abcdef0123/1/lora.safetensors",
                 "job_id": "job-0123456789abcdef0123",
+                "warnings": [],
             }
         }
     )
@@ -109,6 +98,8 @@ class TrainResponse(_Body):
     """`s3://bucket/key` of the LoRA, a safetensors file; `GET /jobs/{job_id}/download` gives an address for HTTP."""
     job_id: str
     """The job that made it."""
+    warnings: list[JobWarning]
+    """What the trainer warned of, such as a run too short to learn much."""
 
 
 class Failure(_Body):
@@ -127,6 +118,8 @@ class Failure(_Body):
 class Job(_Body):
     """A job as it is now."""
 
+    model_config = ConfigDict(json_schema_extra={"example": JOB})
+
     job_id: str
     """Identifier given by the trainer."""
     user_id: str
@@ -135,8 +128,8 @@ class Job(_Body):
     """Where it stands."""
     step: int
     """Optimizer steps done."""
-    total_steps: int
-    """Optimizer steps in all, once it runs; 0 before."""
+    total_steps: int | None
+    """Optimizer steps in all; null before it has run."""
     queue_position: int
     """Jobs ahead of it while QUEUED."""
     time_left_s: float | None
@@ -160,7 +153,7 @@ class Job(_Body):
             user_id=job.user_id,
             state=job.state,
             step=job.step,
-            total_steps=job.total_steps,
+            total_steps=job.total_steps or None,
             queue_position=job.queue_position,
             time_left_s=job.time_left_s,
             create_time=job.create_time,
@@ -180,6 +173,8 @@ class Jobs(_Body):
 
 class DownloadLink(_Body):
     """Where a file can be fetched with plain HTTP by whoever has the address."""
+
+    model_config = ConfigDict(json_schema_extra={"example": DOWNLOAD_LINK})
 
     url: str
     """The address."""

@@ -2,17 +2,17 @@
 
 import asyncio
 import hashlib
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
-from fluxsmith import AsyncClient, AsyncJobHandle, CaptionedImage, Dataset, DatasetState, FluxsmithError, errors
+from fluxsmith import AsyncClient, AsyncJobHandle, CaptionedImage, Dataset, DatasetState, FluxsmithError, errors, events
 
 from gateway import problems
 from gateway.callers import Caller
-from gateway.schemas import Job, TrainRequest, TrainResponse
+from gateway.schemas import Job, JobWarning, TrainRequest, TrainResponse
 from gateway.settings import GatewaySettings
 
 DATASET_NAME = "train-lora"  # begins the names of the datasets that the gateway makes, and may remove
@@ -45,10 +45,11 @@ async def train_lora(
         return refusal
     job = await _submit(client, body, idempotency_key)
     try:
+        warnings = await _warnings(job)
         result = await job.result()
     except FluxsmithError as error:
         return problems.respond(problems.problem_of(error, job_id=job.id))
-    return TrainResponse(model_url=result.lora_uri, job_id=job.id)
+    return TrainResponse(model_url=result.lora_uri, job_id=job.id, warnings=warnings)
 
 
 @router.post("/jobs", status_code=HTTPStatus.ACCEPTED, response_model=Job)
@@ -61,6 +62,17 @@ async def create_job(
     job = await _submit(client, body, idempotency_key)
     response.headers["Location"] = f"/jobs/{job.id}"
     return Job.of(job.snapshot)
+
+
+async def _warnings(job: AsyncJobHandle) -> list[JobWarning]:
+    """Wait for the job's end and return what the trainer warned of until then."""
+    removed = max(job.snapshot.first_sequence - 1, 0)
+    async with aclosing(job.watch(after_sequence=removed)) as told:
+        return [
+            JobWarning(reason=event.reason, message=event.message)
+            async for event in told
+            if isinstance(event, events.JobWarning)
+        ]
 
 
 def _too_many(request: Request, body: TrainRequest) -> JSONResponse | None:

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 from fluxsmith.v1 import trainer_pb2 as pb
 from gateway.app import create_app
-from gateway.schemas import RED_DOT_PNG
+from gateway.examples import RED_DOT_PNG
 from gateway.settings import GatewaySettings
 
 from tests.clients.recording import Recorder

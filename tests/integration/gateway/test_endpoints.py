@@ -33,6 +33,7 @@ def test_train_lora_answers_with_the_models_url(web: httpx.Client, client: fluxs
     job = client.job(answer.json()["job_id"]).snapshot
     assert job.result
     assert answer.json()["model_url"] == job.result.lora_uri
+    assert [warning["reason"] for warning in answer.json()["warnings"]] == ["SHORT_RUN"]
     assert (job.user_id, job.config.rank, job.config.learning_rate, job.config.epochs) == ("123", 4, 5e-5, 2)
 
 
@@ -48,6 +49,8 @@ def test_a_job_that_nobody_waits_for_is_watched_and_fetched(web: httpx.Client) -
     link = web.get(f"{location}/download").json()
     file = httpx.get(link["url"]).content
     assert (len(file), hashlib.sha256(file).hexdigest()) == (link["size_bytes"], link["content_digest"])
+    missing = web.get(f"{location}/download?artifact_name=nonesuch")
+    assert (missing.status_code, missing.json()["reason"]) == (404, "ARTIFACT_NOT_FOUND")
 
 
 def test_a_broken_stream_goes_on_without_loss_or_repetition(web: httpx.Client) -> None:
@@ -81,6 +84,7 @@ def test_the_same_idempotency_key_finds_the_same_job(web: httpx.Client) -> None:
     for other in (body(count=3, steps=2), body(count=2, steps=3)):
         refused = web.post("/jobs", json=other, headers=headers)
         assert (refused.status_code, refused.json()["reason"]) == (409, "REQUEST_ID_REUSED")
+        assert "Idempotency-Key" in refused.json()["detail"]
 
 
 def test_requests_with_one_key_at_the_same_time_find_one_job(web: httpx.Client) -> None:
@@ -117,11 +121,11 @@ def test_tenants_are_apart(web: httpx.Client, stack: Stack) -> None:
         (body() | {"train_data": [{"image": "!", "description": "a"}]}, 422, "REQUEST_INVALID"),
         (body() | {"train_data": [{"image": "bm8gaW1hZ2U=", "description": "a"}]}, 422, "DATASET_FAILED"),
         (body() | {"train_data": [{**body()["train_data"][0], "description": " "}]}, 422, "CAPTION_EMPTY"),
-        (body(rank=1000), 422, "CONFIG_INVALID"),
+        (body(rank=1000), 422, "REQUEST_INVALID"),
         (body(user_id="half \ud83d"), 422, "REQUEST_INVALID"),
         (body(user_id=True), 422, "REQUEST_INVALID"),
         (body() | {"train_data": [{**body()["train_data"][0], "description": "half \ud83d"}]}, 422, "REQUEST_INVALID"),
-        (body(rnak=8), 422, "REQUEST_INVALID"),
+        (body(optimizer="PRODIGY", lora_plus_ratio=16), 422, "CONFIG_INVALID"),
         (body(count=MAX_SAMPLES + 1), 413, "TOO_MANY_SAMPLES"),
     ],
 )

@@ -1,0 +1,61 @@
+"""How to train, as requests have it: every field of `TrainConfig`, with its range and its sentence."""
+
+import ast
+from inspect import getsource
+from itertools import pairwise
+from typing import Annotated, Any
+
+from fluxsmith import TrainConfig
+from fluxsmith._names import suggestion
+from fluxsmith._ranges import faults
+from pydantic import ConfigDict, GetPydanticSchema, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+
+def _describe(schema: dict[str, Any]) -> None:
+    """Add the sentences that stand below the fields of `TrainConfig`; pydantic reads those of its own classes only."""
+    (definition,) = ast.parse(getsource(TrainConfig)).body
+    for field, below in pairwise(getattr(definition, "body", ())):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            schema["properties"][ast.unparse(field.target)]["description"] = " ".join(str(below.value.value).split())
+
+
+def _with_ranges(given: object, read: ValidatorFunctionWrapHandler) -> TrainConfig:
+    """Check ranges beside names and types, so that one answer has every field at fault."""
+    found: list[InitErrorDetails] = []
+    try:
+        config: TrainConfig = read(given)
+    except ValidationError as error:
+        if not isinstance(given, dict):
+            raise
+        found = [_fault(one) for one in error.errors()]
+        wrong = {one["loc"][0] for one in error.errors()}
+        config = read({name: value for name, value in given.items() if name not in wrong})
+    found += [
+        InitErrorDetails(type=_told(text), loc=(name,), input=None) for name, text in faults(vars(config)).items()
+    ]
+    if found:
+        raise ValidationError.from_exception_data("TrainConfig", found)
+    return config
+
+
+def _fault(one: ErrorDetails) -> InitErrorDetails:
+    kind: str | PydanticCustomError = one["type"]
+    if kind == "unexpected_keyword_argument":
+        kind = _told(f"there is no such parameter{suggestion(str(one['loc'][0]), TrainConfig.__dataclass_fields__)}")
+    return InitErrorDetails(type=kind, loc=one["loc"], input=one["input"], ctx=one.get("ctx", {}))
+
+
+def _told(text: str) -> PydanticCustomError:
+    return PydanticCustomError("parameter", "{text}", {"text": text})
+
+
+# Every field of `TrainConfig`, and none besides.
+_Fields = dataclass(
+    TrainConfig, config=ConfigDict(extra="forbid", json_schema_extra=_describe), frozen=True, kw_only=True
+)
+
+TrainingParams = Annotated[
+    TrainConfig, GetPydanticSchema(lambda _, schema_of: schema_of(_Fields)), WrapValidator(_with_ranges)
+]

@@ -1,0 +1,89 @@
+"""What a newcomer gets wrong first, and what the gateway says to it, before any service is asked."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from gateway.app import create_app
+from gateway.examples import RED_DOT_PNG
+from gateway.settings import GatewaySettings
+
+BODY: dict[str, Any] = {"train_data": [{"image": RED_DOT_PNG, "description": "a dot"}], "user_id": 7}
+
+
+@pytest.fixture
+def web() -> Iterator[TestClient]:
+    with TestClient(create_app(GatewaySettings())) as web:
+        yield web
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
+def test_a_body_that_is_not_said_to_be_json_is_told_which_header_to_send(
+    web: TestClient, headers: dict[str, str]
+) -> None:
+    answer = web.post("/jobs", content=b"{}", headers=headers)
+    assert answer.status_code == 415
+    assert answer.json()["remedy"] == "Send the header `Content-Type: application/json`."
+
+
+@pytest.mark.parametrize(
+    ("content", "detail"), [(b'{"a": 1,\n "b" 2}', "line 2 column 6"), (b'{"\xff": 1}', "no text in UTF-8")]
+)
+def test_a_body_that_is_no_json_is_told_where(web: TestClient, content: bytes, detail: str) -> None:
+    answer = web.post("/jobs", content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["reason"]) == (400, "BODY_NOT_JSON")
+    assert detail in answer.json()["detail"]
+
+
+def test_every_field_at_fault_is_named_at_once(web: TestClient) -> None:
+    wrong = {"rank": 0, "rnak": 8, "steps": "many"}
+    answer = web.post("/jobs", json=BODY | {"training_params": wrong})
+    named = {one["field"].removeprefix("body.training_params."): one for one in answer.json()["violations"]}
+    assert set(named) == set(wrong)
+    assert named["rank"]["description"] == "0 is out of range: 1 to 512"
+    assert named["rnak"]["description"] == "there is no such parameter (did you mean rank?)"
+
+
+def test_faults_are_told_without_the_words_of_the_validator(web: TestClient) -> None:
+    answer = web.post("/jobs", json=BODY | {"train_data": [{"image": "!", "description": "a dot"}]})
+    (violation,) = answer.json()["violations"]
+    assert violation["description"] == "is no base64: Only base64 data is allowed"
+
+
+def test_problems_are_described_under_their_own_media_type_alone() -> None:
+    operations = [one for path in create_app(GatewaySettings()).openapi()["paths"].values() for one in path.values()]
+    contents = [answer.get("content", {}) for one in operations for answer in one["responses"].values()]
+    kinds = {kind for content in contents for kind, schema in content.items() if "Problem" in str(schema)}
+    assert kinds == {"application/problem+json"}
+
+
+@pytest.mark.parametrize(("variable", "value"), [("FLUXSMITH_GATEWAY_ADDRESS", "foo"), ("FLUXSMITH_ENCODER", "foo")])
+def test_a_wrong_setting_is_one_line_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    ended = start()
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "such as 127.0.0.1:" in ended.stderr
+
+
+def test_a_port_that_is_taken_is_one_line_that_says_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ended = start("--address", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
+    assert "already in use. Name another with --address." in ended.stderr
+
+
+def test_help_names_the_option() -> None:
+    assert "--address HOST:PORT" in start("--help").stdout
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gateway", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
