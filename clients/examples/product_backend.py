@@ -1,9 +1,10 @@
 """A product's backend on the asynchronous client: a user's pictures come in, a LoRA per user goes out.
 
-    FILES=loras WEBHOOK=http://127.0.0.1:9999/done uvicorn examples.product_backend:app --app-dir clients
+    export FILES=loras WEBHOOK=http://127.0.0.1:9999/done
+    .venv/bin/uvicorn examples.product_backend:app --app-dir clients
 
 Nothing is kept in memory that a restart would lose: the trainer knows the jobs and whose they are, and the folder has
-the files. So on start it goes on with what has no file yet.
+the files. So on start it goes on with what has no file yet. Its tenant is its own: other programs' jobs are not its.
 """
 
 import asyncio
@@ -19,6 +20,8 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse
 from fluxsmith import AsyncClient, AsyncJobHandle, JobState, errors
 from pydantic import Base64Bytes, BaseModel
+
+TENANT = "product"
 
 UserId = Annotated[str, InPath(pattern=r"^[a-z0-9-]{1,64}$")]  # it becomes the name of a file
 
@@ -94,7 +97,7 @@ def create_app(folder: Path, webhook: str = "") -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
-        async with AsyncClient() as client:
+        async with AsyncClient(tenant=TENANT) as client:
             app.state.trainings = trainings = Trainings(client, folder, webhook)
             await trainings.go_on()
             yield

@@ -29,26 +29,24 @@ def _with_ranges(given: object, read: ValidatorFunctionWrapHandler) -> TrainConf
     except ValidationError as error:
         if not isinstance(given, dict):
             raise
-        found = [_fault(one) for one in error.errors()]
+        found = [_fault(one["loc"], _text(one)) for one in error.errors()]
         wrong = {one["loc"][0] for one in error.errors()}
         config = read({name: value for name, value in given.items() if name not in wrong})
-    found += [
-        InitErrorDetails(type=_told(text), loc=(name,), input=None) for name, text in faults(vars(config)).items()
-    ]
+    found += [_fault((name,), text) for name, text in faults(vars(config)).items()]
     if found:
         raise ValidationError.from_exception_data("TrainConfig", found)
     return config
 
 
-def _fault(one: ErrorDetails) -> InitErrorDetails:
-    kind: str | PydanticCustomError = one["type"]
-    if kind == "unexpected_keyword_argument":
-        kind = _told(f"there is no such parameter{suggestion(str(one['loc'][0]), TrainConfig.__dataclass_fields__)}")
-    return InitErrorDetails(type=kind, loc=one["loc"], input=one["input"], ctx=one.get("ctx", {}))
+def _text(fault: ErrorDetails) -> str:
+    if fault["type"] == "unexpected_keyword_argument":
+        near = suggestion(str(fault["loc"][0]), TrainConfig.__dataclass_fields__)
+        return f"there is no such parameter{near}"
+    return fault["msg"]
 
 
-def _told(text: str) -> PydanticCustomError:
-    return PydanticCustomError("parameter", "{text}", {"text": text})
+def _fault(location: tuple[int | str, ...], text: str) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError("parameter", "{text}", {"text": text}), loc=location, input=None)
 
 
 # Every field of `TrainConfig`, and none besides.

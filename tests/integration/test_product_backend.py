@@ -13,7 +13,7 @@ from typing import Any
 
 import fluxsmith
 import pytest
-from examples.product_backend import create_app
+from examples.product_backend import TENANT, create_app
 from fastapi.testclient import TestClient
 
 from services.stack import Stack
@@ -41,10 +41,8 @@ def webhook() -> Iterator[tuple[str, Calls]]:
 
 @pytest.fixture(autouse=True)
 def addresses(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenant of its own: the backend goes on with every job that it finds."""
     monkeypatch.setenv("FLUXSMITH_ENCODER", stack.encoder_address)
     monkeypatch.setenv("FLUXSMITH_TRAINER", stack.trainer_address)
-    monkeypatch.setenv("FLUXSMITH_TENANT", "product")
 
 
 PICTURES = [{"image": base64.b64encode(drawing(number)).decode(), "caption": "a circle"} for number in range(3)]
@@ -64,7 +62,7 @@ def test_each_user_gets_a_file_when_the_webhook_says_so(webhook: tuple[str, Call
 
 def test_a_backend_that_was_away_goes_on_with_its_jobs(webhook: tuple[str, Calls], tmp_path: Path) -> None:
     address, calls = webhook
-    with fluxsmith.Client() as client:  # what a backend did that is gone now
+    with fluxsmith.Client(tenant=TENANT) as client:  # what a backend did that is gone now
         dataset = client.datasets.create_from([(drawing(4), "a circle")])
         job = client.train(dataset, user_id="cleo", epochs=1)
     with TestClient(create_app(tmp_path, address)) as web:

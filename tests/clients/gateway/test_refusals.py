@@ -42,7 +42,7 @@ def test_a_body_that_is_no_json_is_told_where(web: TestClient, content: bytes, d
 
 
 def test_every_field_at_fault_is_named_at_once(web: TestClient) -> None:
-    wrong = {"rank": 0, "rnak": 8, "steps": "many"}
+    wrong = {"rank": 0, "rnak": 8, "steps": "many", "preview_prompts": "a dog"}
     answer = web.post("/jobs", json=BODY | {"training_params": wrong})
     named = {one["field"].removeprefix("body.training_params."): one for one in answer.json()["violations"]}
     assert set(named) == set(wrong)
