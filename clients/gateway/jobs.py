@@ -132,5 +132,5 @@ async def _told(job: AsyncJobHandle, last_event_id: int) -> AsyncIterator[Server
 
 
 def _name(event: Event) -> str:
-    """The event's kind in snake_case: `StepsCompleted` is `steps_completed`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
+    """The event's name in the contract: `StepsCompleted` is `steps_completed`, `JobWarning` is `warning`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower().removeprefix("job_")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from math import nan
 from typing import Any
 
 import pytest
@@ -59,6 +61,22 @@ def test_a_failed_job_is_a_problem_by_whose_fault_it_was(
     told = web.post("/train-lora", json=BODY)
     assert told.status_code == told.json()["status"] == status
     assert (told.json()["reason"], told.json()["remedy"], told.json()["job_id"]) == ("WHY", "Mend it.", "j")
+
+
+def test_events_have_the_names_of_the_contract_and_are_json_whatever_the_loss(
+    web: TestClient, services: Recorder
+) -> None:
+    step = pb.StepMetrics(step=1, loss=nan, skipped=True)
+    services.events = [
+        pb.TrainingEvent(sequence=1, steps_completed=pb.StepsCompleted(steps=[step])),
+        pb.TrainingEvent(sequence=2, warning=pb.JobWarning(reason="WHY", message="Worth knowing.")),
+    ]
+    services.job.last_sequence = 2
+    services.events[0].time.FromSeconds(0)
+    lines = web.get("/jobs/j/events").text.splitlines()
+    assert [line for line in lines if line.startswith("event: ")] == ["event: steps_completed", "event: warning"]
+    told = json.loads(next(line for line in lines if line.startswith("data: ")).removeprefix("data: "))
+    assert (told["steps"][0]["loss"], told["time"]) == (None, "1970-01-01T00:00:00Z")
 
 
 def test_services_that_are_away_are_a_problem_that_may_pass(web: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
