@@ -27,10 +27,11 @@ def _with_ranges(given: object, read: ValidatorFunctionWrapHandler) -> TrainConf
     try:
         config: TrainConfig = read(given)
     except ValidationError as error:
-        if not isinstance(given, dict):
-            raise
-        found = [_fault(one["loc"], _text(one)) for one in error.errors()]
-        wrong = {one["loc"][0] for one in error.errors()}
+        told = error.errors()
+        if not isinstance(given, dict) or not all(one["loc"] for one in told):
+            raise  # no parameters at all, or one whose name is no text
+        found = [_fault(one["loc"], _text(one)) for one in told]
+        wrong = {one["loc"][0] for one in told}
         config = read({name: value for name, value in given.items() if name not in wrong})
     found += [_fault((name,), text) for name, text in faults(vars(config)).items()]
     if found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -48,6 +49,13 @@ def test_every_field_at_fault_is_named_at_once(web: TestClient) -> None:
     assert set(named) == set(wrong)
     assert named["rank"]["description"] == "0 is out of range: 1 to 512"
     assert named["rnak"]["description"] == "there is no such parameter (did you mean rank?)"
+
+
+@pytest.mark.parametrize("parameters", ['{"\\ud83d": 1}', "[]", "1", '{"rank": {}}', '{"rank_pattern": {"a": "b"}}'])
+def test_parameters_that_are_none_are_the_callers_fault(web: TestClient, parameters: str) -> None:
+    content = json.dumps(BODY)[:-1] + f', "training_params": {parameters}}}'
+    answer = web.post("/jobs", content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["reason"]) == (422, "REQUEST_INVALID")
 
 
 def test_faults_are_told_without_the_words_of_the_validator(web: TestClient) -> None:
