@@ -99,9 +99,14 @@ def problem_of(error: FluxsmithError, *, job_id: str | None = None) -> Problem:
         reason=error.reason,
         remedy=error.remedy,
         retry_after_s=error.retry_after_s,
-        violations=[Violation(field=one.field, description=one.description) for one in violations],
+        violations=[Violation(field=_field(one.field), description=one.description) for one in violations],
         job_id=job_id,
     )
+
+
+def _field(name: str) -> str:
+    """The services' name of a field as callers of the gateway have it."""
+    return f"body.training_params.{name.removeprefix('config.')}" if name.startswith("config.") else name
 
 
 def install(app: FastAPI) -> None:

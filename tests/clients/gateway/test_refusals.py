@@ -58,6 +58,12 @@ def test_parameters_that_are_none_are_the_callers_fault(web: TestClient, paramet
     assert (answer.status_code, answer.json()["reason"]) == (422, "REQUEST_INVALID")
 
 
+def test_fields_that_the_services_refuse_have_the_names_of_the_request(web: TestClient) -> None:
+    content = json.dumps(BODY | {"training_params": {"target_regex": "half \ud83d"}})
+    answer = web.post("/jobs", content=content, headers={"Content-Type": "application/json"})
+    assert [one["field"] for one in answer.json()["violations"]] == ["body.training_params.target_regex"]
+
+
 def test_faults_are_told_without_the_words_of_the_validator(web: TestClient) -> None:
     answer = web.post("/jobs", json=BODY | {"train_data": [{"image": "!", "description": "a dot"}]})
     (violation,) = answer.json()["violations"]
