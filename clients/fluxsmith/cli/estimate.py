@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from fluxsmith.cli.completion import choices_of
 from fluxsmith.cli.config_options import option_for, with_config_options
 from fluxsmith.cli.listing import empty_table
 from fluxsmith.cli.session import Session
@@ -31,6 +32,7 @@ def estimate(
         EstimatedModel,
         typer.Option(
             metavar="MODEL",
+            autocompletion=choices_of(EstimatedModel),
             case_sensitive=False,
             show_default=False,
             help="loaded, what the trainer holds, or flux_1_dev, whatever it holds. (default loaded)",
