@@ -30,7 +30,9 @@ fluxsmith_command.main()
 
 @pytest.mark.parametrize("module", ["fluxsmith", "grpc", "fluxsmith.cli.train", "rich.table"])
 def test_command_that_is_still_being_imported_ends_quietly(module: str) -> None:
-    process = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT, module], capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT, module], capture_output=True, text=True, check=False
+    )
     assert (process.returncode, process.stdout, process.stderr) == (130, "", "")
 
 

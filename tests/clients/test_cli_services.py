@@ -215,6 +215,14 @@ def test_shell_completes_values(words: tuple[str, ...], offered: list[str]) -> N
     assert completed(*words) == offered
 
 
+def test_completion_names_the_files_that_installing_it_changes(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    out, _ = command("--install-completion", "bash", **environment).communicate(timeout=30)
+    changed = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(changed) == 2
+    assert all(str(path) in " ".join(out.split()) for path in changed)
+
+
 def test_completion_is_empty_where_nobody_answers() -> None:
     environment = {"_FLUXSMITH_COMPLETE": "complete_bash", "COMP_WORDS": "fluxsmith watch ", "COMP_CWORD": "2"}
     out, err = command(**environment, FLUXSMITH_TRAINER="127.0.0.1:1").communicate(timeout=30)

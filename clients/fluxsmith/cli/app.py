@@ -8,6 +8,7 @@ import typer
 
 import fluxsmith
 from fluxsmith.cli import datasets
+from fluxsmith.cli.completion import started_files
 from fluxsmith.cli.contact_sheet import contact_sheet
 from fluxsmith.cli.doctor import doctor
 from fluxsmith.cli.estimate import estimate
@@ -57,6 +58,7 @@ app.add_typer(datasets.group, name="datasets", rich_help_panel="Train")
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code; what went wrong is one line on standard error."""
     command = typer.main.get_command(app)
+    before = started_files()
     try:
         code = command.main(args=list(arguments) or ["--help"], prog_name="fluxsmith", standalone_mode=False)
     except FluxsmithError as error:
@@ -67,6 +69,10 @@ def run(arguments: Sequence[str]) -> int:
         help_of = context.command_path if context else "fluxsmith"
         typer.echo(error_line(f"{_said(error).rstrip('.')}. See {help_of} --help."), err=True)
         return _BAD_INPUT
+    except SystemExit:  # typer's way out of its own options
+        for path in started_files() - before:
+            typer.echo(f"It is loaded by {path[0]}, which was changed for that.")
+        raise
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
     except UnicodeEncodeError as error:

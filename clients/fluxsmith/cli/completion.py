@@ -1,8 +1,10 @@
 """What the shell completes: identifiers of jobs and datasets, asked of the services, and the values of options."""
 
+import os
 from collections.abc import Callable, Collection
 from dataclasses import fields
 from enum import StrEnum
+from pathlib import Path
 
 import typer
 
@@ -55,6 +57,13 @@ def choices_of(kind: type[StrEnum]) -> Callable[[str], list[str]]:
 def complete_field(incomplete: str) -> list[str]:
     """Return the fields of the configuration that begin so, each with the `=` that its value follows."""
     return [f"{field.name}=" for field in fields(TrainConfig) if field.name.startswith(incomplete)]
+
+
+def started_files() -> set[tuple[Path, int]]:
+    """Return what shells run when they start, and when each was written: installing completion changes one of them."""
+    home = Path(os.environ.get("HOME", ""))  # Path.home() fails for a user without one
+    paths = [home / name for name in (".bashrc", ".zshrc")]
+    return {(path, path.stat().st_mtime_ns) for path in paths if path.is_file()}
 
 
 def _settings(context: typer.Context) -> Settings | None:
