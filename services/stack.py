@@ -325,6 +325,8 @@ def main() -> int:
     parser.add_argument("--encoder-port", type=int, default=7401)
     parser.add_argument("--trainer-port", type=int, default=7402)
     arguments = parser.parse_args()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # by `fluxsmith up`, while this was being imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     exit_on_sigterm()
     sys.stdout.write("Starting object store, encoder and trainer (ten seconds; longer with FLUX.1-dev)\n")
     sys.stdout.flush()

@@ -195,7 +195,7 @@ def completed(*words: str) -> list[str]:
     ],
 )
 def test_shell_offers_a_job_to_the_commands_that_its_state_allows(
-    services: Recorder, state: trainer.TrainingJobState, offering: set[str]
+    services: Recorder, state: "trainer.TrainingJobState.ValueType", offering: set[str]
 ) -> None:
     services.job.state = state
     assert {
