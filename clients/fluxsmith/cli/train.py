@@ -82,12 +82,11 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
             finished = follow(job, display, session)
             if start_early:  # only now it is known what was wrong with the samples
                 _note_problems(client.datasets.get(dataset.id), display)
-        replaced = target.exists()
+        file = Fetched(path=target, replaced=target.exists())
         _download(job, target, session)
     if as_json:
         typer.echo(to_json({**vars(finished), "output": str(target)}))
     else:
-        file = Fetched(path=target, replaced=replaced)
         typer.echo("\n".join(report_lines(finished, file=file, command=session.command)))
 
 
