@@ -66,12 +66,12 @@ def run(arguments: Sequence[str]) -> int:
         return exit_code(error)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
-        help_of = context.command_path if context else "fluxsmith"
-        typer.echo(error_line(f"{_said(error).rstrip('.')}. See {help_of} --help."), err=True)
+        command_path = context.command_path if context else "fluxsmith"
+        typer.echo(error_line(f"{_said(error).rstrip('.')}. See {command_path} --help."), err=True)
         return _BAD_INPUT
     except SystemExit:  # typer's way out of its own options
-        for path in started_files() - before:
-            typer.echo(f"It is loaded by {path[0]}, which was changed for that.")
+        for path, _ in started_files() - before:
+            typer.echo(f"It is loaded by {path}, which was changed for that.")
         raise
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
