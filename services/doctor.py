@@ -37,6 +37,7 @@ from services.trainer.settings import TrainerSettings
 PARTS = ("transformer", "scheduler", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 EXTRAS = ("encoder", "trainer", "server", "stack")
 PROBE = "health/doctor"
+CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 LITTLE_DISK, NO_DISK = 20e9, 2e9
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 
@@ -53,10 +54,18 @@ class Check:
 
 def checks(*, data: Path, ports: dict[str, int]) -> Iterator[Check]:
     """Look at everything, one after the other; none is stopped by another's failure."""
-    looks: list[Callable[[], Check]] = [packages, settings, model, gpu, memory, store, database, partial(disk, data)]
-    looks += [partial(port, service, number) for service, number in ports.items()]
-    for look in looks:
-        name = look.func.__name__ if isinstance(look, partial) else look.__name__
+    looks: dict[str, Callable[[], Check]] = {
+        "packages": packages,
+        "settings": settings,
+        "model": model,
+        "gpu": gpu,
+        "memory of machine": memory,
+        "store": store,
+        "database": database,
+        "disk": partial(disk, data),
+    }
+    looks |= {f"port of {service}": partial(port, service, number) for service, number in ports.items()}
+    for name, look in looks.items():
         try:
             yield look()
         except ServiceError as error:
@@ -102,10 +111,10 @@ def gpu() -> Check:
     device = pick_device(read_settings(ServiceSettings).device)
     if device.type != "cuda":
         found = f"none in use; the services run on the {device.type}, which is enough for flux-tiny alone"
-        remedy = "For FLUX.1-dev: an NVIDIA GPU, its driver, and torch built for CUDA (see README)."
+        remedy = f"For FLUX.1-dev an NVIDIA GPU is needed. {_cuda_remedy()}"
         return Check(name="gpu", state=WARN, found=found, remedy=remedy)
     if not torch.cuda.is_available():
-        remedy = "Install the driver (nvidia-smi must work) and torch for CUDA, or unset FLUXSMITH_DEVICE."
+        remedy = f"{_cuda_remedy()} Or unset FLUXSMITH_DEVICE."
         return Check(name="gpu", state=FAIL, found="FLUXSMITH_DEVICE is cuda, but torch finds none", remedy=remedy)
     free, total = torch.cuda.mem_get_info(device)
     found = f"{torch.cuda.get_device_name(device)}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
@@ -115,18 +124,33 @@ def gpu() -> Check:
     return Check(name="gpu", state=OK, found=found)
 
 
+def _cuda_remedy() -> str:
+    """What lets torch find a GPU that is there."""
+    if torch.version.cuda:
+        return f"This torch is built for CUDA {torch.version.cuda}: install a driver for it (nvidia-smi must work)."
+    pip = Path(sys.executable).with_name("pip")
+    release = version("torch").partition("+")[0]
+    return (
+        "This torch is built without CUDA. With a driver in place (nvidia-smi must work): "
+        f"{pip} uninstall -y torch && {pip} install torch=={release} --index-url {CUDA_INDEX} "
+        "(cu130 is CUDA 13; pytorch.org/get-started names what suits the driver)."
+    )
+
+
 def memory() -> Check:
-    """Whether a job with the default configuration fits the GPU."""
+    """Whether a job with the default configuration fits the GPU; `fluxsmith doctor` asks the trainer besides."""
     settings = _placed(read_settings(ServiceSettings))
     estimate = MemoryEstimator(settings).estimate({})
     needed = f"a job with the default settings at 1024 px should have {estimate.recommended_bytes / 1e9:.1f} GB"
     if pick_device(settings.device).type != "cuda" or not torch.cuda.is_available():
-        return Check(name="memory", state=OK, found=f"{needed} of main memory")
+        return Check(name="memory of machine", state=OK, found=f"{needed} of main memory")
     _, total = torch.cuda.mem_get_info()
     if total >= estimate.recommended_bytes:
-        return Check(name="memory", state=OK, found=f"{needed}, and the GPU has {total / 1e9:.1f} GB")
+        return Check(name="memory of machine", state=OK, found=f"{needed}, and the GPU has {total / 1e9:.1f} GB")
     remedy = "To need less: " + "; ".join(saving.change for saving in estimate.savings[:3]) + "."
-    return Check(name="memory", state=WARN, found=f"{needed}; the GPU has {total / 1e9:.1f} GB", remedy=remedy)
+    return Check(
+        name="memory of machine", state=WARN, found=f"{needed}; the GPU has {total / 1e9:.1f} GB", remedy=remedy
+    )
 
 
 def store() -> Check:

@@ -56,6 +56,10 @@ class Stack:
         self._store_command: list[str] = []
         self._extra = dict(environment or {})
         self.data.mkdir(parents=True, exist_ok=True)
+        self._claims = [
+            _claimed(self.encoder_address, "--encoder-port"),
+            _claimed(self.trainer_address, "--trainer-port"),
+        ]
         self._lock = _locked(self.data / "lock")
         self.store_settings = StoreSettings(
             endpoint=f"127.0.0.1:{store_port}", access_key="fluxsmith", secret_key=SecretStr(_secret(self.data))
@@ -132,6 +136,8 @@ class Stack:
         for name in sorted(self.processes, key=lambda name: (name == "store", name != "trainer")):
             self.stop_process(name)
         self._lock.close()
+        for claim in self._claims:
+            claim.close()
 
     def wait(self) -> None:
         """Wait for as long as everything runs; raises `StackError` when a process has ended."""
@@ -219,7 +225,24 @@ def _require_free(address: str, option: str) -> None:
         try:
             probe.bind((host, int(port)))
         except OSError as error:
-            raise StackError(f"{address} is taken by another program; stop it, or choose another {option}") from error
+            who = "a running fluxsmith service" if serves(address) else "another program"
+            raise StackError(f"{address} is taken by {who}; stop it, or choose another {option}") from error
+
+
+def _claimed(address: str, option: str) -> socket.socket:
+    """Claim a port among stacks until the socket is closed; raises `StackError` when another stack has.
+
+    Services bind their ports seconds after the stack found them free. Of two stacks that start at once, one would take
+    the other's services for its own. A name that begins with a zero byte is of the same network as the port, and goes
+    with its process.
+    """
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0fluxsmith-stack-{address}")
+    except OSError as error:
+        claim.close()
+        raise StackError(f"{address} is taken by another stack; stop it, or choose another {option}") from error
+    return claim
 
 
 def _locked(path: Path) -> IO[str]:
@@ -302,6 +325,8 @@ def main() -> int:
     parser.add_argument("--encoder-port", type=int, default=7401)
     parser.add_argument("--trainer-port", type=int, default=7402)
     arguments = parser.parse_args()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # by `fluxsmith up`, while this was being imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     exit_on_sigterm()
     sys.stdout.write("Starting object store, encoder and trainer (ten seconds; longer with FLUX.1-dev)\n")
     sys.stdout.flush()

@@ -1,6 +1,6 @@
 """Runs the command line as `python -m fluxsmith`."""
 
-from fluxsmith.cli import main
+from fluxsmith_command import main
 
 if __name__ == "__main__":
     main()

@@ -1,11 +1,14 @@
 """The command's way of failing: one line on standard error, no traceback, a documented exit code."""
 
 import dataclasses
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from fluxsmith import (
     Dataset,
     DatasetState,
@@ -16,7 +19,7 @@ from fluxsmith import (
     TrainingJob,
     errors,
 )
-from fluxsmith.cli.app import exit_code, run
+from fluxsmith.cli.app import app, exit_code, run
 from fluxsmith.cli.session import Session
 
 
@@ -133,7 +136,27 @@ def test_absent_service_is_one_line_and_code_3(capsys: pytest.CaptureFixture[str
     assert run(["--trainer", closed_address, "jobs"]) == 3
     line = only_line(capsys)
     assert closed_address in line
-    assert "make up" in line
+    assert "another address to --trainer" in line
+
+
+def test_choice_that_is_none_is_told_plainly(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["estimate", "--model", "sdxl"]) == 2
+    assert only_line(capsys).startswith("error: Invalid value for '--model': 'sdxl' is not one of 'loaded'")
+
+
+def every_command(group: Any, *path: str) -> Iterator[list[str]]:
+    """The words of each command, those of groups in groups too."""
+    yield list(path)
+    for name, command in getattr(group, "commands", {}).items():
+        yield from every_command(command, *path, name)
+
+
+def test_help_has_neither_types_of_flags_nor_braces(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in every_command(typer.main.get_command(app)):
+        assert run([*words, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "datasets delete" in out
+    assert not re.findall(r"<bool>|[{}]|\[\[", out)
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "--help"], ["contact-sheet", "--help"], []])

@@ -30,14 +30,16 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_estimate_sends_the_options_and_shows_the_parts(services: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
     services.estimate.parts.add(name="weights", bytes=5, explanation="The base.")
-    services.estimate.savings.add(change="set rank to 4", bytes=1)
+    for change in ("set rank to 4", "set gradient_checkpointing", "encode at a resolution_px of 256", "ask later"):
+        services.estimate.savings.add(change=change, bytes=1)
     assert run(["estimate", "--rank", "8", "--resolution", "512", "--model", "flux_1_dev"]) == 0
     [request] = services.asked(trainer.EstimateMemoryRequest)
     assert (request.config.rank, request.resolution_px) == (8, 512)
     assert request.model == trainer.ESTIMATED_MODEL_FLUX_1_DEV
     out = capsys.readouterr().out
     assert "weights" in out
-    assert "set rank to 4" in out
+    for option in ("--rank 4", "--set gradient_checkpointing=yes", "--resolution 256", "ask later"):
+        assert option in out
 
 
 def test_estimate_as_json_has_every_field(services: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +49,7 @@ def test_estimate_as_json_has_every_field(services: Recorder, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("device_bytes", "says"),
-    [(0, "has none"), (25_000_000_000, "does not fit"), (28_000_000_000, "just fit"), (48_000_000_000, "It fits")],
+    [(0, "no GPU"), (25_000_000_000, "does not fit"), (28_000_000_000, "just fit"), (48_000_000_000, "It fits")],
 )
 def test_estimate_says_whether_it_fits(device_bytes: int, says: str) -> None:
     estimate = MemoryEstimate(
@@ -130,7 +132,7 @@ def test_doctor_looks_at_services_and_warns_of_another_version(
 ) -> None:
     assert run(["doctor", "--json"]) == 0
     states = {check["name"]: check["state"] for check in json.loads(capsys.readouterr().out)}
-    assert states == {"client": "OK", "encoder": "WARN", "trainer": "WARN", "memory": "OK"}
+    assert states == {"client": "OK", "encoder": "WARN", "trainer": "WARN", "memory of trainer": "OK"}
 
 
 def test_doctor_fails_where_no_service_answers(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,10 +178,49 @@ def test_interrupted_command_ends_with_130(services: Recorder) -> None:
     assert "come back with: fluxsmith watch j" in err
 
 
-def test_shell_completes_jobs_from_the_service(services: Recorder) -> None:
-    process = command(_FLUXSMITH_COMPLETE="complete_bash", COMP_WORDS="fluxsmith watch ", COMP_CWORD="2")
-    out, _ = process.communicate(timeout=30)
-    assert out.split() == ["j"]
+def completed(*words: str) -> list[str]:
+    """What the shell would offer for the last of the words."""
+    environment = {"COMP_WORDS": " ".join(["fluxsmith", *words]), "COMP_CWORD": str(len(words))}
+    out, err = command(_FLUXSMITH_COMPLETE="complete_bash", **environment).communicate(timeout=30)
+    assert not err
+    return out.split()
+
+
+@pytest.mark.parametrize(
+    ("state", "offering"),
+    [
+        (trainer.TRAINING_JOB_STATE_RUNNING, {"watch", "pause", "cancel"}),
+        (trainer.TRAINING_JOB_STATE_PAUSED, {"watch", "resume", "cancel"}),
+        (trainer.TRAINING_JOB_STATE_FAILED, {"watch", "delete"}),
+    ],
+)
+def test_shell_offers_a_job_to_the_commands_that_its_state_allows(
+    services: Recorder, state: "trainer.TrainingJobState.ValueType", offering: set[str]
+) -> None:
+    services.job.state = state
+    assert {
+        name for name in ("watch", "pause", "resume", "cancel", "delete") if completed(name, "") == ["j"]
+    } == offering
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("train", "--optimizer", "adamw_"), ["adamw_8bit", "adamw_schedule_free"]),
+        (("estimate", "--model", ""), ["loaded", "flux_1_dev"]),
+        (("train", "--set", "loss_w"), ["loss_weighting="]),
+    ],
+)
+def test_shell_completes_values(words: tuple[str, ...], offered: list[str]) -> None:
+    assert completed(*words) == offered
+
+
+def test_completion_names_the_files_that_installing_it_changes(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    out, _ = command("--install-completion", "bash", **environment).communicate(timeout=30)
+    changed = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(changed) == 2
+    assert all(str(path) in " ".join(out.split()) for path in changed)
 
 
 def test_completion_is_empty_where_nobody_answers() -> None:

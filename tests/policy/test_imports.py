@@ -42,7 +42,7 @@ def test_protobuf_and_grpc_stay_at_the_edge() -> None:
     assert not inside
 
 
-@pytest.mark.parametrize("module", ["fluxsmith", "fluxsmith.cli"])
+@pytest.mark.parametrize("module", ["fluxsmith", "fluxsmith.cli.app"])
 def test_importing_the_client_library_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

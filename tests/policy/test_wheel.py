@@ -28,7 +28,7 @@ def required() -> set[str]:
 
 def test_wheel_has_the_client_library_and_no_services() -> None:
     target = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert target["packages"] == ["clients/fluxsmith"]
+    assert target["packages"] == ["clients/fluxsmith", "clients/fluxsmith_command.py"]
     assert not {"include", "force-include", "only-include", "artifacts", "sources"} & set(target)
 
 
@@ -41,8 +41,8 @@ def test_folder_that_becomes_the_wheel_holds_code_and_its_types_only() -> None:
 
 
 def test_folders_beside_it_are_no_part_of_the_wheel() -> None:
-    folders = {path.name for path in (ROOT / "clients").iterdir()} - {"__pycache__", "fluxsmith"}
-    assert folders <= {"compat", "examples", "gateway"}
+    beside = {path.name for path in (ROOT / "clients").iterdir()} - {"__pycache__", "fluxsmith", "fluxsmith_command.py"}
+    assert beside <= {"compat", "examples", "gateway"}
 
 
 def test_wheel_requires_what_the_client_library_imports() -> None:
@@ -50,13 +50,13 @@ def test_wheel_requires_what_the_client_library_imports() -> None:
     stubs = sorted((ROOT / "clients/fluxsmith/v1").glob("*.py"))
     names = {
         name.partition(".")[0]
-        for path in (*sources("clients/fluxsmith"), *stubs)
+        for path in (*sources("clients/fluxsmith"), ROOT / "clients/fluxsmith_command.py", *stubs)
         for name in imports(path)
         if name.partition(".")[0] not in BROUGHT_BY_THE_USER.get(path.name, ())
     }
     needed = {
         name: {canonical(distribution) for distribution in distributions[name]}
-        for name in names - {"fluxsmith"}
+        for name in names - {"fluxsmith", "fluxsmith_command"}
         if not is_standard(name)
     }
     assert not {name for name, providers in needed.items() if not providers & required()}

@@ -22,9 +22,19 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fresh_checkout_has_all_that_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     doctor.main(["--json", "--data", str(tmp_path)])
     states = {check["name"]: check["state"] for check in json.loads(capsys.readouterr().out)}
-    assert {name: states[name] for name in ("packages", "model", "memory", "store", "database")} == dict.fromkeys(
-        ("packages", "model", "memory", "store", "database"), "OK"
-    )
+    needed = ("packages", "model", "memory of machine", "store", "database")
+    assert {name: states[name] for name in needed} == dict.fromkeys(needed, "OK")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "says"), [(None, "pip install torch=="), ("13.0", "built for CUDA 13.0: install a driver")]
+)
+def test_missing_gpu_is_told_with_what_lets_torch_find_one(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, says: str
+) -> None:
+    monkeypatch.setenv("FLUXSMITH_DEVICE", "cpu")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert says in doctor.gpu().remedy
 
 
 @pytest.mark.parametrize(

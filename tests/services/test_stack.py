@@ -6,13 +6,17 @@ import os
 import socket
 import stat
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import HealthServicer
 
 from services.common.object_store import ObjectStore
-from services.stack import Stack, StackError
+from services.stack import Stack, StackError, free_ports
 
 
 def test_folder_has_one_stack_at_a_time(tmp_path: Path) -> None:
@@ -76,3 +80,27 @@ def test_port_that_is_taken_is_named_before_anything_starts(tmp_path: Path) -> N
         ):
             pass
     assert not (tmp_path / "logs").exists()
+
+
+def test_port_of_a_running_service_is_told_as_such(tmp_path: Path) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with (
+            pytest.raises(StackError, match=f"{port} is taken by a running fluxsmith service; .*--encoder-port"),
+            Stack(tmp_path, encoder_port=port),
+        ):
+            pass
+    finally:
+        server.stop(None)
+
+
+def test_port_is_claimed_before_its_service_has_it(tmp_path: Path) -> None:
+    [port] = free_ports(1)
+    first = Stack(tmp_path / "first", encoder_port=port)
+    with pytest.raises(StackError, match=f"{port} is taken by another stack; .*--trainer-port"):
+        Stack(tmp_path / "second", trainer_port=port)
+    first.stop()
+    Stack(tmp_path / "second", trainer_port=port).stop()

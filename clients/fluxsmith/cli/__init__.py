@@ -1,5 +1,5 @@
 """The command `fluxsmith`, a thin shell over the client library."""
 
-from fluxsmith.cli.app import main
+from fluxsmith_command import main
 
 __all__ = ["main"]

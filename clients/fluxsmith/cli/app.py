@@ -1,18 +1,20 @@
 """The command's entry point: global options, the table of commands, and what becomes of errors."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 import fluxsmith
+from fluxsmith.cli import datasets
+from fluxsmith.cli.completion import started_files
 from fluxsmith.cli.contact_sheet import contact_sheet
 from fluxsmith.cli.doctor import doctor
 from fluxsmith.cli.estimate import estimate
+from fluxsmith.cli.help import Command, Group, help_of
 from fluxsmith.cli.jobs import cancel, checkpoint, delete, download, pause, resume, watch
-from fluxsmith.cli.listing import checkpoints, datasets, files, jobs
+from fluxsmith.cli.listing import checkpoints, files, jobs
 from fluxsmith.cli.logs import logs
 from fluxsmith.cli.session import ConsoleHandler, Session
 from fluxsmith.cli.text import error_line
@@ -44,38 +46,54 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command, panel in (
-    *((each, "Train") for each in (train, contact_sheet, estimate, datasets)),
+    *((each, "Train") for each in (train, contact_sheet, estimate)),
     *((each, "Jobs") for each in (jobs, watch, logs, pause, resume, cancel, delete)),
     *((each, "What a job made") for each in (files, checkpoint, checkpoints, download)),
     *((each, "Services") for each in (up, doctor)),
 ):
-    app.command(rich_help_panel=panel)(command)
-
-
-def main() -> None:
-    """Run the command with the arguments of the process and exit with its code."""
-    sys.exit(run(sys.argv[1:]))
+    app.command(cls=Command, help=help_of(command), rich_help_panel=panel)(command)
+app.add_typer(datasets.group, name="datasets", rich_help_panel="Train")
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code; what went wrong is one line on standard error."""
     command = typer.main.get_command(app)
+    before = started_files()
     try:
         code = command.main(args=list(arguments) or ["--help"], prog_name="fluxsmith", standalone_mode=False)
     except FluxsmithError as error:
-        typer.echo(error_line(str(error)), err=True)
+        typer.echo(error_line(_explained(error, arguments)), err=True)
         return exit_code(error)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
-        help_of = context.command_path if context else "fluxsmith"
-        typer.echo(error_line(f"{error.format_message().rstrip('.')}. See {help_of} --help."), err=True)
+        command_path = context.command_path if context else "fluxsmith"
+        typer.echo(error_line(f"{_said(error).rstrip('.')}. See {command_path} --help."), err=True)
         return _BAD_INPUT
+    except SystemExit:  # typer's way out of its own options
+        for path, _ in started_files() - before:
+            typer.echo(f"It is loaded by {path}, which was changed for that.")
+        raise
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
     except UnicodeEncodeError as error:
         typer.echo(error_line(f"{error.object!r} cannot be sent or shown: it is not {error.encoding}."), err=True)
         return _BAD_INPUT
     return code if isinstance(code, int) else _OK
+
+
+def _explained(error: FluxsmithError, arguments: Sequence[str]) -> str:
+    """Return the error with its remedy; for a service that an option named, with one that names the option."""
+    options = {word.partition("=")[0] for word in arguments}
+    for service in ("encoder", "trainer"):
+        message = error.message
+        if error.reason == "SERVICE_UNREACHABLE" and f"the {service} " in message and f"--{service}" in options:
+            return f"{message} Start a service there, or give another address to --{service}."
+    return str(error)
+
+
+def _said(error: typer.TyperException) -> str:
+    """Return what is wrong with the words of the command; typer tells of choices in pydantic's way."""
+    return error.format_message().replace(": Value error, ", ": ")
 
 
 def exit_code(error: FluxsmithError) -> int:
@@ -95,7 +113,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(cls=Group)
 def _global_options(
     context: typer.Context,
     encoder: Annotated[

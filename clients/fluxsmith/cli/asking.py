@@ -8,6 +8,8 @@ import grpc
 
 from fluxsmith._http import is_loopback
 from fluxsmith._settings import Settings
+from fluxsmith._wire_jobs import read_job
+from fluxsmith.training import JobState
 from fluxsmith.v1 import encoder_pb2, trainer_pb2
 from fluxsmith.v1.encoder_pb2_grpc import EncoderServiceStub
 from fluxsmith.v1.trainer_pb2_grpc import TrainerServiceStub
@@ -53,8 +55,17 @@ def trainer_answer(address: str) -> Answer | None:
     )
 
 
-def job_ids(settings: Settings) -> list[tuple[str, str]]:
-    """Return the tenant's newest jobs, each with its state and name; none when nobody answers in time."""
+@dataclass(frozen=True, kw_only=True)
+class KnownJob:
+    """What is offered of a job while its identifier is typed."""
+
+    id: str
+    state: JobState
+    name: str
+
+
+def job_ids(settings: Settings) -> list[KnownJob]:
+    """Return the tenant's newest jobs; none when nobody answers in time."""
     with _channel(settings.trainer) as channel:
         try:
             request = trainer_pb2.ListTrainingJobsRequest(page_size=50)
@@ -63,7 +74,18 @@ def job_ids(settings: Settings) -> list[tuple[str, str]]:
             )
         except grpc.RpcError:
             return []
-    return [(job.job_id, f"{_state(job)} {job.display_name}".strip()) for job in page.jobs]
+    return [KnownJob(id=job.job_id, state=read_job(job).state, name=job.display_name) for job in page.jobs]
+
+
+def dataset_ids(settings: Settings) -> list[tuple[str, str]]:
+    """Return datasets of the tenant, each with its name; none when nobody answers in time."""
+    with _channel(settings.encoder) as channel:
+        try:
+            request = encoder_pb2.ListDatasetsRequest(page_size=50)
+            page = EncoderServiceStub(channel).ListDatasets(request, timeout=COMPLETION_S, metadata=_metadata(settings))
+        except grpc.RpcError:
+            return []
+    return [(dataset.dataset_id, dataset.display_name) for dataset in page.datasets]
 
 
 def file_address(settings: Settings, job_id: str, artifact_name: str) -> str:
@@ -86,7 +108,3 @@ def _channel(address: str) -> grpc.Channel:
 
 def _metadata(settings: Settings) -> tuple[tuple[str, str], ...]:
     return (("fluxsmith-tenant", settings.tenant),)
-
-
-def _state(job: trainer_pb2.TrainingJob) -> str:
-    return trainer_pb2.TrainingJobState.Name(job.state).removeprefix("TRAINING_JOB_STATE_").lower()

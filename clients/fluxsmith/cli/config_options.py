@@ -1,7 +1,7 @@
 """The options that say what a job computes: the most used by name, every other by `--set` or from a file."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -10,6 +10,7 @@ import typer
 
 from fluxsmith._ranges import faults
 from fluxsmith.choices import AdapterType, LearningRateSchedule, Optimizer, SigmaSampling, TargetPreset
+from fluxsmith.cli.completion import choices_of, complete_field
 from fluxsmith.cli.fields import Layer, read_file, read_options, read_words
 from fluxsmith.cli.splicing import in_place_of
 from fluxsmith.training import TrainConfig
@@ -20,13 +21,21 @@ MEASURING = "Measuring and previews"
 _ALL = "All settings"
 
 
-def _option(*names: str, panel: str, metavar: str | None, text: str) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, metavar=metavar, help=text)
+def _option(
+    *names: str, panel: str, metavar: str | None, text: str, complete: Callable[[str], list[str]] | None = None
+) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, metavar=metavar, help=text, autocompletion=complete)
 
 
 def _choice(default: StrEnum, *names: str, panel: str, text: str) -> Any:
     listed = ", ".join(choice.lower() for choice in type(default))
-    return _option(*names, panel=panel, metavar="NAME", text=f"{text} {listed}. (default {default.lower()})")
+    return _option(
+        *names,
+        panel=panel,
+        metavar="NAME",
+        text=f"{text} {listed}. (default {default.lower()})",
+        complete=choices_of(type(default)),
+    )
 
 
 # Texts, read as the words of --set are, so that one message tells all that is wrong with any of them.
@@ -122,6 +131,7 @@ Words = Annotated[
         "--set",
         panel=_ALL,
         metavar="FIELD=VALUE",
+        complete=complete_field,
         text="Any field of TrainConfig, over --config; may be repeated.",
     ),
 ]
@@ -192,6 +202,12 @@ def _wrong_address(values: Mapping[str, Any]) -> dict[str, str]:
     uri = values.get("warm_start_uri")
     wrong = uri and "://" not in uri
     return {"warm_start_uri": f"{uri!r} is no address; give a file to --warm-start"} if wrong else {}
+
+
+def option_for(field: str, value: str) -> str:
+    """Return how the command line says that a field is to have a value."""
+    named = field in inspect.signature(_read_config).parameters and field != "kohya_file"
+    return f"{_flag(field)} {value.lower()}" if named else f"--set {field}={value.lower()}"
 
 
 def _flag(field: str) -> str:

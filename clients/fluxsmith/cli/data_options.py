@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fluxsmith.cli.completion import choices_of
 from fluxsmith.cli.splicing import in_place_of
 from fluxsmith.encoding import AlphaPolicy, EncodingOptions, LatentForm
 
@@ -61,6 +62,7 @@ Latents = Annotated[
     LatentForm | None,
     typer.Option(
         metavar="posterior|mean",
+        autocompletion=choices_of(LatentForm),
         case_sensitive=False,
         rich_help_panel=_DATA,
         help="Draw latents afresh each step, or keep their mean, half the size. (default posterior)",

@@ -68,7 +68,8 @@ def doctor(
 
 
 def _checks(session: Session, data: Path | None) -> Iterator[Check]:
-    yield Check(name="client", state=State.OK, found=f"fluxsmith {fluxsmith.__version__}, {platform.python_version()}")
+    python = f"Python {platform.python_version()}"
+    yield Check(name="client", state=State.OK, found=f"fluxsmith {fluxsmith.__version__}, {python}")
     settings = session.settings
     encoder, trainer = encoder_answer(settings.encoder), trainer_answer(settings.trainer)
     yield _service("encoder", settings.encoder, encoder)
@@ -101,11 +102,13 @@ def _memory(session: Session) -> Check:
         with session.client() as client:
             estimate = client.estimate_memory(TrainConfig())
     except FluxsmithError as error:
-        return Check(name="memory", state=State.WARN, found=f"no estimate: {error.message}", remedy=error.remedy)
+        return Check(
+            name="memory of trainer", state=State.WARN, found=f"no estimate: {error.message}", remedy=error.remedy
+        )
     fits = not estimate.device_bytes or estimate.device_bytes >= estimate.recommended_bytes
     remedy = "" if fits else f"See what would need less: {session.command('estimate')}"
     found = f"a job with the default settings at 1024 px: {fit_text(estimate)}".rstrip(".")
-    return Check(name="memory", state=State.OK if fits else State.WARN, found=found, remedy=remedy)
+    return Check(name="memory of trainer", state=State.OK if fits else State.WARN, found=found, remedy=remedy)
 
 
 def _machine(data: Path | None) -> Iterator[Check]:

@@ -1,5 +1,6 @@
 """`fluxsmith estimate`: the GPU memory that a configuration would need, before anything is queued."""
 
+import re
 from typing import Annotated
 
 import typer
@@ -7,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from fluxsmith.cli.config_options import with_config_options
+from fluxsmith.cli.completion import choices_of
+from fluxsmith.cli.config_options import option_for, with_config_options
 from fluxsmith.cli.listing import empty_table
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import size_text, to_json
@@ -30,6 +32,7 @@ def estimate(
         EstimatedModel,
         typer.Option(
             metavar="MODEL",
+            autocompletion=choices_of(EstimatedModel),
             case_sensitive=False,
             show_default=False,
             help="loaded, what the trainer holds, or flux_1_dev, whatever it holds. (default loaded)",
@@ -54,7 +57,7 @@ def fit_text(estimate: MemoryEstimate) -> str:
     """Return whether the trainer's GPU has room for it."""
     need, has = size_text(estimate.recommended_bytes), size_text(estimate.device_bytes)
     if not estimate.device_bytes:
-        return f"A GPU should have {need}. The trainer has none."
+        return f"{need} are advised. The trainer has no GPU; it would take main memory."
     if estimate.device_bytes >= estimate.recommended_bytes:
         return f"It fits: the trainer's GPU has {has}, and {need} are advised."
     if estimate.device_bytes >= estimate.peak_bytes:
@@ -67,7 +70,7 @@ def _shown(estimate: MemoryEstimate) -> RenderableType:
     if estimate.savings:
         table = empty_table("what would need less", "saves")
         for saving in estimate.savings[:_MOST_ROWS]:
-            table.add_row(escape(saving.change), size_text(saving.bytes))
+            table.add_row(escape(_as_option(saving.change)), size_text(saving.bytes))
         shown += ["", table]
     if estimate.measurements:
         table = empty_table("measured", "tensors", "taken", "on")
@@ -76,6 +79,15 @@ def _shown(estimate: MemoryEstimate) -> RenderableType:
             table.add_row(escape(run.configuration), *sizes, escape(f"{run.device}, {run.date}"))
         shown += ["", table]
     return Group(*shown)
+
+
+def _as_option(change: str) -> str:
+    """Return a change as it is made here; as the trainer has it where that is said in other words."""
+    if side := re.fullmatch(r"encode at a resolution_px of (\d+)", change):
+        return f"--resolution {side[1]}"
+    if wanted := re.fullmatch(r"set (\w+)(?: to (\w+))?", change):
+        return option_for(wanted[1], wanted[2] or "yes")
+    return change
 
 
 def _parts(estimate: MemoryEstimate) -> Table:

@@ -1,11 +1,18 @@
 """The commands about one job: `watch`, `pause`, `resume`, `cancel`, `delete`, `checkpoint`, `download`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fluxsmith.cli.completion import complete_job
+from fluxsmith.cli.completion import (
+    complete_ended,
+    complete_job,
+    complete_pausable,
+    complete_paused,
+    complete_unfinished,
+)
 from fluxsmith.cli.display import JsonDisplay, display_for
 from fluxsmith.cli.following import follow
 from fluxsmith.cli.session import Session
@@ -13,10 +20,12 @@ from fluxsmith.cli.text import job_json, removed_text, report_lines, size_text, 
 from fluxsmith.errors import JobCancelled, JobFailed, NotFound
 from fluxsmith.training import TrainingJob
 
-Job = Annotated[
-    str,
-    typer.Argument(metavar="JOB", help="The job, as `fluxsmith jobs` lists it.", autocompletion=complete_job),
-]
+
+def _job(complete: Callable[..., list[tuple[str, str]]]) -> Any:
+    return typer.Argument(metavar="JOB", help="The job, as `fluxsmith jobs` lists it.", autocompletion=complete)
+
+
+Job = Annotated[str, _job(complete_job)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the job as JSON.")]
 
 
@@ -41,7 +50,7 @@ def watch(
     typer.echo(f"Fetch the file with: {session.command('download', job_id)}")
 
 
-def pause(context: typer.Context, job_id: Job, *, as_json: AsJson = False) -> None:
+def pause(context: typer.Context, job_id: Annotated[str, _job(complete_pausable)], *, as_json: AsJson = False) -> None:
     """Checkpoint a job and free its GPU; `resume` lets it go on."""
     session: Session = context.obj
     with session.client() as client:
@@ -49,7 +58,7 @@ def pause(context: typer.Context, job_id: Job, *, as_json: AsJson = False) -> No
     _say_state(paused, as_json=as_json)
 
 
-def resume(context: typer.Context, job_id: Job, *, as_json: AsJson = False) -> None:
+def resume(context: typer.Context, job_id: Annotated[str, _job(complete_paused)], *, as_json: AsJson = False) -> None:
     """Queue a paused job again, to go on from its checkpoint."""
     session: Session = context.obj
     with session.client() as client:
@@ -59,7 +68,7 @@ def resume(context: typer.Context, job_id: Job, *, as_json: AsJson = False) -> N
 
 def cancel(
     context: typer.Context,
-    job_id: Job,
+    job_id: Annotated[str, _job(complete_unfinished)],
     *,
     discard_checkpoints: Annotated[
         bool, typer.Option("--discard-checkpoints", help="Remove its checkpoints too; else they stay with the job.")
@@ -73,7 +82,7 @@ def cancel(
     _say_state(stopped, as_json=as_json)
 
 
-def delete(context: typer.Context, job_id: Job) -> None:
+def delete(context: typer.Context, job_id: Annotated[str, _job(complete_ended)]) -> None:
     """Remove an ended job with its events, checkpoints and files. Deleting again changes nothing."""
     session: Session = context.obj
     with session.client() as client:

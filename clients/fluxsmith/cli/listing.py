@@ -1,4 +1,4 @@
-"""The commands that list: `jobs`, `checkpoints`, `files` and `datasets`."""
+"""The commands that list: `jobs`, `checkpoints` and `files`."""
 
 from contextlib import suppress
 from typing import Annotated
@@ -12,7 +12,6 @@ from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.cli.jobs import Job
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import duration_text, size_text, time_text, to_json
-from fluxsmith.data import Dataset
 from fluxsmith.errors import NotFound
 from fluxsmith.training import JobState, TrainingJob
 
@@ -23,7 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
 
 def jobs(
     context: typer.Context,
-    user: Annotated[str | None, typer.Option(help="Only jobs for this user of your product.")] = None,
+    user: Annotated[str | None, typer.Option(metavar="USER", help="Only jobs for this user of your product.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
@@ -41,19 +40,6 @@ def jobs(
         session.out.print(_jobs_table(found))
     else:
         session.say("No jobs yet.")
-
-
-def datasets(context: typer.Context, as_json: AsJson = False) -> None:
-    """List datasets."""
-    session: Session = context.obj
-    with session.client() as client:
-        found = list(client.datasets.list())
-    if as_json:
-        typer.echo(to_json(found))
-    elif found:
-        session.out.print(_datasets_table(found))
-    else:
-        session.say("No datasets yet.")
 
 
 def checkpoints(context: typer.Context, job_id: Job, as_json: AsJson = False) -> None:
@@ -90,7 +76,7 @@ def _files_table(found: list[Artifact]) -> Table:
 
 
 def _checkpoints_table(found: list[Checkpoint]) -> Table:
-    table = empty_table("LoRA", "step", "held-out loss", "size", "written")
+    table = empty_table("LoRA", "step", "held-out loss", "checkpoint size", "written")
     for checkpoint in found:
         table.add_row(
             escape(checkpoint.lora.artifact_name),
@@ -129,20 +115,6 @@ def _held_out_cell(job: TrainingJob) -> str:
     if result is None or result.held_out_loss_base is None or result.held_out_loss_lora is None:
         return ""
     return f"{result.held_out_loss_base:.4f} to {result.held_out_loss_lora:.4f}"
-
-
-def _datasets_table(found: list[Dataset]) -> Table:
-    table = empty_table("dataset", "state", "samples", "encoded", "created", "name")
-    for dataset in found:
-        table.add_row(
-            dataset.id,
-            dataset.state.lower(),
-            str(dataset.sample_count),
-            str(dataset.encoded_count),
-            time_text(dataset.create_time),
-            escape(dataset.name),
-        )
-    return table
 
 
 def empty_table(first: str, *others: str) -> Table:

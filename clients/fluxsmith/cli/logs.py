@@ -34,7 +34,7 @@ def logs(  # a command's options are its parameters
     job_id: Annotated[
         str | None,
         typer.Argument(
-            metavar="[JOB]",
+            metavar="JOB",
             help="The job, as `fluxsmith jobs` lists it.",
             show_default=False,
             autocompletion=complete_job,
@@ -51,7 +51,9 @@ def logs(  # a command's options are its parameters
         bool, typer.Option("--follow", "-f", help="Go on with what comes, until the job has ended.")
     ] = False,
     steps: Annotated[bool, typer.Option("--steps", help="The losses of steps too.")] = False,
-    lines: Annotated[int, typer.Option(min=1, metavar="N", help="Of a service: so many last lines.")] = 50,
+    lines: Annotated[
+        int, typer.Option(min=1, metavar="N", show_default=False, help="Of a service: so many last lines. (default 50)")
+    ] = 50,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the stack. (default data/ in the checkout)")
     ] = None,

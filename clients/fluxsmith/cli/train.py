@@ -1,6 +1,8 @@
 """`fluxsmith train`: from a folder to a LoRA file."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -53,35 +55,38 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
         read_folder(held_out)  # faults of either folder are told before anything is sent
     config, choices = choose(config, read_folder(folder), measured=held_out is not None, early=start_early)
     with session.client() as client:
-        client.check_services()
         with display_for(session.console) as display:
             for line in choices:
                 display.note(line)
-            if warm_start:
-                config = dataclasses.replace(config, warm_start_uri=_stored(client, warm_start, display))
-            client.validate(config, held_out=held_out is not None, start_while_encoding=start_early, priority=priority)
-            # First, since it must be READY for any job, even for one that starts early.
-            measured = _encode(client, held_out, _as_measured(data), display) if held_out else None
-            dataset = _encode(client, folder, data, display, wait=not start_early)
-            job = client.submit(
-                dataset,
-                config,
-                held_out=measured,
-                user_id=user,
-                name=name or folder_name(folder),
-                start_while_encoding=start_early,
-                priority=priority,
-            )
+            with _told_if_interrupted(display, session, "nothing was queued; what was sent stays", "datasets"):
+                client.check_services()
+                if warm_start:
+                    config = dataclasses.replace(config, warm_start_uri=_stored(client, warm_start, display))
+                client.validate(
+                    config, held_out=held_out is not None, start_while_encoding=start_early, priority=priority
+                )
+                # First, since it must be READY for any job, even for one that starts early.
+                measured = _encode(client, held_out, _as_measured(data), display) if held_out else None
+                dataset = _encode(client, folder, data, display, wait=not start_early)
+            with _told_if_interrupted(display, session, "the job may have been queued nevertheless", "jobs"):
+                job = client.submit(
+                    dataset,
+                    config,
+                    held_out=measured,
+                    user_id=user,
+                    name=name or folder_name(folder),
+                    start_while_encoding=start_early,
+                    priority=priority,
+                )
             display.note(f"job {job.id}")
             finished = follow(job, display, session)
             if start_early:  # only now it is known what was wrong with the samples
                 _note_problems(client.datasets.get(dataset.id), display)
-        replaced = target.exists()
+        file = Fetched(path=target, replaced=target.exists())
         _download(job, target, session)
     if as_json:
         typer.echo(to_json({**vars(finished), "output": str(target)}))
     else:
-        file = Fetched(path=target, replaced=replaced)
         typer.echo("\n".join(report_lines(finished, file=file, command=session.command)))
 
 
@@ -96,6 +101,17 @@ def _check(config: TrainConfig, *, target: Path, warm_start: str, held_out: Path
         raise typer.BadParameter("it takes the place of --held-out; give one of them", param_hint="'--held-out-share'")
     if config.early_stopping_patience and not (held_out or config.held_out_share):
         raise typer.BadParameter("it needs --held-out or --held-out-share", param_hint="'--early-stop'")
+
+
+@contextmanager
+def _told_if_interrupted(display: Display, session: Session, left: str, listing: str) -> Iterator[None]:
+    """Say on Ctrl-C what is left behind, and the command that lists it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        display.close()
+        session.say(f"interrupted: {left}; list it with: {session.command(listing)}")
+        raise
 
 
 def _is_address(warm_start: str) -> bool:

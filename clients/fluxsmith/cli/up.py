@@ -9,6 +9,15 @@ import typer
 
 from fluxsmith.cli.checkout import environment_of, python_of, require_checkout
 
+# Ctrl-C ends it quietly while its modules are imported; main() gives the signal its usual meaning again.
+_STACK = """
+import signal, sys
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from services.stack import main
+sys.exit(main())
+"""
+
 
 def up(
     *,
@@ -39,4 +48,4 @@ def up(
         environment["FLUXSMITH_BASE_MODEL"] = base_model
     sys.stdout.flush()
     # In this process's place, so that Ctrl-C and SIGTERM reach the stack, which stops its parts in order.
-    os.execve(python, [str(python), "-m", "services.stack", *words], environment)  # noqa: S606 - our own command
+    os.execve(python, [str(python), "-c", _STACK, *words], environment)  # noqa: S606 - our own command
