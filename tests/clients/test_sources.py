@@ -159,8 +159,8 @@ def test_columns_can_be_named() -> None:
         ((as_file(), ["a"] * 17), "there are 17 captions"),
         ((as_file(), "half \ud83d"), "the caption has half a character"),
         ((Path("a\0b"), "a"), "cannot be read: embedded null byte"),
-        (as_file(), "it is no pair of an image and a caption"),
-        (("a", "b", "c"), "it is no pair of an image and a caption"),
+        (as_file(), "it is not a pair of an image and a caption"),
+        (("a", "b", "c"), "it is not a pair of an image and a caption"),
     ],
 )
 def test_bad_row_is_named_with_its_remedy(row: Any, problem: str) -> None:
@@ -171,6 +171,13 @@ def test_bad_row_is_named_with_its_remedy(row: Any, problem: str) -> None:
     assert caught.value.reason == "SOURCE_INVALID"
     assert caught.value.remedy
     assert [violation.field for violation in caught.value.violations] == ["row 2"]
+
+
+def test_line_that_is_not_json_is_told(tmp_path: Path) -> None:
+    table = tmp_path / "captions.jsonl"
+    table.write_text("{'image': 'cat.png'}\n")
+    with pytest.raises(InvalidSource, match=r"row 1: it is not JSON.*\"caption\": \"a cat\""):
+        read_source(table)
 
 
 def test_all_bad_rows_are_told_at_once_and_nothing_is_sent(client: Client, recorder: Recorder) -> None:

@@ -117,7 +117,7 @@ def test_hub_identifier_without_a_revision_is_refused() -> None:
 
 
 def test_a_branch_is_no_pinned_revision() -> None:
-    with pytest.raises(BaseModelError, match="'main', which is no commit"):
+    with pytest.raises(BaseModelError, match="'main', which is not a commit"):
         base_folder(ServiceSettings(base_model="someone/some-model", base_model_revision="main"), ("vae",))
 
 
