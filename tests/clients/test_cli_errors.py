@@ -133,7 +133,7 @@ def test_absent_service_is_one_line_and_code_3(capsys: pytest.CaptureFixture[str
     assert run(["--trainer", closed_address, "jobs"]) == 3
     line = only_line(capsys)
     assert closed_address in line
-    assert "make up" in line
+    assert "fluxsmith up" in line
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "--help"], ["contact-sheet", "--help"], []])
