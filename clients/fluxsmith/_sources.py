@@ -108,7 +108,7 @@ def _read_row(number: int, row: object, columns: _Columns, folder: Path, names: 
             names.claim(row.name)
             return row
         case _Unparsed():
-            raise PictureFault(f"it is not JSON: {row.problem}", f"Write one JSON object a line, such as {_JSONL_EXAMPLE}.")
+            raise PictureFault(f"it is not JSON: {row.problem}", f"Write each line like {_JSONL_EXAMPLE}.")
         case Mapping():
             picture, caption = columns.of(row)
         case [picture, caption]:
