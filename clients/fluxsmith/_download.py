@@ -58,7 +58,7 @@ def download(
     part = part_of(target, digest)
     try:
         for _ in range(2):  # what an earlier try left may be damaged; what comes anew is not tried again
-            with os.fdopen(os.open(part, _KEEPING), "r+b") as file:
+            with os.fdopen(os.open(part, _KEEPING, 0o666), "r+b") as file:
                 resumed = _fetch(stop, url, file, size_bytes=size_bytes, stall_s=stall_s)
             if stop.is_set():
                 return
@@ -133,7 +133,7 @@ def target_in(folder: Path, artifact_name: str) -> Path:
     """Return where in the folder a file of a job belongs; raises `DownloadFailed` for a name that leads out of it."""
     parts = artifact_name.split("/")
     if not all(parts) or {".", ".."} & set(parts) or any(character in artifact_name for character in "\\:\0"):
-        message = f"the service tells of a file {artifact_name!r}, which is no name for a file in a folder."
+        message = f"the service tells of a file {artifact_name!r}, which is not a name for a file in a folder."
         raise DownloadFailed(message, reason="ARTIFACT_NAME_UNSAFE", remedy="Fetch it alone, under another name.")
     return folder.joinpath(*parts)
 

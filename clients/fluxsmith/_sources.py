@@ -24,6 +24,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "description", "prompt")
 _MAX_CAPTIONS = 16
 _MAX_NAME_CHARACTERS = 190  # 200, less what makes it unique
 _MAX_NAMED = 10
+_JSONL_EXAMPLE = '{"image": "cat.png", "caption": "a cat"}'
 
 
 def read_source(source: Source, *, image_column: str = "", caption_column: str = "") -> list[CaptionedImage]:
@@ -41,7 +42,7 @@ def read_source(source: Source, *, image_column: str = "", caption_column: str =
     if type(source).__module__.partition(".")[0] == "datasets":
         return _captioned_of_hub(source, columns)
     if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
-        raise _unknown_kind(f"a {type(source).__name__}")
+        raise _unknown_kind(_of_kind(source))
     return _captioned(enumerate(source, start=1), columns, folder=Path())
 
 
@@ -107,13 +108,13 @@ def _read_row(number: int, row: object, columns: _Columns, folder: Path, names: 
             names.claim(row.name)
             return row
         case _Unparsed():
-            raise PictureFault(f"it is no JSON: {row.problem}", "Write each line as one JSON object.")
+            raise PictureFault(f"it is not JSON: {row.problem}", f"Write each line like {_JSONL_EXAMPLE}.")
         case Mapping():
             picture, caption = columns.of(row)
         case [picture, caption]:
             pass
         case _:
-            raise PictureFault("it is no pair of an image and a caption", "Give pairs as (image, caption).")
+            raise PictureFault("it is not a pair of an image and a caption", "Give pairs as (image, caption).")
     captions = _read_captions(caption)
     found = find_picture(picture, folder)
     return CaptionedImage(path=found.path, content=found.content, captions=captions, name=names.of(found, number))
@@ -172,6 +173,11 @@ def _at_fault(faults: Sequence[tuple[int, PictureFault]], row_count: int) -> Inv
     )
 
 
+def _of_kind(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in {*'aeiou'} else 'a'} {name}"
+
+
 def _unknown_kind(what: str) -> InvalidSource:
     remedy = (
         "Give a folder, a .jsonl or .csv file, pairs of an image and a caption, or one split of a `datasets.Dataset` "
@@ -195,7 +201,7 @@ def _read_file(path: Path) -> Iterator[tuple[int, object]]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Unparsed:
-    """A line that is no JSON."""
+    """A line that is not JSON."""
 
     problem: str
 
@@ -217,7 +223,7 @@ def _captioned_of_hub(source: Any, columns: _Columns) -> list[CaptionedImage]:
     """Return the rows of a `datasets.Dataset`, whose images are read again as files when they are sent."""
     features = getattr(source, "features", None)
     if isinstance(source, Mapping) or not hasattr(source, "__len__") or not features:
-        raise _unknown_kind(f"a {type(source).__name__}")
+        raise _unknown_kind(_of_kind(source))
     pictures = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
     texts = [name for name, feature in features.items() if getattr(feature, "dtype", "") in {"string", "large_string"}]
     image = _column(columns.image, _usual_first(IMAGE_COLUMNS, pictures), features, "image")

@@ -84,7 +84,8 @@ def _transport_error(code: grpc.StatusCode, text: str, *, service: str, address:
         kind = Unavailable
     if kind is Unavailable:
         message = f"the {service} at {address} cannot be reached."
-        remedy = f"Start the services: make up; or set FLUXSMITH_{service.upper()} to where it runs."
+        variable = f"FLUXSMITH_{service.upper()}"
+        remedy = f"Start the services: `fluxsmith up` in a checkout, or name another address ({variable})."
         return Unavailable(message, reason="SERVICE_UNREACHABLE", remedy=remedy)
     if kind is DeadlineExceeded:
         message = f"the {service} at {address} did not answer in time."

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
-from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -19,6 +20,21 @@ from fluxsmith._names import read_choice
 from fluxsmith.errors import FieldViolation
 
 _Enum = TypeVar("_Enum", bound=StrEnum)
+
+_WHOLE = "a whole number"
+_KINDS: Mapping[int, str] = MappingProxyType(
+    {
+        FieldDescriptor.CPPTYPE_INT32: _WHOLE,
+        FieldDescriptor.CPPTYPE_INT64: _WHOLE,
+        FieldDescriptor.CPPTYPE_UINT32: _WHOLE,
+        FieldDescriptor.CPPTYPE_UINT64: _WHOLE,
+        FieldDescriptor.CPPTYPE_ENUM: "one of the choices",
+        FieldDescriptor.CPPTYPE_FLOAT: "a number",
+        FieldDescriptor.CPPTYPE_DOUBLE: "a number",
+        FieldDescriptor.CPPTYPE_BOOL: "True or False",
+        FieldDescriptor.CPPTYPE_STRING: "text",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +82,21 @@ def _write_field(name: str, value: object, message: Message, choices: WireEnum |
             raise TypeError
         message.MergeFrom(type(message)(**{name: written}))
     except (TypeError, ValueError):
-        return f"{name} cannot be {value!r}"
+        return _unfit(value, message.DESCRIPTOR.fields_by_name[name])
     return ""
+
+
+def _unfit(value: object, field: Any) -> str:
+    """Return what is wrong with a value that the field cannot hold, and what it holds."""
+    if field.message_type:
+        wanted = "a mapping of names to whole numbers"
+    elif field.is_repeated:
+        wanted = f"a list, each {_KINDS[field.cpp_type]}"
+    else:
+        wanted = _KINDS[field.cpp_type]
+        if type(value) is int and wanted == _WHOLE:
+            return f"{value} is out of range"
+    return f"is {value!r}, not {wanted}"
 
 
 def read_enum(known: type[_Enum], wire: EnumDescriptor, prefix: str, value: int) -> _Enum:

@@ -35,11 +35,11 @@ def write_config(config: TrainConfig) -> trainer_pb2.TrainConfig:
     message = trainer_pb2.TrainConfig()
     violations = write_fields(vars(config), message, enums=_ENUMS, path="config")
     if violations or (config.steps is not None and config.epochs is not None):
-        at_fault = {violation.field for violation in violations}
-        others = {name: value for name, value in vars(config).items() if f"config.{name}" not in at_fault}
-        violations += [
-            FieldViolation(field=f"config.{name}", description=text) for name, text in faults(others).items()
-        ]
+        untravelled = {violation.field.removeprefix("config."): violation.description for violation in violations}
+        # A number too large to travel has a range all the same.
+        others = {n: value for n, value in vars(config).items() if n not in untravelled or type(value) is int}
+        told = untravelled | faults(others)
+        violations = [FieldViolation(field=f"config.{name}", description=text) for name, text in told.items()]
         text, remedy = "the configuration is wrong.", "Correct the fields named."
         raise InvalidRequest(text, reason="CONFIG_INVALID", remedy=remedy, violations=tuple(violations))
     return message

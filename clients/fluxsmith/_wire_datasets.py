@@ -83,7 +83,7 @@ def write_options(options: EncodingOptions) -> encoder_pb2.EncodingOptions:
     if isinstance(skip, bool):
         message.bad_sample_policy = _POLICY_OF_SKIP[skip]
     elif skip is not None:
-        text = f"skip_bad_samples cannot be {skip!r}"
+        text = f"is {skip!r}, not True or False"
         violations.append(FieldViolation(field="options.skip_bad_samples", description=text))
     if violations:
         text, remedy = "the encoding options are wrong.", "Correct the fields named."

@@ -29,7 +29,7 @@ class SampleProblemReason(StrEnum):
     """Kinds of problem with a sample."""
 
     NOT_AN_IMAGE = "NOT_AN_IMAGE"
-    """The bytes are no image of a format that the encoder reads."""
+    """The bytes are not an image of a format that the encoder reads."""
     TRUNCATED = "TRUNCATED"
     """The image ends before its data does."""
     TOO_LARGE = "TOO_LARGE"
@@ -125,7 +125,10 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedImage:
-    """One image file with its captions, to be uploaded as a sample: a file on this machine, or its bytes."""
+    """One image file with its captions, to be uploaded as a sample: a file on this machine, or its bytes.
+
+    CaptionedImage(path=Path("cat.png"), captions=("a cat",), name="cat.png")
+    """
 
     path: Path | None = None
     captions: tuple[str, ...]

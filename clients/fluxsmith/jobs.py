@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from fluxsmith._arguments import path_of, text_of, truth_of
 from fluxsmith._connection import Connection
 from fluxsmith._download import holds, make_folder, target_in
 from fluxsmith._fetch import Located, fetch
@@ -29,6 +30,7 @@ from fluxsmith.errors import (
     InternalError,
     JobCancelled,
     JobFailed,
+    NotFound,
 )
 from fluxsmith.events import ArtifactPublished, Event, PreviewRendered
 from fluxsmith.training import JobState, TrainingJob, TrainingResult
@@ -153,7 +155,9 @@ class JobHandle:
         stay until it is deleted, unless `discard_checkpoints`.
         """
         request = trainer_pb2.CancelTrainingJobRequest(
-            job_id=self.id, request_id=str(uuid4()), discard_checkpoints=discard_checkpoints
+            job_id=self.id,
+            request_id=str(uuid4()),
+            discard_checkpoints=truth_of(discard_checkpoints, "discard_checkpoints"),
         )
         return self._heard((self._connection.call(self._connection.stub.CancelTrainingJob, request)).job)
 
@@ -194,11 +198,11 @@ class JobHandle:
 
         A download that breaks off goes on where it was, now or when it is called again; until the file is whole and
         checked, `path` stays as it is and what has come lies beside it in a hidden `.part` file.
-        `artifacts` tells the names there are, and each of `checkpoints` that of its LoRA. Raises `FailedPrecondition`
-        for a name that is not among them, or not yet. Without a name it raises `JobFailed` or `JobCancelled` if the job
-        ended without a result.
+        `artifacts` tells the names there are, and each of `checkpoints` that of its LoRA. Raises `NotFound` for a name
+        that an ended job does not have, and `FailedPrecondition` for one that is not there yet. Without a name it
+        raises `JobFailed` or `JobCancelled` if the job ended without a result.
         """
-        target = Path(path)
+        target = path_of(path)
 
         def locate() -> Located:
             return self._locate(artifact_name)
@@ -214,9 +218,9 @@ class JobHandle:
         A file that is there already, unchanged, is not fetched again: called while the job runs, it brings what is new.
         `on_file` is told of each file once it is there, and whether it was fetched.
         """
-        written = []
+        into, written = path_of(folder, "folder"), list[Path]()
         for artifact in self.artifacts():
-            target = target_in(Path(folder), artifact.artifact_name)
+            target = target_in(into, artifact.artifact_name)
             there = in_thread(holds, target, size_bytes=artifact.size_bytes, digest=artifact.content_digest)
             if not there:
                 make_folder(target.parent)
@@ -238,10 +242,12 @@ class JobHandle:
         return Located(url=answer.url, size_bytes=file.size_bytes, content_digest=file.content_digest)
 
     def _link(self, artifact_name: str) -> trainer_pb2.CreateDownloadUrlResponse:
-        request = trainer_pb2.CreateDownloadUrlRequest(job_id=self.id, artifact_name=artifact_name)
+        request = trainer_pb2.CreateDownloadUrlRequest(
+            job_id=self.id, artifact_name=text_of(artifact_name, "artifact_name")
+        )
         try:
             return self._connection.call(self._connection.stub.CreateDownloadUrl, request)
-        except FailedPrecondition:
+        except (FailedPrecondition, NotFound):
             if not artifact_name and (self.refresh()).state.ended:
                 self._succeeded(self.snapshot)
             raise

@@ -61,7 +61,7 @@ class Problem(BaseModel):
     detail: str
     """What went wrong, in a sentence."""
     reason: str
-    """Stable, for programs, such as `JOB_NOT_FOUND`; docs/client.md has a table of them."""
+    """Stable, for programs, such as `JOB_NOT_FOUND`; docs/errors.md has a table of them."""
     remedy: str = ""
     """What to do about it; may be empty."""
     retry_after_s: float | None = None

@@ -19,7 +19,7 @@ def _decoded(text: object) -> bytes:
     try:
         return base64.b64decode("".join(encoded.split()), validate=True)
     except ValueError as error:
-        raise ValueError(f"is no base64: {error}") from error
+        raise ValueError(f"is not base64: {error}") from error
 
 
 def _sendable(text: str) -> str:

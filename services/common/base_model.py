@@ -47,7 +47,7 @@ def base_folder(settings: ServiceSettings, parts: Iterable[str]) -> Path:
     if not folder.is_dir():
         if not settings.base_model_revision:
             raise BaseModelError(
-                f"FLUXSMITH_BASE_MODEL is {settings.base_model!r}, which is no folder",
+                f"FLUXSMITH_BASE_MODEL is {settings.base_model!r}, which is not a folder",
                 "Name a folder in diffusers' layout, or a hub identifier together with FLUXSMITH_BASE_MODEL_REVISION.",
             )
         folder = _fetched(settings.base_model, settings.base_model_revision, parts)
@@ -63,7 +63,7 @@ def base_folder(settings: ServiceSettings, parts: Iterable[str]) -> Path:
 def _fetched(identifier: str, revision: str, parts: Iterable[str]) -> Path:
     if not COMMIT.fullmatch(revision):
         raise BaseModelError(
-            f"FLUXSMITH_BASE_MODEL_REVISION is {revision!r}, which is no commit",
+            f"FLUXSMITH_BASE_MODEL_REVISION is {revision!r}, which is not a commit",
             "Give the 40 hexadecimal digits of a commit: what a branch or tag names may change between two starts.",
         )
     patterns = [

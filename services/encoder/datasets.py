@@ -176,7 +176,7 @@ class Datasets:
             raise NotReady(
                 f"dataset {dataset_id!r} is being encoded with other options",
                 reason="DATASET_ENCODING",
-                remedy="Wait until it is READY or FAILED (WatchDataset), then encode with these.",
+                remedy="Wait until it is READY or FAILED, then encode with these.",
             )
         return wanted
 
@@ -243,7 +243,7 @@ class Datasets:
             raise NotReady(
                 f"dataset {dataset_id!r} is being encoded",
                 reason="DATASET_ENCODING",
-                remedy="Wait until it is READY or FAILED (WatchDataset), then try again.",
+                remedy="Wait until it is READY or FAILED, then try again.",
             )
 
     @contextmanager

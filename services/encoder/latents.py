@@ -38,7 +38,7 @@ def read_latents(data: bytes) -> Tensor:
         latents_Chw: Tensor = safetensors.torch.load(data)[cache.LATENTS]
     except (SafetensorError, KeyError) as error:
         raise InvalidInput(
-            f"the object is no safetensors file with a tensor {cache.LATENTS!r} ({error})",
+            f"the object is not a safetensors file with a tensor {cache.LATENTS!r} ({error})",
             reason="LATENTS_INVALID",
             remedy="Write latents of shape (16, height/8, width/8) in model space under that name.",
         ) from error

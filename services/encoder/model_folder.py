@@ -157,7 +157,7 @@ def _json(part: Path, file: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise BrokenPart(part, f"lacks {file}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise BrokenPart(part, f"has a {file} that is no JSON: {_first_line(error)}") from error
+        raise BrokenPart(part, f"has a {file} that is not JSON: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise BrokenPart(part, f"has a {file} that holds no object")
     return content

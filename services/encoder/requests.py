@@ -45,7 +45,7 @@ def sample_record(header: pb.SampleHeader, limits: EncoderSettings) -> SampleRec
     if not _DIGEST.fullmatch(header.content_digest):
         raise invalid_field(
             f"content_digest of sample {name!r}",
-            "is no sha256 in lower-case hexadecimal",
+            "is not a sha256 in lower-case hexadecimal",
             "Send the digest of the image file's bytes.",
         )
     repeats = header.repeats if header.HasField("repeats") else 1
@@ -70,10 +70,10 @@ def check_captions(
         size = len(caption.encode())
         if size > limits.max_caption_bytes:
             remedy = f"Shorten it to at most {limits.max_caption_bytes}."
-            raise invalid_field(field, f"has one of {size} bytes", remedy, reason="CAPTION_TOO_LONG")
+            raise invalid_field(field, f"has a caption of {size} bytes", remedy, reason="CAPTION_TOO_LONG")
         if not caption.strip() and not empty_allowed:
             remedy = "Write a caption that says what the image shows."
-            raise invalid_field(field, "has an empty one", remedy, reason="CAPTION_EMPTY")
+            raise invalid_field(field, "has an empty caption", remedy, reason="CAPTION_EMPTY")
 
 
 def encoding_options(options: pb.EncodingOptions, default_resolution_px: int) -> EncodingOptions:

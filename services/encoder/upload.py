@@ -31,7 +31,7 @@ class Upload:
         if self.dataset_id:
             raise invalid_field("target", "came twice", "Send one target, as the first message.")
         if not dataset_id:
-            raise invalid_field("target.dataset_id", "is empty", "Name the dataset that CreateDataset returned.")
+            raise invalid_field("target.dataset_id", "is empty", "Name a dataset that you have created.")
         self.dataset_id = dataset_id
 
     def expect(self, known_keys: set[str]) -> None:

@@ -255,13 +255,14 @@ def _caller(context: Context) -> Caller:
 def _artifact(job: Job, artifacts: Mapping[str, Artifact], name: str) -> Artifact:
     if name in artifacts:
         return artifacts[name]
-    published = f"it has published {', '.join(sorted(artifacts))}" if artifacts else "it has published none"
-    later = "." if job.state.ended else ", or wait until the job has SUCCEEDED; its events name the files it published."
-    raise NotReady(
-        f"job {job.job_id!r} is {job.state} and has no file {name[:200]!r}: {published}",
-        reason="ARTIFACT_NOT_FOUND",
-        remedy=f"Name one of these{later}",
-    )
+    published = f"its files are {', '.join(sorted(artifacts))}" if artifacts else "it has no files"
+    message = f"job {job.job_id!r} is {job.state} and has no file {name[:200]!r}: {published}"
+    choice = "Name one of its files" if artifacts else ""
+    if job.state.ended:
+        raise NotFound(message, reason="ARTIFACT_NOT_FOUND", remedy=f"{choice or 'Train again'}.")
+    wait = "wait until the job has published this one"
+    remedy = f"{choice}, or {wait}." if choice else f"{wait.capitalize()}."
+    raise NotReady(message, reason="ARTIFACT_NOT_FOUND", remedy=remedy)
 
 
 def _position(token: str) -> tuple[float, str] | None:

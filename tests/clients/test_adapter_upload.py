@@ -79,7 +79,7 @@ def test_file_that_is_no_adapter_is_not_sent(
 ) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    with pytest.raises(InvalidRequest, match="is no safetensors file"):
+    with pytest.raises(InvalidRequest, match="is not a safetensors file"):
         client.upload_adapter(path)
     assert not recorder.requests
 

@@ -84,7 +84,7 @@ def test_name_that_leads_out_of_the_folder_is_refused(
     client: fluxsmith.Client, recorder: Recorder, tmp_path: Path, name: str
 ) -> None:
     made(recorder, name)
-    with pytest.raises(DownloadFailed, match="no name for a file"):
+    with pytest.raises(DownloadFailed, match="not a name for a file"):
         client.job("j").download_all(tmp_path / "files")
     assert list(tmp_path.iterdir()) == []
 

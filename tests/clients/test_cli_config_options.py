@@ -147,7 +147,7 @@ def test_warm_start_from_an_address_is_sent_as_it_is(services: Recorder, folder:
         ("--optimizer prodigy --learning-rate 11", "'--learning-rate': 11.0 is out of range: over 0, at most 10"),
         ("--optimizer adam", "(did you mean adamw"),
         ("--steps 1 --epochs 1", "steps and epochs exclude each other"),
-        ("--set lerning_rate=1", "'lerning_rate' is no field of the configuration (did you mean learning_rate"),
+        ("--set lerning_rate=1", "'lerning_rate' is not a field of the configuration (did you mean learning_rate"),
         ("--set rank", "'--set': 'rank' is not of the form field=value"),
         ("--set rank=many", "'--set rank': 'many' is no whole number"),
         ("--set rank=1.5", "'--set rank': '1.5' is no whole number"),
@@ -209,7 +209,7 @@ def test_faults_of_all_sources_are_told_at_once(
     told = capsys.readouterr().err
     for fault in ("toml: rank: '8'", "toml': 'lerning_rate'", "toml: beta1: 2.0", "toml: alpha: True"):
         assert fault in told
-    for fault in ("--set steps: 'abc'", "'foo' is no field", "--set loss_function: 'hubr'", "'seed' is not"):
+    for fault in ("--set steps: 'abc'", "'foo' is not a field", "--set loss_function: 'hubr'", "'seed' is not"):
         assert fault in told
     for fault in ("--alpha: 'much'", "--optimizer: 'foo'", "--batch-size: 0"):
         assert fault in told

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -65,6 +66,15 @@ def test_file_is_written_whole(store_url: str, target: Path) -> None:
     get(f"{store_url}/file", target)
     assert target.read_bytes() == CONTENT
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_file_has_the_rights_of_any_new_file(store_url: str, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        get(f"{store_url}/file", tmp_path / "lora.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "lora.safetensors").stat().st_mode) == 0o640
 
 
 @pytest.mark.parametrize(("path", "digest"), [("/file", "0" * 64), ("/refused", DIGEST)])

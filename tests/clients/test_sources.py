@@ -159,8 +159,8 @@ def test_columns_can_be_named() -> None:
         ((as_file(), ["a"] * 17), "there are 17 captions"),
         ((as_file(), "half \ud83d"), "the caption has half a character"),
         ((Path("a\0b"), "a"), "cannot be read: embedded null byte"),
-        (as_file(), "it is no pair of an image and a caption"),
-        (("a", "b", "c"), "it is no pair of an image and a caption"),
+        (as_file(), "it is not a pair of an image and a caption"),
+        (("a", "b", "c"), "it is not a pair of an image and a caption"),
     ],
 )
 def test_bad_row_is_named_with_its_remedy(row: Any, problem: str) -> None:
@@ -209,9 +209,9 @@ def test_what_is_no_source_is_told(files: Path, make: Any, reason: str) -> None:
     ("line", "problem"),
     [
         ('{"file_name": "one/cat.png"}', "row 2: there is no column of captions"),
-        ('{"file_name": ', "row 2: it is no JSON"),
-        ('{"text": ' + "1" * 5000 + "}", "row 2: it is no JSON"),
-        ("[" * 100_000, "row 2: it is no JSON"),
+        ('{"file_name": ', "row 2: it is not JSON"),
+        ('{"text": ' + "1" * 5000 + "}", "row 2: it is not JSON"),
+        ("[" * 100_000, "row 2: it is not JSON"),
     ],
     ids=["column", "cut", "number", "deep"],
 )

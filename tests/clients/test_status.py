@@ -112,7 +112,7 @@ def test_lost_service_is_named_with_its_address_and_how_to_start_it(code: grpc.S
     error = translate(FailedCall(code, text))
     assert isinstance(error, errors.Unavailable)
     assert "trainer at 127.0.0.1:7402" in error.message
-    assert "make up" in error.remedy
+    assert "fluxsmith up" in error.remedy
     assert "FLUXSMITH_TRAINER" in error.remedy
 
 

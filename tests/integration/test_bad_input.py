@@ -74,7 +74,7 @@ def test_a_job_before_encoding_has_finished_is_refused(client: fluxsmith.Client)
     with pytest.raises(errors.FailedPrecondition) as raised:
         client.train(dataset, steps=1)
     assert raised.value.reason == "DATASET_NOT_READY"
-    assert "EncodeDataset" in raised.value.remedy
+    assert "wait until it is READY" in raised.value.remedy
 
 
 def test_encoding_an_empty_dataset_is_refused(client: fluxsmith.Client) -> None:
@@ -120,4 +120,4 @@ def test_services_that_are_down_are_named(tmp_path: Path, drawings: Path) -> Non
     )
     assert process.returncode == 3
     assert "127.0.0.1:9" in process.stderr
-    assert "make up" in process.stderr
+    assert "fluxsmith up" in process.stderr

@@ -182,7 +182,7 @@ def test_an_image_that_is_none_is_named_with_the_formats() -> None:
     bad = {"image": base64.b64encode(b"no picture").decode(), "description": "a circle"}
     with pytest.raises(InvalidImageFormat, match=r"^Invalid image format: train_data\[1\].*PNG, JPEG"):
         train_lora(train_data=[sample(), bad], user_id=123)
-    with pytest.raises(InvalidImageFormat, match=r"^Invalid image format: the image of train_data\[0\] is no base64"):
+    with pytest.raises(InvalidImageFormat, match=r"^Invalid image format: the image of train_data\[0\] is not base64"):
         FluxTrainingDataset([{"image": "!", "description": "a circle"}])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tests.policy.sources import ROOT, sources, tree
 
-DOCUMENT = (ROOT / "docs/client.md").read_text()
+DOCUMENT = (ROOT / "docs/errors.md").read_text()
 
 
 def calls_with_a_reason(folder: str) -> Iterator[tuple[str, ast.Call]]:

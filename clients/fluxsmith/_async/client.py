@@ -2,12 +2,12 @@
 
 from collections.abc import AsyncGenerator
 from os import PathLike
-from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 from uuid import uuid4
 
 from fluxsmith._adapter_upload import check_adapter, digest_of, put_file
+from fluxsmith._arguments import config_of, dataset_id_of, path_of, text_of, truth_of, user_id_of, whole_number_of
 from fluxsmith._async._connection import Connection
 from fluxsmith._async._runtime import EncoderStub, TrainerStub, in_thread, sleep
 from fluxsmith._async.datasets import AsyncDatasets
@@ -21,12 +21,14 @@ from fluxsmith._wire_jobs import read_job
 from fluxsmith._wire_memory import read_estimate, write_model
 from fluxsmith.capabilities import Capabilities
 from fluxsmith.data import Dataset
-from fluxsmith.errors import FieldViolation, InvalidRequest, Unavailable
+from fluxsmith.errors import Unavailable
 from fluxsmith.keywords import TrainKeywords
 from fluxsmith.memory import EstimatedModel, MemoryEstimate
 from fluxsmith.policies import Deadlines, RetryPolicy
 from fluxsmith.training import TrainConfig
 from fluxsmith.v1 import encoder_pb2, trainer_pb2
+
+_PRIORITIES = "a whole number from -100 to 100"
 
 
 class AsyncClient:
@@ -79,7 +81,7 @@ class AsyncClient:
         dataset: Dataset | str,
         *,
         held_out: Dataset | str | None = None,
-        user_id: str = "",
+        user_id: str | int = "",
         name: str = "",
         start_while_encoding: bool = False,
         priority: int = 0,
@@ -87,7 +89,9 @@ class AsyncClient:
     ) -> AsyncJobHandle:
         """Queue a training job on a READY dataset and return at once.
 
-        `held_out` is a dataset to measure the loss on; `user_id` the user of your product that the job is for.
+        Without `steps` or `epochs` it trains one epoch, which is short for a small dataset: give `steps`.
+        `held_out` is a dataset to measure the loss on; `user_id` the user of your product that the job is for, as text
+        or as a number, which becomes its digits.
         `start_while_encoding` begins on the samples that are done while others are still being encoded. The first
         epoch then follows the order of encoding instead of a shuffled one, so the result depends on the data and the
         seed alone, not on how fast the encoder is. Length must be given in `steps`; should the encoding fail, so does
@@ -115,7 +119,7 @@ class AsyncClient:
         config: TrainConfig,
         *,
         held_out: Dataset | str | None = None,
-        user_id: str = "",
+        user_id: str | int = "",
         name: str = "",
         start_while_encoding: bool = False,
         priority: int = 0,
@@ -127,14 +131,14 @@ class AsyncClient:
         else is not the same too. None means a new one.
         """
         request = trainer_pb2.CreateTrainingJobRequest(
-            request_id=request_id or str(uuid4()),
-            user_id=user_id,
-            display_name=name,
-            dataset_id=_id_of(dataset),
-            held_out_dataset_id=_id_of(held_out) if held_out is not None else "",
-            config=write_config(config),
-            start_while_encoding=start_while_encoding,
-            priority=_sendable(priority),
+            request_id=text_of(request_id or str(uuid4()), "request_id"),
+            user_id=user_id_of(user_id),
+            display_name=text_of(name, "name"),
+            dataset_id=dataset_id_of(dataset),
+            held_out_dataset_id=dataset_id_of(held_out, "held_out") if held_out is not None else "",
+            config=write_config(config_of(config)),
+            start_while_encoding=truth_of(start_while_encoding, "start_while_encoding"),
+            priority=whole_number_of(priority, "priority", wanted=_PRIORITIES),
         )
         return self._handle((await self._trainer.call(self._trainer.stub.CreateTrainingJob, request)).job)
 
@@ -148,17 +152,17 @@ class AsyncClient:
         """
         request = trainer_pb2.CreateTrainingJobRequest(
             request_id=str(uuid4()),
-            config=write_config(config),
-            start_while_encoding=start_while_encoding,
-            priority=_sendable(priority),
+            config=write_config(config_of(config)),
+            start_while_encoding=truth_of(start_while_encoding, "start_while_encoding"),
+            priority=whole_number_of(priority, "priority", wanted=_PRIORITIES),
             validate_only=True,
-            held_out_to_come=held_out,
+            held_out_to_come=truth_of(held_out, "held_out"),
         )
         await self._trainer.call(self._trainer.stub.CreateTrainingJob, request)
 
     async def job(self, job_id: str) -> AsyncJobHandle:
         """Return a hold on the job, or raise `NotFound`."""
-        request = trainer_pb2.GetTrainingJobRequest(job_id=job_id)
+        request = trainer_pb2.GetTrainingJobRequest(job_id=text_of(job_id, "job_id"))
         return self._handle((await self._trainer.call(self._trainer.stub.GetTrainingJob, request)).job)
 
     async def delete_job(self, job_id: str) -> None:
@@ -166,14 +170,15 @@ class AsyncClient:
 
         Raises `NotFound` for a job that never was, and `FailedPrecondition` while it has not ended.
         """
-        request = trainer_pb2.DeleteTrainingJobRequest(job_id=job_id, request_id=str(uuid4()))
+        request = trainer_pb2.DeleteTrainingJobRequest(job_id=text_of(job_id, "job_id"), request_id=str(uuid4()))
         await self._trainer.call(self._trainer.stub.DeleteTrainingJob, request)
 
-    async def jobs(self, *, user_id: str | None = None) -> AsyncGenerator[AsyncJobHandle]:
+    async def jobs(self, *, user_id: str | int | None = None) -> AsyncGenerator[AsyncJobHandle]:
         """Yield every job, newest first, page by page; only those for `user_id` if given."""
+        wanted = "" if user_id is None else user_id_of(user_id)
         page_token = ""
         while True:
-            request = trainer_pb2.ListTrainingJobsRequest(page_token=page_token, user_id=user_id or "")
+            request = trainer_pb2.ListTrainingJobsRequest(page_token=page_token, user_id=wanted)
             page = await self._trainer.call(self._trainer.stub.ListTrainingJobs, request)
             for job in page.jobs:
                 yield self._handle(job)
@@ -184,10 +189,10 @@ class AsyncClient:
     async def upload_adapter(self, path: str | PathLike[str]) -> str:
         """Store a LoRA file, such as one from another trainer, and return its address for `warm_start_uri`.
 
-        Raises `InvalidRequest` for a file that cannot be read or is no safetensors file, and `UploadFailed` if the
+        Raises `InvalidRequest` for a file that cannot be read or is not a safetensors file, and `UploadFailed` if the
         object store does not take it.
         """
-        source = Path(path)
+        source = path_of(path)
         await in_thread(check_adapter, source)
         request = trainer_pb2.CreateAdapterUploadRequest(content_digest=await in_thread(digest_of, source))
         outage = Outage(self._retry)
@@ -201,20 +206,20 @@ class AsyncClient:
 
     async def estimate_memory(
         self,
-        config: TrainConfig,
+        config: TrainConfig | None = None,
         *,
         resolution_px: int = 1024,
         model: EstimatedModel = EstimatedModel.LOADED,
     ) -> MemoryEstimate:
         """Ask how much GPU memory a configuration would need at its peak, part by part; nothing is queued.
 
-        `resolution_px` is the side of the square whose area no image exceeds, a multiple of 16, 64 to 4096. `model` is
-        the trainer's own unless it is FLUX_1_DEV, to plan a GPU before there is one. Raises `InvalidRequest` with every
-        violation at once.
+        Without `config` it is asked of `TrainConfig()`, the trainer's defaults. `resolution_px` is the side of the
+        square whose area no image exceeds, a multiple of 16, 64 to 4096. `model` is the trainer's own unless it is
+        FLUX_1_DEV, to plan a GPU before there is one. Raises `InvalidRequest` with every violation at once.
         """
         request = trainer_pb2.EstimateMemoryRequest(
-            config=write_config(config),
-            resolution_px=_sendable(resolution_px, "resolution_px", "a multiple of 16 from 64 to 4096"),
+            config=write_config(TrainConfig() if config is None else config_of(config)),
+            resolution_px=whole_number_of(resolution_px, "resolution_px", wanted="a multiple of 16 from 64 to 4096"),
             model=write_model(model),
         )
         return read_estimate(await self._trainer.call(self._trainer.stub.EstimateMemory, request))
@@ -246,17 +251,3 @@ class AsyncClient:
 
     def _handle(self, message: trainer_pb2.TrainingJob) -> AsyncJobHandle:
         return AsyncJobHandle(self._trainer, read_job(message))
-
-
-def _id_of(dataset: Dataset | str) -> str:
-    return dataset if isinstance(dataset, str) else dataset.id
-
-
-def _sendable(value: int, field: str = "priority", bounds: str = "a whole number from -100 to 100") -> int:
-    """Return the value if it can travel at all; whether it is in range is the trainer's to say."""
-    if type(value) is int and abs(value) < 2**31:
-        return value
-    fault = FieldViolation(field=field, description=f"is {value!r}, not {bounds}")
-    raise InvalidRequest(
-        f"{field} {fault.description}.", reason="FIELD_INVALID", remedy=f"Use {bounds}.", violations=(fault,)
-    )

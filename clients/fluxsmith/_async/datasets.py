@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import grpc
 
+from fluxsmith._arguments import dataset_id_of, path_of, text_of, wrong
 from fluxsmith._async._connection import Connection
 from fluxsmith._async._fetch import Located, fetch
 from fluxsmith._async._resume import resuming
@@ -33,7 +34,6 @@ from fluxsmith.encoding import ContactSheet, EncodingOptions
 from fluxsmith.errors import (
     DatasetFailed,
     FailedPrecondition,
-    FieldViolation,
     FluxsmithError,
     InvalidRequest,
     Unavailable,
@@ -67,8 +67,9 @@ class AsyncDatasets:
         for images that the encoder refuses; what was sent of such a dataset is removed again.
         """
         chosen = _merged(options, fields, call="create_from_folder")
-        images = await in_thread(read_folder, Path(path))
-        name = name or folder_name(Path(path))
+        folder = path_of(path)
+        images = await in_thread(read_folder, folder)
+        name = name or folder_name(folder)
         return await self._create(images, chosen, name=name, wait=wait, on_progress=on_progress)
 
     async def create_from(
@@ -125,7 +126,9 @@ class AsyncDatasets:
         The same `request_id`, up to 64 characters, makes one dataset however often it is created, and gives it as it
         now is; `AlreadyExists` for another name. None means a new one.
         """
-        request = encoder_pb2.CreateDatasetRequest(request_id=request_id or str(uuid4()), display_name=name)
+        request = encoder_pb2.CreateDatasetRequest(
+            request_id=text_of(request_id or str(uuid4()), "request_id"), display_name=text_of(name, "name")
+        )
         return read_dataset((await self._connection.call(self._connection.stub.CreateDataset, request)).dataset)
 
     async def upload(
@@ -135,7 +138,7 @@ class AsyncDatasets:
 
         A sample of a known name replaces it. A bad image raises `InvalidRequest`; what arrived before stays stored.
         """
-        dataset_id = _id_of(dataset)
+        dataset_id = dataset_id_of(dataset)
         outage = Outage(self._connection.retry)
         missing = list(images)
         broken = False
@@ -197,7 +200,7 @@ class AsyncDatasets:
         it goes first. Raises `InvalidRequest`, and `FailedPrecondition` while it is being encoded in another way.
         """
         message = write_options(_merged(options, fields, call="encode"))
-        request = encoder_pb2.EncodeDatasetRequest(dataset_id=_id_of(dataset), options=message)
+        request = encoder_pb2.EncodeDatasetRequest(dataset_id=dataset_id_of(dataset), options=message)
         return read_dataset((await self._connection.call(self._connection.stub.EncodeDataset, request)).dataset)
 
     async def contact_sheet(
@@ -215,7 +218,7 @@ class AsyncDatasets:
         what was there. `options` are those to try; None means as it was encoded last, or the defaults.
         `samples_per_page` is 1 to 100; default 24.
         """
-        first = Path(path)
+        first = path_of(path)
         written: list[Path] = []
         async for sheet in self.render(dataset, options=options, samples_per_page=samples_per_page):
             target = first if not written else first.with_stem(f"{first.stem}-{len(written) + 1}")
@@ -243,7 +246,7 @@ class AsyncDatasets:
         page_token = ""
         while True:
             request = encoder_pb2.RenderContactSheetRequest(
-                dataset_id=_id_of(dataset),
+                dataset_id=dataset_id_of(dataset),
                 options=write_options(options) if options is not None else None,
                 page_size=page_size,
                 page_token=page_token,
@@ -277,7 +280,7 @@ class AsyncDatasets:
 
         It may also end OPEN: samples came right after. Goes on by itself after the encoder was away.
         """
-        request = encoder_pb2.WatchDatasetRequest(dataset_id=_id_of(dataset))
+        request = encoder_pb2.WatchDatasetRequest(dataset_id=dataset_id_of(dataset))
         state, was_encoding = DatasetState.UNKNOWN, False
 
         async def open_stream() -> AsyncGenerator[Dataset]:
@@ -296,7 +299,7 @@ class AsyncDatasets:
 
     async def get(self, dataset_id: str) -> Dataset:
         """Return the dataset as it now is, or raise `NotFound`."""
-        request = encoder_pb2.GetDatasetRequest(dataset_id=dataset_id)
+        request = encoder_pb2.GetDatasetRequest(dataset_id=dataset_id_of(dataset_id, "dataset_id"))
         return read_dataset((await self._connection.call(self._connection.stub.GetDataset, request)).dataset)
 
     async def samples(self, dataset: Dataset | str) -> tuple[Sample, ...]:
@@ -305,7 +308,7 @@ class AsyncDatasets:
         page_token = ""
         while True:
             request = encoder_pb2.GetDatasetRequest(
-                dataset_id=_id_of(dataset), include_samples=True, page_size=1000, page_token=page_token
+                dataset_id=dataset_id_of(dataset), include_samples=True, page_size=1000, page_token=page_token
             )
             response = await self._connection.call(self._connection.stub.GetDataset, request)
             found += map(read_sample, response.samples)
@@ -315,7 +318,7 @@ class AsyncDatasets:
 
     async def delete(self, dataset: Dataset | str) -> None:
         """Remove the dataset and its images. Raises `FailedPrecondition` while it is being encoded."""
-        request = encoder_pb2.DeleteDatasetRequest(dataset_id=_id_of(dataset))
+        request = encoder_pb2.DeleteDatasetRequest(dataset_id=dataset_id_of(dataset))
         await self._connection.call(self._connection.stub.DeleteDataset, request)
 
     async def list(self) -> AsyncIterator[Dataset]:
@@ -354,13 +357,6 @@ def _merged(options: EncodingOptions | None, fields: EncodingKeywords, *, call: 
 
 def _checked(value: int, name: str, allowed: range) -> int:
     """Return the value, or raise `InvalidRequest`."""
-    if value not in allowed:
-        text = f"{name} cannot be {value!r}"
-        violation = FieldViolation(field=name, description=text)
-        remedy = f"Use {allowed[0]} to {allowed[-1]}."
-        raise InvalidRequest(f"{text}.", reason="FIELD_INVALID", remedy=remedy, violations=(violation,))
-    return value
-
-
-def _id_of(dataset: Dataset | str) -> str:
-    return dataset if isinstance(dataset, str) else dataset.id
+    if type(value) is int and value in allowed:
+        return value
+    raise wrong(name, value, f"a whole number from {allowed[0]} to {allowed[-1]}")

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from fluxsmith._arguments import path_of, text_of, truth_of
 from fluxsmith._async._connection import Connection
 from fluxsmith._async._fetch import Located, fetch
 from fluxsmith._async._resume import resuming
@@ -28,6 +29,7 @@ from fluxsmith.errors import (
     InternalError,
     JobCancelled,
     JobFailed,
+    NotFound,
 )
 from fluxsmith.events import ArtifactPublished, Event, PreviewRendered
 from fluxsmith.training import JobState, TrainingJob, TrainingResult
@@ -152,7 +154,9 @@ class AsyncJobHandle:
         stay until it is deleted, unless `discard_checkpoints`.
         """
         request = trainer_pb2.CancelTrainingJobRequest(
-            job_id=self.id, request_id=str(uuid4()), discard_checkpoints=discard_checkpoints
+            job_id=self.id,
+            request_id=str(uuid4()),
+            discard_checkpoints=truth_of(discard_checkpoints, "discard_checkpoints"),
         )
         return self._heard((await self._connection.call(self._connection.stub.CancelTrainingJob, request)).job)
 
@@ -196,11 +200,11 @@ class AsyncJobHandle:
 
         A download that breaks off goes on where it was, now or when it is called again; until the file is whole and
         checked, `path` stays as it is and what has come lies beside it in a hidden `.part` file.
-        `artifacts` tells the names there are, and each of `checkpoints` that of its LoRA. Raises `FailedPrecondition`
-        for a name that is not among them, or not yet. Without a name it raises `JobFailed` or `JobCancelled` if the job
-        ended without a result.
+        `artifacts` tells the names there are, and each of `checkpoints` that of its LoRA. Raises `NotFound` for a name
+        that an ended job does not have, and `FailedPrecondition` for one that is not there yet. Without a name it
+        raises `JobFailed` or `JobCancelled` if the job ended without a result.
         """
-        target = Path(path)
+        target = path_of(path)
 
         async def locate() -> Located:
             return await self._locate(artifact_name)
@@ -216,9 +220,9 @@ class AsyncJobHandle:
         A file that is there already, unchanged, is not fetched again: called while the job runs, it brings what is new.
         `on_file` is told of each file once it is there, and whether it was fetched.
         """
-        written = []
+        into, written = path_of(folder, "folder"), list[Path]()
         for artifact in await self.artifacts():
-            target = target_in(Path(folder), artifact.artifact_name)
+            target = target_in(into, artifact.artifact_name)
             there = await in_thread(holds, target, size_bytes=artifact.size_bytes, digest=artifact.content_digest)
             if not there:
                 make_folder(target.parent)
@@ -240,10 +244,12 @@ class AsyncJobHandle:
         return Located(url=answer.url, size_bytes=file.size_bytes, content_digest=file.content_digest)
 
     async def _link(self, artifact_name: str) -> trainer_pb2.CreateDownloadUrlResponse:
-        request = trainer_pb2.CreateDownloadUrlRequest(job_id=self.id, artifact_name=artifact_name)
+        request = trainer_pb2.CreateDownloadUrlRequest(
+            job_id=self.id, artifact_name=text_of(artifact_name, "artifact_name")
+        )
         try:
             return await self._connection.call(self._connection.stub.CreateDownloadUrl, request)
-        except FailedPrecondition:
+        except (FailedPrecondition, NotFound):
             if not artifact_name and (await self.refresh()).state.ended:
                 self._succeeded(self.snapshot)
             raise

@@ -81,7 +81,7 @@ def _unknown(name: str) -> str:
     """Return what is wrong with the name of a field; empty when nothing is."""
     if name in _KINDS:
         return ""
-    return f"{name!r} is no field of the configuration{suggestion(name.replace('-', '_'), _KINDS)}"
+    return f"{name!r} is not a field of the configuration{suggestion(name.replace('-', '_'), _KINDS)}"
 
 
 def _after_last_empty(texts: Sequence[str]) -> list[str]:

@@ -197,7 +197,8 @@ class TrainerServiceServicer:
 
     def CreateDownloadUrl(self, request, context):
         """An address from which a file of a job can be fetched with plain HTTP for a while.
-        Fails with FAILED_PRECONDITION while the file does not exist.
+        Fails with FAILED_PRECONDITION while the file is not there yet, and with NOT_FOUND once the job has ended without
+        it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -78,7 +78,8 @@ class TrainerServiceStub:
     """Checkpoints of a job, newest first."""
     CreateDownloadUrl: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateDownloadUrlRequest, _trainer_pb2.CreateDownloadUrlResponse]
     """An address from which a file of a job can be fetched with plain HTTP for a while.
-    Fails with FAILED_PRECONDITION while the file does not exist.
+    Fails with FAILED_PRECONDITION while the file is not there yet, and with NOT_FOUND once the job has ended without
+    it.
     """
     CreateAdapterUpload: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateAdapterUploadRequest, _trainer_pb2.CreateAdapterUploadResponse]
     """An address to which a LoRA file can be put with plain HTTP, for jobs that begin with it (`warm_start_uri`)."""
@@ -135,7 +136,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Checkpoints of a job, newest first."""
     CreateDownloadUrl: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateDownloadUrlRequest, _trainer_pb2.CreateDownloadUrlResponse]  # type: ignore[assignment]
     """An address from which a file of a job can be fetched with plain HTTP for a while.
-    Fails with FAILED_PRECONDITION while the file does not exist.
+    Fails with FAILED_PRECONDITION while the file is not there yet, and with NOT_FOUND once the job has ended without
+    it.
     """
     CreateAdapterUpload: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateAdapterUploadRequest, _trainer_pb2.CreateAdapterUploadResponse]  # type: ignore[assignment]
     """An address to which a LoRA file can be put with plain HTTP, for jobs that begin with it (`warm_start_uri`)."""
@@ -255,7 +257,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.CreateDownloadUrlResponse, _abc.Awaitable[_trainer_pb2.CreateDownloadUrlResponse]]:
         """An address from which a file of a job can be fetched with plain HTTP for a while.
-        Fails with FAILED_PRECONDITION while the file does not exist.
+        Fails with FAILED_PRECONDITION while the file is not there yet, and with NOT_FOUND once the job has ended without
+        it.
         """
 
     @_abc_1.abstractmethod

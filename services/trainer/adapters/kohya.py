@@ -185,7 +185,7 @@ def _own_columns(used: Sequence[Tensor]) -> list[Tensor]:
 
 def _matrix(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in tensors or tensors[name].ndim != 2 or not tensors[name].numel():
-        raise ValueError(f"{name} is not there, or is no matrix")
+        raise ValueError(f"{name} is not there, or is not a matrix")
     return tensors[name].float()
 
 

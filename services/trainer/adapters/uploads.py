@@ -57,8 +57,8 @@ def warm_start_key(store: ObjectStore, tenant: str, uri: str) -> str:
     if not key.startswith(f"{tenant}/") or not _OWN_KEY.fullmatch(key.removeprefix(f"{tenant}/")):
         raise invalid_field(
             "config.warm_start_uri",
-            f"is {uri[:200]!r}, no LoRA file of your tenant",
-            "Use lora_uri of a finished job, the uri of a checkpoint's lora, or the one that CreateAdapterUpload gave.",
+            f"is {uri[:200]!r}, not a LoRA file of your tenant",
+            "Use the address of a finished job's LoRA, of a checkpoint's, or of one that you have uploaded.",
             reason="WARM_START_FORBIDDEN",
         )
     sizes = [entry.size_bytes for entry in store.listed(key) if entry.key == key]
@@ -89,7 +89,7 @@ def read_warm_start(store: ObjectStore, tenant: str, uri: str) -> bytes:
         raise InvalidInput(
             f"the file at {uri[:200]!r} is not the one that was announced: its digest is another",
             reason="WARM_START_DAMAGED",
-            remedy="Upload it again (CreateAdapterUpload), with the digest of its bytes.",
+            remedy="Upload it again, with the digest of its bytes.",
         ) from error
 
 
@@ -97,5 +97,5 @@ def _not_found(uri: str) -> NotFound:
     return NotFound(
         f"there is no LoRA file at {uri[:200]!r}",
         reason="WARM_START_NOT_FOUND",
-        remedy="Upload it to the url that CreateAdapterUpload gave, or use lora_uri of a finished job.",
+        remedy="Upload the file first, or use the address of a finished job's LoRA.",
     )

@@ -60,7 +60,7 @@ def read_adapter(data: bytes) -> FileAdapter:
         refuse_non_finite(adapter.tensors)
     except (SafetensorError, ValueError, RecursionError, NonFiniteAdapter) as error:
         raise _refusal(
-            f"names a file that is no LoRA of a FLUX transformer: {error}",
+            f"names a file that is not a LoRA of a FLUX transformer: {error}",
             reason="WARM_START_UNREADABLE",
             remedy="Give a safetensors file as this trainer, diffusers' pipelines or kohya's scripts write it.",
         ) from None
@@ -101,7 +101,7 @@ def _of_peft(data: bytes, tensors: Mapping[str, Tensor]) -> FileAdapter:
         name = f"{module}.{part}" + (".weight" if part == "lora_magnitude_vector" else "")
         found[name] = tensor.float()
         if part in {"lora_A.weight", "lora_B.weight"} and tensor.ndim != 2:
-            raise ValueError(f"{key!r} is no matrix")
+            raise ValueError(f"{key!r} is not a matrix")
         if part == "lora_A.weight":
             ranks[module] = len(tensor)
     if not found:
@@ -129,7 +129,7 @@ def _description(data: bytes) -> dict[str, Any]:
     text = header.get("__metadata__", {}).get("lora_adapter_metadata", "{}")
     description = json.loads(text)
     if not isinstance(description, dict):
-        raise ValueError("lora_adapter_metadata is no object")
+        raise ValueError("lora_adapter_metadata is not an object")
     return {key.removeprefix(FILE_PREFIX): value for key, value in description.items()}
 
 

@@ -190,7 +190,7 @@ def _put(store: ObjectStore, key: str, data: bytes, *, content_type: str = "appl
 def _manifest(store: ObjectStore, checkpoint: Checkpoint, job: Job) -> SetManifest:
     key = store.key_of(checkpoint.uri)
     if key is None:
-        raise CheckpointDamaged(checkpoint.checkpoint_id, f"{checkpoint.uri} is no address of this object store")
+        raise CheckpointDamaged(checkpoint.checkpoint_id, f"{checkpoint.uri} is not an address of this object store")
     data = _verified(store, key, checkpoint.manifest_digest, checkpoint)
     try:
         fields: dict[str, Any] = json.loads(data)

@@ -98,7 +98,7 @@ def _of_adapter(config: ConfigFields) -> Iterator[Conflict]:
     for name, patterns in (("target_regex", [config.target_regex]), ("rank_pattern", list(config.rank_pattern))):
         for pattern in patterns:
             if fault := fault_of(pattern):
-                yield _conflict(name, f"has {shortened(pattern)}, which is no regular expression: {fault[:200]}")
+                yield _conflict(name, f"has {shortened(pattern)}, which is not a regular expression: {fault[:200]}")
 
 
 def _of_previews(config: ConfigFields) -> Iterator[Conflict]:

@@ -41,11 +41,13 @@ class Data:
             return f"{_counted(total_steps, 'step')} in all"
         samples = self.training.samples
         shown = sum(sample.repeats * len(sample.views) for sample in samples)
-        images = f"{len(samples)} images"
+        images = _counted(len(samples), "image")
         if shown != len(samples):
             images += f", shown {shown} times an epoch with repeats and resolutions,"
         batches = self.training.batches_per_epoch(config.batch_size)
-        text = f"{images} in batches of {config.batch_size} give {batches} batches an epoch"
+        give = "gives" if len(samples) == 1 and shown == 1 else "give"
+        counted = "1 batch" if batches == 1 else f"{batches} batches"
+        text = f"{images} in batches of {config.batch_size} {give} {counted} an epoch"
         accumulated = config.gradient_accumulation_steps
         a_step = f" at {accumulated} batches a step" if accumulated > 1 else ""
         if config.steps is not None:

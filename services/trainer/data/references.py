@@ -41,7 +41,7 @@ class DatasetReferences:
         raise NotReady(
             f"{field}: dataset {dataset_id!r} is not encoded yet",
             reason="DATASET_NOT_READY",
-            remedy="Encode it (EncodeDataset), wait until it is READY, then create the job; or begin earlier with "
+            remedy="Encode it, wait until it is READY, then create the job; or begin earlier with "
             "start_while_encoding.",
         )
 
@@ -61,7 +61,7 @@ class DatasetReferences:
                 raise NotReady(
                     f"what was encoded of dataset {reference.dataset_id!r} has been removed",
                     reason="DATASET_NOT_READY",
-                    remedy="Encode it again (EncodeDataset), then create the job.",
+                    remedy="Encode it again, then create the job.",
                 )
 
     def _is_there(self, reference: DatasetReference) -> bool:

@@ -50,7 +50,7 @@ def want_checkpoint(connection: Connection, job: Job) -> None:
         raise NotReady(
             f"job {job.job_id!r} is {job.state}",
             reason="JOB_NOT_RUNNING",
-            remedy="Ask for a checkpoint while the job is RUNNING; ListCheckpoints has those that were written.",
+            remedy="Ask for a checkpoint while the job is RUNNING; those written so far can be listed.",
         )
     connection.execute(update(jobs).where(jobs.c.job_id == job.job_id).values(checkpoint_wanted=True))
 

@@ -111,13 +111,13 @@ def test_folder_that_lacks_a_part_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_hub_identifier_without_a_revision_is_refused() -> None:
-    with pytest.raises(BaseModelError, match="no folder") as caught:
+    with pytest.raises(BaseModelError, match="not a folder") as caught:
         base_folder(ServiceSettings(base_model="someone/some-model"), ("transformer",))
     assert "FLUXSMITH_BASE_MODEL_REVISION" in caught.value.remedy
 
 
 def test_a_branch_is_no_pinned_revision() -> None:
-    with pytest.raises(BaseModelError, match="'main', which is no commit"):
+    with pytest.raises(BaseModelError, match="'main', which is not a commit"):
         base_folder(ServiceSettings(base_model="someone/some-model", base_model_revision="main"), ("vae",))
 
 

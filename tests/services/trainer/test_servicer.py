@@ -207,6 +207,20 @@ def test_lora_of_a_checkpoint_is_downloaded_by_its_name(
             job.download(target, artifact_name=name)
 
 
+def test_file_that_an_ended_job_does_not_have_is_not_found(
+    client: fluxsmith.Client, job_store: JobStore, store: ObjectStore, tenant: str, tmp_path: Path
+) -> None:
+    held = checkpointed(job_store, store, tenant)
+    job = client.job(held.job_id)
+    with pytest.raises(errors.FailedPrecondition, match="wait until the job has published this one"):
+        job.download(tmp_path / "x", artifact_name="report.html")
+    job_store.claims.finish(held, FAILED)
+    with pytest.raises(errors.NotFound, match="is FAILED and has no file"):
+        job.download(tmp_path / "x", artifact_name="report.html")
+    with pytest.raises(errors.JobFailed):
+        job.download(tmp_path / "x")
+
+
 def test_cancelling_keeps_checkpoints_unless_they_are_to_go(
     client: fluxsmith.Client, job_store: JobStore, store: ObjectStore, tenant: str
 ) -> None:

@@ -78,7 +78,7 @@ def _decoded(number: int, image: object) -> bytes:
         text = image.partition(",")[2] if image.startswith("data:") else image
         data = base64.b64decode("".join(text.split()), validate=True)
     except (TypeError, UnicodeDecodeError, binascii.Error) as error:
-        raise _no_image(number, f"is no base64: {error}") from error
+        raise _no_image(number, f"is not base64: {error}") from error
     if not data:
         raise _no_image(number, "is empty")
     return data

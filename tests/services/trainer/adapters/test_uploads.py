@@ -92,7 +92,7 @@ def test_any_other_address_is_refused_whatever_lies_there(store: ObjectStore, te
 def test_missing_file_is_not_found_with_a_remedy(store: ObjectStore, tenant: str) -> None:
     with pytest.raises(NotFound, match=DIGEST) as caught:
         read_warm_start(store, tenant, adapter_upload(store, tenant, DIGEST).uri)
-    assert (caught.value.reason, "CreateAdapterUpload" in caught.value.remedy) == ("WARM_START_NOT_FOUND", True)
+    assert (caught.value.reason, "Upload the file" in caught.value.remedy) == ("WARM_START_NOT_FOUND", True)
 
 
 def test_file_that_is_too_large_is_refused_unread(

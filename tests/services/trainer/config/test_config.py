@@ -115,8 +115,8 @@ def test_all_violations_are_reported_at_once() -> None:
         ({"adapter_type": "DORA", "init_weights": "PISSA"}, "init_weights", "LORA only"),
         ({"init_weights": "PISSA", "warm_start_uri": "s3://b/k"}, "init_weights", "exclude each other"),
         ({"lokr_factor": 4}, "lokr_factor", "LOKR only"),
-        ({"target_regex": "("}, "target_regex", "no regular expression"),
-        ({"rank_pattern": {"[": 4}}, "rank_pattern", "no regular expression"),
+        ({"target_regex": "("}, "target_regex", "not a regular expression"),
+        ({"rank_pattern": {"[": 4}}, "rank_pattern", "not a regular expression"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(fields: dict[str, Any], named: str, said: str) -> None:

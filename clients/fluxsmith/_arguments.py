@@ -1,0 +1,72 @@
+"""What callers hand over, checked before anything is sent: a wrong kind is told by its name and value."""
+
+from os import PathLike
+from pathlib import Path
+
+from fluxsmith.data import Dataset
+from fluxsmith.errors import FieldViolation, InvalidRequest
+from fluxsmith.training import TrainConfig
+
+_SHOWN_CHARACTERS = 80
+
+
+def wrong(field: str, value: object, wanted: str) -> InvalidRequest:
+    """Return the error for an argument of the wrong kind; `wanted` says what belongs there."""
+    fault = FieldViolation(field=field, description=f"is {_shown(value)}, not {wanted}")
+    return InvalidRequest(
+        f"{field} {fault.description}.", reason="FIELD_INVALID", remedy=f"Use {wanted}.", violations=(fault,)
+    )
+
+
+def text_of(given: object, field: str, *, wanted: str = "text") -> str:
+    """Return the text, or raise `InvalidRequest`."""
+    if isinstance(given, str) and given.encode(errors="replace").decode() == given:
+        return given
+    raise wrong(field, given, wanted)
+
+
+def user_id_of(given: object) -> str:
+    """Return the identifier of a product's user as text; a product may count its users."""
+    if type(given) is int:
+        return str(given)
+    return text_of(given, "user_id", wanted="text or a whole number")
+
+
+def dataset_id_of(given: object, field: str = "dataset") -> str:
+    """Return the identifier of a dataset, which may be the dataset itself."""
+    if isinstance(given, Dataset):
+        return given.id
+    return text_of(given, field, wanted="a Dataset or the identifier of one")
+
+
+def path_of(given: object, field: str = "path") -> Path:
+    """Return the path of a file or folder."""
+    if isinstance(given, str | PathLike):
+        return Path(given)
+    raise wrong(field, given, "a path")
+
+
+def whole_number_of(given: object, field: str, *, wanted: str = "a whole number from 0 to 2^31 - 1") -> int:
+    """Return the number if it can travel at all; whether it is in range is the service's to say."""
+    if type(given) is int and abs(given) < 2**31:
+        return given
+    raise wrong(field, given, wanted)
+
+
+def truth_of(given: object, field: str) -> bool:
+    """Return the yes or no."""
+    if isinstance(given, bool):
+        return given
+    raise wrong(field, given, "True or False")
+
+
+def config_of(given: object) -> TrainConfig:
+    """Return the configuration."""
+    if isinstance(given, TrainConfig):
+        return given
+    raise wrong("config", given, "a TrainConfig")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

@@ -1,0 +1,73 @@
+"""Arguments of the wrong kind: refused by name, with what belongs there, before anything is sent."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import fluxsmith
+import pytest
+from fluxsmith import AsyncClient, Client
+from fluxsmith.errors import InvalidRequest
+
+from tests.clients.recording import Recorder
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda client: client.train(None), "dataset is None, not a Dataset or the identifier of one."),
+        (lambda client: client.train("d", held_out=7), "held_out is 7, not a Dataset or the identifier of one."),
+        (lambda client: client.train("d", name=5), "name is 5, not text."),
+        (lambda client: client.train("d", name="\ud800"), r"name is '\ud800', not text."),
+        (lambda client: client.train("d", user_id=1.5), "user_id is 1.5, not text or a whole number."),
+        (lambda client: client.train("d", user_id=True), "user_id is True, not text or a whole number."),
+        (lambda client: client.train("d", start_while_encoding="no"), "is 'no', not True or False."),
+        (lambda client: client.train("d", priority="high"), "is 'high', not a whole number from -100 to 100."),
+        (lambda client: client.submit("d", {"rank": 4}), "config is {'rank': 4}, not a TrainConfig."),
+        (lambda client: client.datasets.create(name=5), "name is 5, not text."),
+        (lambda client: client.datasets.create_from_folder(None), "path is None, not a path."),
+        (lambda client: client.datasets.encode(None), "dataset is None, not a Dataset"),
+        (lambda client: client.datasets.get(None), "dataset_id is None, not a Dataset"),
+        (lambda client: client.job(5), "job_id is 5, not text."),
+        (lambda client: client.upload_adapter(None), "path is None, not a path."),
+    ],
+)
+def test_wrong_kind_is_named(client: Client, recorder: Recorder, call: Callable[[Any], Any], told: str) -> None:
+    async def with_asyncio() -> None:
+        async with AsyncClient(encoder=recorder.address, trainer=recorder.address) as other:
+            await call(other)
+
+    for attempt in (lambda: call(client), lambda: asyncio.run(with_asyncio())):
+        with pytest.raises(InvalidRequest) as caught:
+            attempt()
+        assert told in str(caught.value)
+        assert (caught.value.reason, len(caught.value.violations)) == ("FIELD_INVALID", 1)
+    assert not recorder.requests
+
+
+def test_user_may_be_a_number(client: Client, recorder: Recorder) -> None:
+    client.train("d", user_id=123)
+    assert [request.user_id for request in recorder.queued()] == ["123"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("steps", "10", "config.steps: is '10', not a whole number."),
+        ("steps", 2**40, "config.steps: 1099511627776 is out of range: 1 to 100000."),
+        ("alpha", "big", "config.alpha: is 'big', not a number."),
+        ("use_rslora", "yes", "config.use_rslora: is 'yes', not True or False."),
+        ("target_regex", 7, "config.target_regex: is 7, not text."),
+        ("preview_prompts", "a cat", "config.preview_prompts: is 'a cat', not a list, each text."),
+        ("rank_pattern", {"a": "b"}, "config.rank_pattern: is {'a': 'b'}, not a mapping of names to whole numbers."),
+    ],
+)
+def test_wrong_kind_of_a_field_is_told_with_the_right_one(client: Client, field: str, value: Any, told: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        client.validate(fluxsmith.TrainConfig(**{field: value}))
+    assert told in str(caught.value)
+
+
+def test_memory_is_estimated_of_the_defaults(client: Client, recorder: Recorder) -> None:
+    client.estimate_memory()
+    assert not recorder.requests[-1].config.ListFields()  # type: ignore[attr-defined]
