@@ -37,7 +37,7 @@ from services.trainer.settings import TrainerSettings
 PARTS = ("transformer", "scheduler", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 EXTRAS = ("encoder", "trainer", "server", "stack")
 PROBE = "health/doctor"
-CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
+TORCH_PAGE = "https://pytorch.org/get-started/locally"
 LITTLE_DISK, NO_DISK = 20e9, 2e9
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 
@@ -132,8 +132,7 @@ def _cuda_remedy() -> str:
     release = version("torch").partition("+")[0]
     return (
         "This torch is built without CUDA. With a driver in place (nvidia-smi must work): "
-        f"{pip} uninstall -y torch && {pip} install torch=={release} --index-url {CUDA_INDEX} "
-        "(cu130 is CUDA 13; pytorch.org/get-started names what suits the driver)."
+        f"{pip} uninstall -y torch, then {pip} install torch=={release} with the index that {TORCH_PAGE} names for it."
     )
 
 
