@@ -4,12 +4,14 @@
 from __future__ import annotations  # the call types of grpc are generic in its type stubs only
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import grpc
 
 from fluxsmith._channel import channel_options
+from fluxsmith._runtime import CallEnded, being_cancelled
 from fluxsmith._status import to_error
 from fluxsmith.errors import FluxsmithError
 from fluxsmith.policies import Deadlines, RetryPolicy
@@ -17,6 +19,7 @@ from fluxsmith.policies import Deadlines, RetryPolicy
 _Stub = TypeVar("_Stub")
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_CLOSED = "the client is closed: use it, and its jobs and datasets, within its `with` block"
 
 
 class Connection(Generic[_Stub]):
@@ -49,7 +52,7 @@ class Connection(Generic[_Stub]):
         """The methods of the service; raises `RuntimeError` once the client is closed."""
         with self._opening:
             if self._closed:
-                raise RuntimeError("the client is closed: use it, and its jobs and datasets, within its `with` block")
+                raise RuntimeError(_CLOSED)
             if self._opened is None:
                 channel = grpc.insecure_channel(self._address, options=channel_options(self._address, self.retry))
                 self._opened = channel, self._make_stub(channel)
@@ -63,10 +66,8 @@ class Connection(Generic[_Stub]):
         timeout_s: float | None = None,
     ) -> _Response:
         """Ask once and wait for the answer, at most the deadline of a call unless given another."""
-        try:
+        with self.translating():
             return method(request, timeout=timeout_s or self.deadlines.call_s, metadata=self.metadata)
-        except grpc.RpcError as failure:
-            raise self.error(failure) from failure
 
     def receive(
         self,
@@ -78,11 +79,22 @@ class Connection(Generic[_Stub]):
         """Stream responses until the service ends the stream; closing the iterator cancels the call."""
         responses = method(request, timeout=timeout_s, metadata=self.metadata)
         try:
-            yield from responses
-        except grpc.RpcError as failure:
-            raise self.error(failure) from failure
+            with self.translating():
+                yield from responses
         finally:
             responses.cancel()
+
+    @contextmanager
+    def translating(self) -> Iterator[None]:
+        """Around a call under way: raises this library's errors, `RuntimeError` if the client is closed meanwhile."""
+        try:
+            yield
+        except grpc.RpcError as failure:
+            raise self.error(failure) from failure
+        except CallEnded:
+            if self._closed and not being_cancelled():
+                raise RuntimeError(_CLOSED) from None
+            raise
 
     def error(self, failure: grpc.RpcError) -> FluxsmithError:
         """Translate a failed call."""

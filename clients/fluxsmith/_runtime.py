@@ -12,7 +12,17 @@ import grpc
 from fluxsmith.v1.encoder_pb2_grpc import EncoderServiceStub as EncoderStub
 from fluxsmith.v1.trainer_pb2_grpc import TrainerServiceStub as TrainerStub
 
-__all__ = ["EncoderStub", "TrainerStub", "begin", "in_thread", "outcome", "sleep", "stoppable"]
+__all__ = [
+    "CallEnded",
+    "EncoderStub",
+    "TrainerStub",
+    "begin",
+    "being_cancelled",
+    "in_thread",
+    "outcome",
+    "sleep",
+    "stoppable",
+]
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -20,6 +30,15 @@ _Given = ParamSpec("_Given")
 _Answer = TypeVar("_Answer")
 
 sleep = time.sleep
+
+
+class CallEnded(BaseException):
+    """Never raised here: the other client's calls end so when their channel is closed."""
+
+
+def being_cancelled() -> bool:
+    """Whether somebody cancels the task that asks; here there are no tasks."""
+    return False
 
 
 def in_thread(function: Callable[_Given, _Answer], *given: _Given.args, **named: _Given.kwargs) -> _Answer:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Unpack
 from uuid import uuid4
 
-import grpc
-
 from fluxsmith._arguments import dataset_id_of, path_of, text_of, wrong
 from fluxsmith._connection import Connection
 from fluxsmith._fetch import Located, fetch
@@ -114,9 +112,8 @@ class Datasets:
             self.upload(dataset, images, on_progress=on_progress)
             begun = self.encode(dataset, options=options)
             return self.wait(dataset, on_progress=on_progress) if wait else begun
-        except (InvalidRequest, DatasetFailed) as error:
-            # A dataset that failed for no sample's sake is kept: it may be encoded again.
-            if not isinstance(error, DatasetFailed) or error.dataset.bad_samples:
+        except Exception as error:
+            if not _may_go_on(error):
                 with suppress(FluxsmithError):
                     self.delete(dataset)
             raise
@@ -177,9 +174,10 @@ class Datasets:
                 call.add_done_callback(stream.ended)
             for call, stream in zip(calls, streams, strict=True):
                 try:
-                    outcome(call)
-                except grpc.RpcError as failure:
-                    failures.append(self._connection.error(failure))
+                    with self._connection.translating():
+                        outcome(call)
+                except FluxsmithError as failure:
+                    failures.append(failure)
                 if stream.failure:
                     failures.append(stream.failure)
         finally:
@@ -333,6 +331,13 @@ class Datasets:
             page_token = page.next_page_token
             if not page_token:
                 return
+
+
+def _may_go_on(error: Exception) -> bool:
+    """Whether a dataset that could not be made may be encoded again: it failed for no sample's sake."""
+    if isinstance(error, DatasetFailed):
+        return not error.dataset.bad_samples
+    return isinstance(error, FluxsmithError) and not isinstance(error, InvalidRequest)
 
 
 def _encode_progress(seen: Dataset) -> DatasetProgress:

@@ -135,6 +135,30 @@ def test_wait_that_is_too_long_ends_and_ends_its_call(address: str, trainer: Tra
     assert trainer.ended.wait(SOON_S)
 
 
+def test_calls_under_way_tell_that_the_client_was_closed(address: str, trainer: Trainer, run: Any) -> None:
+    trainer.endless = True
+
+    async def main() -> list[BaseException | None]:
+        async with AsyncClient(address, address) as client, asyncio.timeout(SOON_S):
+            job = await client.job("j")
+
+            async def watched() -> None:
+                async for _ in job.watch():
+                    pass
+
+            async def sent() -> None:
+                image = CaptionedImage(name="a", captions=("a",), content=CONTENT)
+                await client.datasets.upload("d", [image])
+
+            tasks = [asyncio.create_task(watched()), asyncio.create_task(sent())]
+            await asyncio.sleep(0.3)
+            await client.close()
+            await asyncio.wait(tasks)
+            return [None if task.cancelled() else task.exception() for task in tasks]
+
+    assert [type(error) for error in run(main())] == [RuntimeError, RuntimeError]
+
+
 @pytest.mark.parametrize("leave", ["close", "break", "cancel"])
 def test_leaving_early_ends_the_call(address: str, trainer: Trainer, run: Any, leave: str) -> None:
     trainer.endless = True

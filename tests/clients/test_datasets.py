@@ -170,3 +170,14 @@ def test_dataset_that_was_changed_right_after_its_encoding_is_no_endless_wait(
     with pytest.raises(errors.FailedPrecondition, match="right after it was encoded") as caught:
         client.datasets.wait("d")
     assert (caught.value.reason, caught.value.remedy) == ("DATASET_CHANGED", "Encode it again.")
+
+
+def test_dataset_is_removed_again_when_the_callers_own_code_fails(
+    client: Client, recorder: Recorder, folder: Path
+) -> None:
+    def broken(_: DatasetProgress) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        client.datasets.create_from_folder(folder, on_progress=broken)
+    assert recorder.asked(encoder_pb2.DeleteDatasetRequest)

@@ -3,11 +3,13 @@
 from __future__ import annotations  # the call types of grpc are generic in its type stubs only
 
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import grpc
 
+from fluxsmith._async._runtime import CallEnded, being_cancelled
 from fluxsmith._channel import channel_options
 from fluxsmith._status import to_error
 from fluxsmith.errors import FluxsmithError
@@ -16,6 +18,7 @@ from fluxsmith.policies import Deadlines, RetryPolicy
 _Stub = TypeVar("_Stub")
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_CLOSED = "the client is closed: use it, and its jobs and datasets, within its `with` block"
 
 
 class Connection(Generic[_Stub]):
@@ -48,7 +51,7 @@ class Connection(Generic[_Stub]):
         """The methods of the service; raises `RuntimeError` once the client is closed."""
         with self._opening:
             if self._closed:
-                raise RuntimeError("the client is closed: use it, and its jobs and datasets, within its `with` block")
+                raise RuntimeError(_CLOSED)
             if self._opened is None:
                 channel = grpc.aio.insecure_channel(self._address, options=channel_options(self._address, self.retry))
                 self._opened = channel, self._make_stub(channel)
@@ -62,10 +65,8 @@ class Connection(Generic[_Stub]):
         timeout_s: float | None = None,
     ) -> _Response:
         """Ask once and wait for the answer, at most the deadline of a call unless given another."""
-        try:
+        with self.translating():
             return await method(request, timeout=timeout_s or self.deadlines.call_s, metadata=self.metadata)
-        except grpc.RpcError as failure:
-            raise self.error(failure) from failure
 
     async def receive(
         self,
@@ -77,12 +78,23 @@ class Connection(Generic[_Stub]):
         """Stream responses until the service ends the stream; closing the iterator cancels the call."""
         responses = method(request, timeout=timeout_s, metadata=self.metadata)
         try:
-            async for response in responses:
-                yield response
-        except grpc.RpcError as failure:
-            raise self.error(failure) from failure
+            with self.translating():
+                async for response in responses:
+                    yield response
         finally:
             responses.cancel()
+
+    @contextmanager
+    def translating(self) -> Iterator[None]:
+        """Around a call under way: raises this library's errors, `RuntimeError` if the client is closed meanwhile."""
+        try:
+            yield
+        except grpc.RpcError as failure:
+            raise self.error(failure) from failure
+        except CallEnded:
+            if self._closed and not being_cancelled():
+                raise RuntimeError(_CLOSED) from None
+            raise
 
     def error(self, failure: grpc.RpcError) -> FluxsmithError:
         """Translate a failed call."""

@@ -16,7 +16,17 @@ else:  # at run time one class serves both kinds of channel
     from fluxsmith.v1.encoder_pb2_grpc import EncoderServiceStub as EncoderStub
     from fluxsmith.v1.trainer_pb2_grpc import TrainerServiceStub as TrainerStub
 
-__all__ = ["EncoderStub", "TrainerStub", "begin", "in_thread", "outcome", "sleep", "stoppable"]
+__all__ = [
+    "CallEnded",
+    "EncoderStub",
+    "TrainerStub",
+    "begin",
+    "being_cancelled",
+    "in_thread",
+    "outcome",
+    "sleep",
+    "stoppable",
+]
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -24,6 +34,14 @@ _Given = ParamSpec("_Given")
 _Answer = TypeVar("_Answer")
 
 sleep = asyncio.sleep
+CallEnded = asyncio.CancelledError
+"""What a call under way raises when its channel is closed, and also when the task that waits for it is cancelled."""
+
+
+def being_cancelled() -> bool:
+    """Whether somebody cancels the task that asks."""
+    task = asyncio.current_task()
+    return task is not None and bool(task.cancelling())
 
 
 async def in_thread(function: Callable[_Given, _Answer], *given: _Given.args, **named: _Given.kwargs) -> _Answer:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Unpack
 from uuid import uuid4
 
-import grpc
-
 from fluxsmith._arguments import dataset_id_of, path_of, text_of, wrong
 from fluxsmith._async._connection import Connection
 from fluxsmith._async._fetch import Located, fetch
@@ -113,9 +111,8 @@ class AsyncDatasets:
             await self.upload(dataset, images, on_progress=on_progress)
             begun = await self.encode(dataset, options=options)
             return await self.wait(dataset, on_progress=on_progress) if wait else begun
-        except (InvalidRequest, DatasetFailed) as error:
-            # A dataset that failed for no sample's sake is kept: it may be encoded again.
-            if not isinstance(error, DatasetFailed) or error.dataset.bad_samples:
+        except Exception as error:
+            if not _may_go_on(error):
                 with suppress(FluxsmithError):
                     await self.delete(dataset)
             raise
@@ -176,9 +173,10 @@ class AsyncDatasets:
                 call.add_done_callback(stream.ended)
             for call, stream in zip(calls, streams, strict=True):
                 try:
-                    await outcome(call)
-                except grpc.RpcError as failure:
-                    failures.append(self._connection.error(failure))
+                    with self._connection.translating():
+                        await outcome(call)
+                except FluxsmithError as failure:
+                    failures.append(failure)
                 if stream.failure:
                     failures.append(stream.failure)
         finally:
@@ -332,6 +330,13 @@ class AsyncDatasets:
             page_token = page.next_page_token
             if not page_token:
                 return
+
+
+def _may_go_on(error: Exception) -> bool:
+    """Whether a dataset that could not be made may be encoded again: it failed for no sample's sake."""
+    if isinstance(error, DatasetFailed):
+        return not error.dataset.bad_samples
+    return isinstance(error, FluxsmithError) and not isinstance(error, InvalidRequest)
 
 
 def _encode_progress(seen: Dataset) -> DatasetProgress:
