@@ -3,5 +3,4 @@
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 scripts/setup.sh
 say "Running the tests (about twenty minutes on two cores)"
-# Two at a time, a file each: tests of whole stacks mostly wait.
-exec python -m pytest -n 2 --dist loadfile "$@"
+exec python -m pytest "$@"

@@ -120,4 +120,4 @@ def test_services_that_are_down_are_named(tmp_path: Path, drawings: Path) -> Non
     )
     assert process.returncode == 3
     assert "127.0.0.1:9" in process.stderr
-    assert "fluxsmith up" in process.stderr
+    assert "another address to --trainer" in process.stderr

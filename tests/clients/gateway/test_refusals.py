@@ -67,7 +67,7 @@ def test_fields_that_the_services_refuse_have_the_names_of_the_request(web: Test
 def test_faults_are_told_without_the_words_of_the_validator(web: TestClient) -> None:
     answer = web.post("/jobs", json=BODY | {"train_data": [{"image": "!", "description": "a dot"}]})
     (violation,) = answer.json()["violations"]
-    assert violation["description"] == "is no base64: Only base64 data is allowed"
+    assert violation["description"] == "is not base64: Only base64 data is allowed"
 
 
 def test_problems_are_described_under_their_own_media_type_alone() -> None:
