@@ -10,8 +10,8 @@ import torch
 def choose_kernels(*, deterministic: bool = True) -> None:
     """Call before the first product on the GPU; again changes nothing. On a CPU nothing changes either.
 
-    cuDNN's attention stays out: its backward pass (torch 2.11, cuDNN 9, H200) read outside of its tensors in FLUX's
-    double-stream blocks at full size; benchmarks/README.md has what was seen. Flash attention takes its place.
+    cuDNN's attention stays out: its backward pass (torch 2.11, H200) ended in an illegal memory access in the first
+    step at FLUX's full size; benchmarks/README.md has what was seen. Flash attention takes its place.
     `deterministic` sums gradients in a fixed order, so that a run that goes on from its checkpoint, or takes turns with
     others, ends with the bits it would have had.
     """
