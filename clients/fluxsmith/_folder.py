@@ -39,6 +39,8 @@ def _list_folder(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     """Return the image files, and the caption files by stem."""
     try:
         is_folder, is_there = folder.is_dir(), folder.exists()
+    except PermissionError as error:
+        raise _unreadable(folder, error) from error
     except OSError:  # such as a name that is too long
         is_folder = is_there = False
     if not is_folder:
@@ -51,10 +53,14 @@ def _list_folder(folder: Path) -> tuple[list[Path], dict[str, Path]]:
         # Names with a leading dot are the system's own, such as the `._cat.png` that macOS leaves on other disks.
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError as error:
-        message = f"the folder {folder} cannot be read: {error.strerror}."
-        raise InvalidFolder(message, reason="FOLDER_UNREADABLE", remedy="Give yourself access to it.") from error
+        raise _unreadable(folder, error) from error
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     return images, {path.stem: path for path in files if path.suffix.lower() == ".txt"}
+
+
+def _unreadable(folder: Path, error: OSError) -> InvalidFolder:
+    message = f"the folder {folder} cannot be read: {error.strerror}."
+    return InvalidFolder(message, reason="FOLDER_UNREADABLE", remedy="Give yourself access to it.")
 
 
 @dataclass(kw_only=True)

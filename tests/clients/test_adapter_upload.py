@@ -79,32 +79,37 @@ def test_file_that_is_no_adapter_is_not_sent(
 ) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    with pytest.raises(InvalidRequest, match="is not a safetensors file"):
+    with pytest.raises(InvalidRequest, match="is not a safetensors file") as caught:
         client.upload_adapter(path)
+    assert caught.value.reason == "ADAPTER_INVALID"
     assert not recorder.requests
 
 
 @pytest.mark.parametrize("name", ["nowhere.safetensors", "."])
 def test_adapter_that_cannot_be_read_is_told(client: fluxsmith.Client, tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidRequest, match="cannot be read"):
+    with pytest.raises(InvalidRequest, match="cannot be read") as caught:
         client.upload_adapter(tmp_path / name)
+    assert caught.value.reason == "ADAPTER_UNREADABLE"
 
 
 def test_adapter_that_one_put_cannot_hold_is_told(client: fluxsmith.Client, adapter: Path) -> None:
     with adapter.open("r+b") as file:
         file.truncate(5 * 1024**3 + 1)  # a hole, not bytes on disk
-    with pytest.raises(InvalidRequest, match="5368709120 can be uploaded"):
+    with pytest.raises(InvalidRequest, match="5368709120 can be uploaded") as caught:
         client.upload_adapter(adapter)
+    assert caught.value.reason == "ADAPTER_TOO_LARGE"
 
 
 def test_refusal_of_the_store_is_told(put_url: str, adapter: Path) -> None:
-    with pytest.raises(UploadFailed, match="403"):
+    with pytest.raises(UploadFailed, match="403") as caught:
         put_file(f"{put_url}/refused", adapter)
+    assert caught.value.reason == "UPLOAD_REFUSED"
 
 
 def test_store_that_is_away_is_named(adapter: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-        with pytest.raises(Unavailable, match=f"{address}.*upload again"):
+        with pytest.raises(Unavailable, match=f"{address}.*upload again") as caught:
             put_file(f"http://{address}/file", adapter)
+    assert caught.value.reason == "STORE_UNREACHABLE"

@@ -84,13 +84,15 @@ def test_name_that_leads_out_of_the_folder_is_refused(
     client: fluxsmith.Client, recorder: Recorder, tmp_path: Path, name: str
 ) -> None:
     made(recorder, name)
-    with pytest.raises(DownloadFailed, match="not a name for a file"):
+    with pytest.raises(DownloadFailed, match="not a name for a file") as caught:
         client.job("j").download_all(tmp_path / "files")
+    assert caught.value.reason == "ARTIFACT_NAME_UNSAFE"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_that_cannot_be_made_is_told(client: fluxsmith.Client, recorder: Recorder, tmp_path: Path) -> None:
     made(recorder, "lora.safetensors")
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidRequest, match="cannot be made"):
+    with pytest.raises(InvalidRequest, match="cannot be made") as caught:
         client.job("j").download_all(tmp_path / "file")
+    assert caught.value.reason == "TARGET_UNWRITABLE"

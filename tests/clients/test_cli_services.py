@@ -112,6 +112,29 @@ def test_what_cannot_be_done_says_what_to_do(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["logs", "--service", "store", "--data", ".", "--json"], "LOG_NOT_FOUND"),
+        (["train", ".", "--json", "--output", "nowhere/lora.safetensors"], "TARGET_UNWRITABLE"),
+        (["watch", "another", "--json"], "JOB_NOT_FOUND"),
+    ],
+)
+def test_scripts_are_told_the_reason_and_the_remedy(
+    services: Recorder, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    told = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert told["reason"] == reason
+    assert told["error"].startswith(told["message"].rstrip("."))
+
+
+def test_place_that_is_no_checkout_says_so(elsewhere: Path) -> None:
+    with pytest.raises(errors.FailedPrecondition) as caught:
+        checkout.require_checkout()
+    assert caught.value.reason == "NO_CHECKOUT"
+
+
 def test_watch_as_json_ends_with_the_job(services: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
     succeeded = trainer.StateChanged(state=trainer.TRAINING_JOB_STATE_SUCCEEDED)
     services.happened(trainer.TrainingEvent(state_changed=succeeded))
@@ -231,5 +254,6 @@ def test_completion_is_empty_where_nobody_answers() -> None:
 
 def test_checkout_without_its_packages_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkout, "find_spec", lambda _: None)
-    with pytest.raises(errors.FailedPrecondition, match="make setup"):
+    with pytest.raises(errors.FailedPrecondition, match="make setup") as caught:
         checkout.python_of(tmp_path)
+    assert caught.value.reason == "NOT_SET_UP"

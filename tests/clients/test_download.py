@@ -77,10 +77,13 @@ def test_file_has_the_rights_of_any_new_file(store_url: str, tmp_path: Path) -> 
     assert stat.S_IMODE((tmp_path / "lora.safetensors").stat().st_mode) == 0o640
 
 
-@pytest.mark.parametrize(("path", "digest"), [("/file", "0" * 64), ("/refused", DIGEST)])
-def test_bad_answer_leaves_the_older_file(store_url: str, target: Path, path: str, digest: str) -> None:
-    with pytest.raises(DownloadFailed):
+@pytest.mark.parametrize(
+    ("path", "digest", "reason"), [("/file", "0" * 64, "DIGEST_MISMATCH"), ("/refused", DIGEST, "DOWNLOAD_REFUSED")]
+)
+def test_bad_answer_leaves_the_older_file(store_url: str, target: Path, path: str, digest: str, reason: str) -> None:
+    with pytest.raises(DownloadFailed) as caught:
         get(f"{store_url}{path}", target, digest)
+    assert caught.value.reason == reason
     assert target.read_bytes() == b"an older one"
     assert list(target.parent.iterdir()) == [target]
 
@@ -128,16 +131,18 @@ def test_store_that_is_away_is_named(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-        with pytest.raises(Unavailable, match=address):
+        with pytest.raises(Unavailable, match=address) as caught:
             get(f"http://{address}/file", tmp_path / "x")
+    assert caught.value.reason == "STORE_UNREACHABLE"
 
 
 def test_target_that_cannot_be_written_is_named(store_url: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
     for target in ("nowhere/x", "file/x", "pipe", ".", "x" * 256, "a\0b"):
-        with pytest.raises(InvalidRequest, match="cannot be written"):
+        with pytest.raises(InvalidRequest, match="cannot be written") as caught:
             get(f"{store_url}/file", tmp_path / target)
+        assert caught.value.reason == "TARGET_UNWRITABLE"
     with pytest.raises(InvalidRequest, match="no name for a file"):
         get(f"{store_url}/file", Path())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]

@@ -1,6 +1,7 @@
 """Reading a folder: what becomes a sample, and that every fault is named before anything is sent."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,24 @@ def test_missing_folder_is_named_with_a_remedy(tmp_path: Path) -> None:
     assert caught.value.remedy
 
 
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Run without the rights of root, who may read everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(before)
+
+
+def test_folder_without_access_is_told(tmp_path: Path, nobody: None) -> None:
+    if os.access(tmp_path, os.R_OK, effective_ids=True):
+        tmp_path.chmod(0)
+    with pytest.raises(InvalidFolder, match="cannot be read: Permission denied") as caught:
+        read_folder(tmp_path)
+    assert caught.value.reason == "FOLDER_UNREADABLE"
+
+
 def test_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidFolder, match="file is not a folder"):
@@ -71,6 +90,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "d.png").write_bytes(b"")
     with pytest.raises(InvalidFolder) as caught:
         read_folder(tmp_path)
+    assert caught.value.reason == "FOLDER_INVALID"
     for fault in (
         "1 image without a caption file: a.png",
         "1 image with an empty caption: b.png",

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from fluxsmith import JobState
 from fluxsmith.cli.app import run
-from fluxsmith.errors import DeadlineExceeded, InvalidRequest
+from fluxsmith.errors import DeadlineExceeded, InternalError, InvalidRequest
 from fluxsmith.v1 import trainer_pb2 as pb
 from fluxsmith.v1.encoder_pb2 import CreateDatasetRequest
 
@@ -62,6 +62,14 @@ def test_a_call_without_an_answer_is_not_told_as_the_end_of_a_wait(
     with pytest.raises(DeadlineExceeded) as caught:
         job.wait(timeout_s=timeout_s)
     assert caught.value.reason == "DEADLINE_EXCEEDED"
+
+
+def test_a_job_that_succeeded_without_a_result_is_told(client: fluxsmith.Client, recorder: Recorder) -> None:
+    job = client.job("j")
+    recorder.job.ClearField("result")
+    with pytest.raises(InternalError, match="trainer's log") as caught:
+        job.result()
+    assert caught.value.reason == "RESULT_MISSING"
 
 
 def test_a_wait_may_have_no_end(client: fluxsmith.Client) -> None:

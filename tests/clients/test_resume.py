@@ -90,8 +90,9 @@ def test_stream_that_only_repeats_itself_does_not_count_as_recovered() -> None:
         yield "the same"
 
     items = resuming(open_stream, ended=lambda: False, outage=Outage(RetryPolicy(outage_s=0.6)))
-    with pytest.raises(Unavailable, match="ended the stream early"):
+    with pytest.raises(Unavailable, match="ended the stream early") as caught:
         list(items)
+    assert caught.value.reason == "STREAM_ENDED"
 
 
 def test_other_errors_are_not_tried_again() -> None:

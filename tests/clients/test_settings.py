@@ -18,8 +18,9 @@ def test_argument_beats_environment_beats_default(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:7401", "127.0.0.1", "some host:1", ":"])
 def test_address_without_host_and_port_is_refused(address: str) -> None:
-    with pytest.raises(InvalidRequest, match="host:port"):
+    with pytest.raises(InvalidRequest, match="host:port") as caught:
         Client(encoder=address)
+    assert caught.value.reason == "ADDRESS_INVALID"
 
 
 @pytest.mark.parametrize("tenant", ["My Team", "a" * 64, "ünïcode"])
@@ -38,4 +39,5 @@ def test_a_token_goes_with_every_call(recorder: Recorder) -> None:
 def test_a_token_that_cannot_travel_is_refused_and_not_repeated(token: str) -> None:
     with pytest.raises(InvalidRequest, match="visible ASCII") as caught:
         Client(token=token)
+    assert caught.value.reason == "TOKEN_INVALID"
     assert not token or token not in str(caught.value)

@@ -65,6 +65,7 @@ def test_file_that_vanished_is_named_and_ends_the_stream_between_samples(tmp_pat
     stream = stream_of(image("a.png"), gone, image("c.png"))
     assert [message.WhichOneof("part") for message in stream.requests()] == ["target", "sample", "chunk"]
     assert isinstance(stream.failure, InvalidSource)
+    assert stream.failure.reason == "IMAGE_UNREADABLE"
     assert "gone.png cannot be read" in stream.failure.message
 
 

@@ -142,8 +142,9 @@ def test_options_that_cannot_travel_are_all_named() -> None:
 
 
 def test_one_and_several_resolutions_exclude_each_other() -> None:
-    with pytest.raises(InvalidRequest, match="resolution_px and resolutions_px exclude each other"):
+    with pytest.raises(InvalidRequest, match="resolution_px and resolutions_px exclude each other") as caught:
         write_options(EncodingOptions(resolution_px=512, resolutions_px=(512, 768)))
+    assert caught.value.reason == "OPTIONS_INVALID"
 
 
 def test_option_of_a_newer_service_is_left_out() -> None:

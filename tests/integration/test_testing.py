@@ -125,5 +125,6 @@ def test_missing_package_is_named() -> None:
 
 
 def test_server_that_cannot_start_says_why(tmp_path: Path) -> None:
-    with pytest.raises(CannotServe, match=str(tmp_path / "none")), Server(base_model=tmp_path / "none"):
+    with pytest.raises(CannotServe, match=str(tmp_path / "none")) as caught, Server(base_model=tmp_path / "none"):
         pass
+    assert caught.value.reason == "NOT_STARTED"

@@ -33,6 +33,14 @@ def test_every_reason_is_documented() -> None:
     assert not reasons - set(re.findall(r"`([A-Z_]+)`", DOCUMENT))
 
 
+def test_every_documented_error_is_provoked_by_a_test() -> None:
+    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \|", DOCUMENT, re.MULTILINE)
+    documented = {reason for row in rows for reason in re.findall(r"[A-Z_]+", row)}
+    assert len(documented) > 80
+    tests = "".join(path.read_text() for path in sources("tests") if path.parent.name != "policy")
+    assert not {reason for reason in documented if not re.search(rf"\b{reason}\b", tests)}
+
+
 def test_every_error_of_the_client_has_a_remedy() -> None:
     without = [
         reason

@@ -17,7 +17,7 @@ from fluxsmith.cli.jobs import cancel, checkpoint, delete, download, pause, resu
 from fluxsmith.cli.listing import checkpoints, files, jobs
 from fluxsmith.cli.logs import logs
 from fluxsmith.cli.session import ConsoleHandler, Session
-from fluxsmith.cli.text import error_line
+from fluxsmith.cli.text import error_json, error_line
 from fluxsmith.cli.train import train
 from fluxsmith.cli.up import up
 from fluxsmith.errors import (
@@ -56,13 +56,14 @@ app.add_typer(datasets.group, name="datasets", rich_help_panel="Train")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command and return its exit code; what went wrong is one line on standard error."""
+    """Run the command and return its exit code; an error is one line on standard error, of JSON with `--json`."""
     command = typer.main.get_command(app)
     before = started_files()
     try:
         code = command.main(args=list(arguments) or ["--help"], prog_name="fluxsmith", standalone_mode=False)
     except FluxsmithError as error:
-        typer.echo(error_line(_explained(error, arguments)), err=True)
+        explained = _explained(error, arguments)
+        typer.echo(error_json(error, explained) if "--json" in arguments else error_line(explained), err=True)
         return exit_code(error)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)

@@ -12,6 +12,7 @@ from typing import Any
 
 from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.data import Dataset, DatasetProgress, SampleProblem
+from fluxsmith.errors import FluxsmithError
 from fluxsmith.events import Event
 from fluxsmith.training import Fault, TrainingJob, TrainingResult
 
@@ -21,6 +22,12 @@ _MAX_PROBLEMS = 10
 def error_line(text: str) -> str:
     """Return the one line that an error becomes."""
     return f"error: {' '.join(text.split())}"
+
+
+def error_json(error: FluxsmithError, text: str) -> str:
+    """Return what went wrong for scripts: `error` is that line without the word, the rest as in Python."""
+    told = {"reason": error.reason, "message": error.message, "remedy": error.remedy}
+    return json.dumps({"error": " ".join(text.split()), **told, "retry_after_s": error.retry_after_s})
 
 
 def size_text(size_bytes: int) -> str:

@@ -70,8 +70,9 @@ def test_a_job_is_paused_resumed_cancelled_and_deleted(web: httpx.Client, client
     assert web.delete(location).json()["reason"] == "JOB_NOT_ENDED"
     assert web.post(f"{location}/resume").json()["state"] in {"QUEUED", "RUNNING"}
     assert web.post(f"{location}/cancel").json()["state"] in {"CANCELLING", "CANCELLED"}
-    with pytest.raises(fluxsmith.errors.JobCancelled):
+    with pytest.raises(fluxsmith.errors.JobCancelled) as caught:
         job.result()
+    assert caught.value.reason == "JOB_CANCELLED"
     assert web.delete(location).status_code == 204
     with pytest.raises(fluxsmith.errors.NotFound):
         client.datasets.get(job.snapshot.dataset_id)

@@ -192,8 +192,9 @@ def test_caption_that_is_asked_for_again_is_young_again(
 def test_who_begins_to_use_objects_waits_for_a_sweep(store: ObjectStore, tenant: str) -> None:
     marker = SweepMarker(token="t", beat=datetime.now(UTC))
     store.put(marker_key(tenant), marker.model_dump_json().encode())
-    with pytest.raises(Unavailable, match="collected"):
+    with pytest.raises(Unavailable, match="collected") as caught:
         wait_for_sweep(store, tenant, patience_s=0.1)
+    assert caught.value.reason == "SWEEP_UNDER_WAY"
     threading.Timer(0.2, store.delete, [marker_key(tenant)]).start()
     wait_for_sweep(store, tenant, patience_s=10)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -249,6 +250,17 @@ def test_dataset_of_another_base_model_is_refused(bench: Bench, caplog: pytest.L
     assert job.failure
     assert (job.failure.fault, job.failure.reason) == (Fault.USER, "BASE_MODEL_MISMATCH")
     assert not [record for record in caplog.records if record.exc_info]  # the user's own fault leaves no trace
+
+
+def test_dataset_of_an_earlier_version_is_refused(bench: Bench) -> None:
+    manifest = b'{"format": 0}'
+    digest = hashlib.sha256(manifest).hexdigest()
+    bench.objects.put(cache.manifest_key(bench.tenant, digest), manifest)
+    bench.reference = DatasetReference(dataset_id="ds-test", manifest_digest=digest)
+    job = bench.run(CONFIG, held_out=False)
+    assert job.failure
+    assert (job.failure.reason, job.state) == ("MANIFEST_OUTDATED", JobState.FAILED)
+    assert "Encode the dataset again" in job.failure.remedy
 
 
 def test_job_on_damaged_data_is_tried_again_then_fails_with_the_remedy(bench: Bench) -> None:

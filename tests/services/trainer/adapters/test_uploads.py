@@ -101,8 +101,9 @@ def test_file_that_is_too_large_is_refused_unread(
     monkeypatch.setattr(uploads, "MOST_BYTES", len(LORA) - 1)
     uri = store.uri(store.put(f"{tenant}/{OF_JOB}", LORA).key)
     damage(store, f"{tenant}/{OF_JOB}", LORA + b"!")  # whoever reads it says so
-    with pytest.raises(LimitExceeded, match=str(len(LORA) + 1)):
+    with pytest.raises(LimitExceeded, match=str(len(LORA) + 1)) as caught:
         read_warm_start(store, tenant, uri)
+    assert caught.value.reason == "WARM_START_TOO_LARGE"
 
 
 def test_file_of_the_largest_size_is_read(store: ObjectStore, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ def test_single_sample_cannot_be_split() -> None:
         InvalidInput, match="held_out_share leaves nothing to train on: the dataset has 1 sample"
     ) as told:
         split(samples_of(1), 0.1, 0)
+    assert told.value.reason == "DATASET_TOO_SMALL"
     assert "Set held_out_share to 0" in told.value.remedy
     assert [violation.field for violation in told.value.violations] == ["config.held_out_share"]
     assert split(samples_of(1), 0, 0) == (samples_of(1), ())
