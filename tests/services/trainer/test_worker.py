@@ -64,7 +64,8 @@ def test_full_worker_makes_room_for_a_user_who_has_nothing(bench: Bench, monkeyp
     long = [create(bench, LONG.model_copy(update={"steps": 5000}), "big") for _ in range(2)]
     thread, stop = working(bench, active_jobs=2)
     try:
-        until(bench, long[1], lambda found: found.step > 0)
+        for job in long:
+            until(bench, job, lambda found: found.step > 0)
         short = until(bench, create(bench, CONFIG, "small"), lambda found: found.state.ended)
         assert short.state is JobState.SUCCEEDED
         waiting = until(bench, long[0], lambda found: found.state is JobState.RUNNING and found.attempt == 1)
