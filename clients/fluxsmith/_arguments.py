@@ -1,9 +1,10 @@
 """What callers hand over, checked before anything is sent: a wrong kind is told by its name and value."""
 
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
-from fluxsmith.data import Dataset
+from fluxsmith.data import CaptionedImage, Dataset
 from fluxsmith.errors import FieldViolation, InvalidRequest
 from fluxsmith.training import TrainConfig
 
@@ -51,6 +52,31 @@ def whole_number_of(given: object, field: str, *, wanted: str = "a whole number 
     if type(given) is int and abs(given) < 2**31:
         return given
     raise wrong(field, given, wanted)
+
+
+def sequence_of(given: object) -> int:
+    """Return the number of an event, or 0 for before the first."""
+    if type(given) is int and 0 <= given < 2**63:
+        return given
+    raise wrong("after_sequence", given, "a whole number from 0 to 2^63 - 1")
+
+
+def seconds_of(given: object, field: str) -> float | None:
+    """Return the time, or None for no limit."""
+    if given is None or (isinstance(given, int | float) and not isinstance(given, bool) and given >= 0):
+        return given
+    raise wrong(field, given, "seconds of 0 or more, or None")
+
+
+def images_of(given: object) -> list[CaptionedImage]:
+    """Return the images as a list."""
+    several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+    images: list[CaptionedImage] = []
+    for image in given if several else [given]:  # type: ignore[attr-defined]
+        if not isinstance(image, CaptionedImage):
+            raise wrong("images", image, "a CaptionedImage each; `create_from` takes other kinds")
+        images.append(image)
+    return images
 
 
 def truth_of(given: object, field: str) -> bool:

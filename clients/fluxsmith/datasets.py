@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Unpack
 from uuid import uuid4
 
-from fluxsmith._arguments import dataset_id_of, path_of, text_of, wrong
+from fluxsmith._arguments import dataset_id_of, images_of, path_of, text_of, wrong
 from fluxsmith._connection import Connection
 from fluxsmith._fetch import Located, fetch
 from fluxsmith._folder import folder_name, read_folder
@@ -136,9 +136,9 @@ class Datasets:
 
         A sample of a known name replaces it. A bad image raises `InvalidRequest`; what arrived before stays stored.
         """
-        dataset_id = dataset_id_of(dataset)
+        dataset_id, images = dataset_id_of(dataset), images_of(images)
         outage = Outage(self._connection.retry)
-        missing = list(images)
+        missing = images
         broken = False
         while True:
             try:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from fluxsmith._arguments import path_of, text_of, truth_of
+from fluxsmith._arguments import path_of, seconds_of, sequence_of, text_of, truth_of
 from fluxsmith._connection import Connection
 from fluxsmith._download import holds, make_folder, target_in
 from fluxsmith._fetch import Located, fetch
@@ -76,7 +76,7 @@ class JobHandle:
         long ago may have been removed: `FailedPrecondition` with EVENTS_REMOVED unless it is asked for those from
         `snapshot.first_sequence` on.
         """
-        return self._watch(after_sequence=after_sequence, until=None)
+        return self._watch(after_sequence=sequence_of(after_sequence), until=None)
 
     def wait(self, *, timeout_s: float | None = None) -> TrainingJob:
         """Return the job once it has succeeded.
@@ -85,6 +85,7 @@ class JobHandle:
         Raises `JobFailed`, `JobCancelled`, or `DeadlineExceeded` if it has not ended within `timeout_s` seconds; the
         job goes on then.
         """
+        timeout_s = seconds_of(timeout_s, "timeout_s")
         # Over about 300 years, infinity included, gRPC takes it for a moment that is past.
         until = None if timeout_s is None or timeout_s > _LONGEST_S else time.monotonic() + timeout_s
         try:

@@ -5,9 +5,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from fluxsmith import AsyncClient
 
 from gateway import jobs, problems, training
+from gateway.callers import Caller
 from gateway.limits import BodyLimit, BodyTooLarge
 from gateway.problems import Problem
 from gateway.schemas import Health
@@ -57,10 +57,9 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     @app.get(
         "/readyz", tags=["health"], response_model=Health, responses={503: {"description": "One is away", **_TOLD}}
     )
-    async def readyz() -> Health | JSONResponse:
-        """Whether encoder and trainer answer too; 503 if not."""
-        async with AsyncClient() as client:
-            await client.check_services()
+    async def readyz(client: Caller) -> Health | JSONResponse:
+        """Whether encoder and trainer answer too, asked with the token that comes; 503 if not."""
+        await client.check_services()
         return Health(status="ok")
 
     return app

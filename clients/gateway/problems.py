@@ -118,6 +118,9 @@ def install(app: FastAPI) -> None:
         if told.reason == "REQUEST_ID_REUSED":  # the services' name for what callers send as a header
             told.detail = f"the Idempotency-Key {request.headers['Idempotency-Key']!r} came with another body before."
             told.remedy = "Send that body again, or another Idempotency-Key with this one."
+        if told.reason == "TOKEN_INVALID":
+            told.status, told.title = HTTPStatus.UNAUTHORIZED, HTTPStatus.UNAUTHORIZED.phrase
+            return respond(told, headers={"WWW-Authenticate": "Bearer"})
         return respond(told)
 
     @app.exception_handler(RequestValidationError)

@@ -45,6 +45,25 @@ def test_wrong_kind_is_named(client: Client, recorder: Recorder, call: Callable[
     assert not recorder.requests
 
 
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda client: client.job("j").watch(after_sequence="1"), "after_sequence is '1', not a whole number"),
+        (lambda client: client.job("j").watch(after_sequence=2**63), "not a whole number from 0 to 2^63 - 1."),
+        (lambda client: client.job("j").wait(timeout_s=float("nan")), "timeout_s is nan, not seconds"),
+        (lambda client: client.job("j").result(timeout_s="soon"), "timeout_s is 'soon', not seconds"),
+        (lambda client: client.datasets.upload("d", ["cat.png"]), "images is 'cat.png', not a CaptionedImage"),
+        (lambda client: client.datasets.upload("d", None), "images is None, not a CaptionedImage"),
+    ],
+)
+def test_wrong_kind_is_named_when_something_is_done_with_a_thing(
+    client: Client, call: Callable[[Any], Any], told: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        call(client)
+    assert told in str(caught.value)
+
+
 def test_user_may_be_a_number(client: Client, recorder: Recorder) -> None:
     client.train("d", user_id=123)
     assert [request.user_id for request in recorder.queued()] == ["123"]

@@ -149,9 +149,9 @@ def test_warm_start_from_an_address_is_sent_as_it_is(services: Recorder, folder:
         ("--steps 1 --epochs 1", "steps and epochs exclude each other"),
         ("--set lerning_rate=1", "'lerning_rate' is not a field of the configuration (did you mean learning_rate"),
         ("--set rank", "'--set': 'rank' is not of the form field=value"),
-        ("--set rank=many", "'--set rank': 'many' is no whole number"),
-        ("--set rank=1.5", "'--set rank': '1.5' is no whole number"),
-        ("--set alpha=nan", "'--set alpha': 'nan' is no number"),
+        ("--set rank=many", "'--set rank': 'many' is not a whole number"),
+        ("--set rank=1.5", "'--set rank': '1.5' is not a whole number"),
+        ("--set alpha=nan", "'--set alpha': 'nan' is not a number"),
         ("--set masked_loss=maybe", "'--set masked_loss': 'maybe' is neither yes nor no"),
         ("--set file_dtype=fp8", "'--set file_dtype': 'fp8' is none of fp32, bf16, fp16"),
         ("--set preview_width_px=72", "'--set preview_width_px': 72 is out of range: a multiple of 16, 32 to 2048"),
@@ -163,7 +163,7 @@ def test_warm_start_from_an_address_is_sent_as_it_is(services: Recorder, folder:
         ("--early-stop 3", "'--early-stop': it needs --held-out or --held-out-share"),
         ("--held-out ink --held-out-share 0.1", "'--held-out-share': it takes the place of --held-out"),
         ("--rank 0 --set beta1=1", "'--set beta1': 1.0 is out of range: 0 to below 1; --rank: 0 is out of range"),
-        ("--steps many", "'--steps': 'many' is no whole number"),
+        ("--steps many", "'--steps': 'many' is not a whole number"),
         ("--set optimizer=lyon", "'lyon' is none of lion, adamw,"),
     ],
 )
@@ -179,15 +179,15 @@ def test_fault_is_told_before_anything_is_sent(
     ("text", "problem"),
     [
         ("rank = 0", "style.toml: rank': 0 is out of range"),
-        ("rank = '8'", "style.toml: rank': '8' is no whole number"),
-        ("rank = true", "style.toml: rank': True is no whole number"),
-        ("alpha = inf", "inf is no finite number"),
-        ("kohya_file = 'no'", "style.toml: kohya_file': 'no' is no true or false"),
-        ("optimizer = 3", "style.toml: optimizer': 3 is no name of a choice"),
-        ("preview_prompts = 'a cat'", "style.toml: preview_prompts': 'a cat' is no list of texts"),
-        ("rank_pattern = { a = 'b' }", "is no table of whole numbers"),
+        ("rank = '8'", "style.toml: rank': '8' is not a whole number"),
+        ("rank = true", "style.toml: rank': True is not a whole number"),
+        ("alpha = inf", "inf is not a finite number"),
+        ("kohya_file = 'no'", "style.toml: kohya_file': 'no' is not true or false"),
+        ("optimizer = 3", "style.toml: optimizer': 3 is not the name of a choice"),
+        ("preview_prompts = 'a cat'", "style.toml: preview_prompts': 'a cat' is not a list of texts"),
+        ("rank_pattern = { a = 'b' }", "is not a table of whole numbers"),
         ("lerning_rate = 1", "(did you mean learning_rate"),
-        ("rank", "style.toml is no TOML"),
+        ("rank", "style.toml is not TOML"),
     ],
 )
 def test_fault_in_the_file_is_told_before_anything_is_sent(
@@ -221,7 +221,7 @@ def test_fault_of_a_value_is_laid_to_where_it_was_given(
     Path(file).write_text("rank = 0")
     assert run(["train", str(folder), "--config", file, "--rank", "x"]) == 2
     told = capsys.readouterr().err
-    assert "'--rank': 'x' is no whole number" in told
+    assert "'--rank': 'x' is not a whole number" in told
     assert "style.toml: rank: 0 is out of range" in told
 
 

@@ -78,10 +78,10 @@ def test_problems_with_samples_are_told(
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ("--resolution 72", "'--resolution': 72 is no multiple of 16"),
+        ("--resolution 72", "'--resolution': 72 is not a multiple of 16"),
         ("--resolution 32", "'--resolution'"),
         ("--resolution 64 " * 5, "'--resolution': 5 are given; give 4 at most"),
-        ("--bucket-step 24", "'--bucket-step': 24 is no multiple of 16"),
+        ("--bucket-step 24", "'--bucket-step': 24 is not a multiple of 16"),
         ("--random-crops 9", "'--random-crops'"),
         ("--background white", "'--background': 'white' is not of the form"),
         ("--trigger-word " + "x" * 65, "'--trigger-word': it has 65 characters"),

@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import fluxsmith
 import pytest
@@ -16,6 +18,7 @@ from fluxsmith.cli.app import run
 from fluxsmith.cli.estimate import fit_text
 from fluxsmith.v1 import trainer_pb2 as trainer
 
+from services.stack import free_ports
 from tests.clients.recording import Recorder
 from tests.policy.sources import ROOT
 
@@ -166,10 +169,14 @@ def test_doctor_fails_where_no_service_answers(elsewhere: Path, capsys: pytest.C
 
 def command(*words: str, **environment: str) -> subprocess.Popen[str]:
     """The command as a program of its own."""
+    return begun(words, subprocess.PIPE, environment)
+
+
+def begun(words: Sequence[str], stdout: int | IO[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "fluxsmith", *words],
         env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -181,10 +188,20 @@ def test_up_becomes_the_stack_which_refuses_a_taken_port(tmp_path: Path) -> None
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        process = command("up", "--data", str(tmp_path), "--encoder-port", port)
+        (free,) = free_ports(1)  # a stack may run beside the tests
+        process = command("up", "--data", str(tmp_path), "--encoder-port", port, "--trainer-port", str(free))
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "--encoder-port" in err
+
+
+@pytest.mark.parametrize("words", [("--version",), ("jobs", "--json"), ("train", "--help")])
+def test_output_that_cannot_be_written_is_told(services: Recorder, words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = begun(words, full, {})
+        assert process.wait(timeout=30) == 1
+    assert process.stderr
+    assert process.stderr.read() == "error: standard output cannot be written: No space left on device.\n"
 
 
 def test_interrupted_command_ends_with_130(services: Recorder) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Unpack
 from uuid import uuid4
 
-from fluxsmith._arguments import dataset_id_of, path_of, text_of, wrong
+from fluxsmith._arguments import dataset_id_of, images_of, path_of, text_of, wrong
 from fluxsmith._async._connection import Connection
 from fluxsmith._async._fetch import Located, fetch
 from fluxsmith._async._resume import resuming
@@ -135,9 +135,9 @@ class AsyncDatasets:
 
         A sample of a known name replaces it. A bad image raises `InvalidRequest`; what arrived before stays stored.
         """
-        dataset_id = dataset_id_of(dataset)
+        dataset_id, images = dataset_id_of(dataset), images_of(images)
         outage = Outage(self._connection.retry)
-        missing = list(images)
+        missing = images
         broken = False
         while True:
             try:

@@ -1,6 +1,7 @@
 """The command's entry point: global options, the table of commands, and what becomes of errors."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -61,6 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     before = started_files()
     try:
         code = command.main(args=list(arguments) or ["--help"], prog_name="fluxsmith", standalone_mode=False)
+        sys.stdout.flush()  # a full disk is told here, not after the end
     except FluxsmithError as error:
         explained = _explained(error, arguments)
         typer.echo(error_json(error, explained) if "--json" in arguments else error_line(explained), err=True)
@@ -79,6 +81,9 @@ def run(arguments: Sequence[str]) -> int:
     except UnicodeEncodeError as error:
         typer.echo(error_line(f"{error.object!r} cannot be sent or shown: it is not {error.encoding}."), err=True)
         return _BAD_INPUT
+    except OSError as error:  # every file that is named has an error of its own
+        typer.echo(error_line(f"{error.filename or 'standard output'} cannot be written: {error.strerror}."), err=True)
+        return _FAILED
     return code if isinstance(code, int) else _OK
 
 

@@ -101,8 +101,8 @@ def _read_data_options(  # noqa: PLR0913  # a command's options are its paramete
     sides_px = resolution or []
     _require(len(sides_px) <= 4, "--resolution", f"{len(sides_px)} are given; give 4 at most")
     for side_px in sides_px:
-        _require(side_px % 16 == 0, "--resolution", f"{side_px} is no multiple of 16")
-    _require((bucket_step or 0) % 16 == 0, "--bucket-step", f"{bucket_step} is no multiple of 16")
+        _require(side_px % 16 == 0, "--resolution", f"{side_px} is not a multiple of 16")
+    _require((bucket_step or 0) % 16 == 0, "--bucket-step", f"{bucket_step} is not a multiple of 16")
     length = len(trigger_word)
     _require(length <= 64, "--trigger-word", f"it has {length} characters; use 64 at most")
     _require(trigger_word == trigger_word.strip(), "--trigger-word", "it begins or ends with a space")

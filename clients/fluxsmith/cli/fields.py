@@ -58,7 +58,7 @@ def read_file(path: Path) -> Layer:
     except OSError as error:
         return Layer(faults=[("--config", f"{path} cannot be read: {error.strerror}")])
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        return Layer(faults=[("--config", f"{path} is no TOML: {error}")])
+        return Layer(faults=[("--config", f"{path} is not TOML: {error}")])
     faults = [(str(path), fault) for fault in map(_unknown, table) if fault]
     readers = {name: partial(_from_toml, _KINDS[name], value) for name, value in table.items() if name in _KINDS}
     return _layer(readers, {name: f"{path}: {name}" for name in readers}, faults)
@@ -119,7 +119,7 @@ def _from_text(kind: Any, text: str) -> object:
     try:
         return _finite(kind(text))
     except ValueError:
-        raise ValueError(f"{text!r} is no {_WORDS[kind]}") from None
+        raise ValueError(f"{text!r} is not {_WORDS[kind]}") from None
 
 
 def _from_toml(kind: Any, value: object) -> object:
@@ -133,12 +133,12 @@ def _from_toml(kind: Any, value: object) -> object:
         return read_choice(kind, value)
     if kind in {int, bool, str} and type(value) is kind:
         return value
-    raise ValueError(f"{value!r} is no {_WORDS.get(kind, 'name of a choice')}")
+    raise ValueError(f"{value!r} is not {_WORDS.get(kind, 'the name of a choice')}")
 
 
 def _finite(number: float) -> float:
     if not math.isfinite(number):
-        raise ValueError(f"{number} is no finite number")
+        raise ValueError(f"{number} is not a finite number")
     return number
 
 
@@ -149,11 +149,11 @@ def _kind(hint: Any) -> Any:
 
 
 _WORDS = {
-    int: "whole number",
-    float: "number",
+    int: "a whole number",
+    float: "a number",
     bool: "true or false",
     str: "text",
-    Sequence: "list of texts",
-    Mapping: "table of whole numbers",
+    Sequence: "a list of texts",
+    Mapping: "a table of whole numbers",
 }
 _KINDS = {name: _kind(hint) for name, hint in get_type_hints(TrainConfig).items()}

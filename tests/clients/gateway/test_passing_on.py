@@ -32,6 +32,19 @@ def test_tenant_and_token_reach_both_services(web: TestClient, services: Recorde
     assert told == {("Bearer s3cret", "acme")}
 
 
+@pytest.mark.parametrize("given", ["Basic YWRhOmxvdmU=", "s3cret", "Bearer", "Bearer two words"])
+def test_what_is_no_bearer_token_is_refused_and_not_dropped(web: TestClient, services: Recorder, given: str) -> None:
+    answer = web.get("/jobs/j", headers={"Authorization": given})
+    assert (answer.status_code, answer.json()["reason"]) == (401, "TOKEN_INVALID")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert not services.metadata
+
+
+def test_readiness_is_asked_with_the_token(web: TestClient, services: Recorder) -> None:
+    assert web.get("/readyz", headers={"Authorization": "Bearer s3cret"}).status_code == 200
+    assert {metadata["authorization"] for metadata in services.metadata} == {"Bearer s3cret"}
+
+
 def test_without_a_token_none_is_sent(web: TestClient, services: Recorder) -> None:
     web.post("/jobs", json=BODY)
     assert not any("authorization" in metadata for metadata in services.metadata)
