@@ -27,7 +27,7 @@ def main() -> int:
         return 1
     set_up_logging(service.log_level)
     try:
-        app.run(service, settings, store_settings)
+        app.run(service, settings, store_settings, own_process=True)
     except ServiceError as error:
         log.error(error.line)
         return 1

@@ -22,10 +22,14 @@ def run(
     settings: TrainerSettings,
     store_settings: StoreSettings,
     *,
+    own_process: bool = False,
     until: Until = told_to_stop,
     on_serving: OnServing = tell_nobody,
 ) -> None:
-    """Start the workers, serve until told to stop, then let the workers put their jobs back. Raises `ServiceError`."""
+    """Start the workers, serve until told to stop, then let the workers put their jobs back. Raises `ServiceError`.
+
+    In a process of its own it also keeps that small, which others in the process might notice.
+    """
     objects = ObjectStore(store_settings)
     supervisor = Supervisor(settings.workers, silent_s=max(30.0, 4 * settings.lease_s))
     with ExitStack() as ending:
@@ -33,7 +37,7 @@ def run(
         ending.callback(jobs.close)
         supervisor.start()
         ending.callback(supervisor.close)
-        housekeeping = Housekeeping(objects, jobs, settings)
+        housekeeping = Housekeeping(objects, jobs, settings, own_process=own_process)
         housekeeping.start()
         ending.callback(housekeeping.close)
         servicer = TrainerServicer(jobs=jobs, objects=objects, service=service, settings=settings)

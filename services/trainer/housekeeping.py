@@ -12,7 +12,7 @@ from services.common.errors import NotFound, ServiceError
 from services.common.object_store import ObjectStore
 from services.trainer.data.holds import release_ended
 from services.trainer.database.job_store import JobStore
-from services.trainer.memory import trim_heap
+from services.trainer.memory import collect_garbage, trim_heap
 from services.trainer.results.job_files import checkpoints_prefix, job_prefix
 from services.trainer.settings import TrainerSettings
 
@@ -24,9 +24,15 @@ CLOSE_S = 5.0
 
 
 class Housekeeping:
-    """A thread that keeps house until closed. Several servers may do so at once: each thing is done again in vain."""
+    """A thread that keeps house until closed. Several servers may do so at once: each thing is done again in vain.
 
-    def __init__(self, objects: ObjectStore, jobs: JobStore, settings: TrainerSettings) -> None:
+    In its own process it also returns memory.
+    """
+
+    def __init__(
+        self, objects: ObjectStore, jobs: JobStore, settings: TrainerSettings, *, own_process: bool = False
+    ) -> None:
+        self._own_process = own_process
         self._objects = objects
         self._jobs = jobs
         self._settings = settings
@@ -51,7 +57,9 @@ class Housekeeping:
         for minute in itertools.count(1):
             if self._stopping.wait(MINUTE_S):
                 return
-            trim_heap()
+            if self._own_process:
+                collect_garbage()
+                trim_heap()
             if minute % INTERVAL_MINUTES == 0:
                 self.keep_house()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import resource
 from pathlib import Path
 
 import torch
 
+_MANY_OBJECTS = 50_000
 STATM = Path("/proc/self/statm")  # pages: total, resident, ...
 
 
@@ -37,6 +39,17 @@ def give_back() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     trim_heap()
+
+
+def collect_garbage() -> None:
+    """Free what only refers to itself. For a server, whose objects are few but those that its imports have made.
+
+    Python looks for such garbage once there are a quarter more objects than have stayed: with 600,000 of torch and
+    diffusers that is after thousands of jobs, and takes most of a second. They are set aside, so that it takes none.
+    """
+    gc.collect()
+    if len(gc.get_objects()) > _MANY_OBJECTS:
+        gc.freeze()
 
 
 def trim_heap() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -12,6 +14,7 @@ from sqlalchemy import update
 
 from services.common.errors import NotFound, NotReady, Unavailable
 from services.common.object_store import ObjectStore
+from services.stack import ROOT
 from services.trainer import housekeeping
 from services.trainer.database.job_store import JobStore
 from services.trainer.database.tables import jobs as jobs_table
@@ -177,6 +180,25 @@ def test_job_that_is_gone_already_is_no_error(job_store: JobStore, store: Object
         delete_job(store, job_store, tenant, job.job_id)
     delete_job(store, job_store, tenant, "job-none")
     assert not is_there(job_store, job)
+
+
+def test_garbage_is_freed_in_no_time_whatever_was_imported() -> None:
+    code = """
+import gc, weakref
+from services.trainer.memory import collect_garbage
+class Thing: pass
+kept = [[] for _ in range(60_000)]
+collect_garbage()
+frozen = gc.get_freeze_count()
+thing = Thing()
+thing.itself = thing
+gone = weakref.ref(thing)
+del thing
+collect_garbage()
+print(frozen > 60_000, gone(), gc.get_freeze_count() == frozen)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert told.stdout == "True None True\n"
 
 
 def test_freed_memory_goes_back_to_the_system() -> None:
