@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from diffusers import FluxTransformer2DModel
 from sqlalchemy import URL, NullPool, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 from torch import Tensor
 
 from services.common import cache
@@ -94,8 +95,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     server: URL = request.getfixturevalue("postgresql")
     name = f"d{secrets.token_hex(6)}"
     admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+    try:
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+    except OperationalError as error:
+        log = Path(str(server.query["host"])) / "log"
+        error.add_note(f"PostgreSQL's own log ends with:\n{log.read_text()[-2000:] if log.exists() else 'gone'}")
+        raise
     return server.set(database=name).render_as_string(hide_password=False)
 
 
