@@ -17,6 +17,8 @@ HOST_ALLOCATOR = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAlloc
 # What comes from CUDA's libraries past torch's own allocator, in a plain RuntimeError too.
 PAST_GPU_ALLOCATOR = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
+NO_FIXED_ORDER = ("does not have a deterministic implementation",)  # with torch.use_deterministic_algorithms
+
 
 def failure_of(error: BaseException) -> JobFailure:
     """What the job's owner is told of an error."""
@@ -39,6 +41,13 @@ def failure_of(error: BaseException) -> JobFailure:
     if isinstance(error, ServiceError):
         fault = Fault.SYSTEM if isinstance(error, (ObjectMissing, ObjectDamaged)) else Fault.USER
         return JobFailure(fault=fault, reason=error.reason, message=error.message, remedy=error.remedy)
+    if _says(error, NO_FIXED_ORDER):
+        return JobFailure(
+            fault=Fault.SYSTEM,
+            reason="INTERNAL",
+            message=f"the GPU has no kernel that sums in a fixed order: {error}",
+            remedy="Let the operator set FLUXSMITH_TRAINER_DETERMINISTIC to false; and report it.",
+        )
     return JobFailure(
         fault=Fault.SYSTEM,
         reason="INTERNAL",

@@ -38,6 +38,9 @@ class TrainerSettings(BaseSettings):
     """Seconds of a turn, when others wait: it ends with the step that is then under way."""
     checkpoint_interval_s: float = Field(default=300.0, gt=0)
     """Seconds of training between checkpoints of jobs that say nothing about it: the most work that can be lost."""
+    deterministic: bool = True
+    """Keep a GPU to kernels that sum in a fixed order; without them a job that was interrupted, or that took turns with
+    others, ends with other last bits. Set to false where a kernel of that kind is missing."""
     max_user_jobs: int = Field(default=0, ge=0)
     """Unfinished jobs of one user, beyond which no more are taken; 0 means no limit."""
     max_tenant_jobs: int = Field(default=0, ge=0)

@@ -31,6 +31,7 @@ from services.trainer.database.job_store import JobStore
 from services.trainer.encoder_link import EncoderLink
 from services.trainer.failures import failure_of, out_of_memory
 from services.trainer.jobs import ArtifactPublished, Fault, Job, JobState, JobWarning
+from services.trainer.kernels import choose_kernels
 from services.trainer.leftovers import remove_leftovers
 from services.trainer.liveness import show_life
 from services.trainer.memory import give_back
@@ -341,6 +342,7 @@ def work(
     """Load the base, set `ready`, and run jobs until `stop` is set. Raises `ServiceError`."""
     store = ObjectStore(store_settings, patience_s=STORE_PATIENCE_S)
     base = load_base(service)
+    choose_kernels(deterministic=settings.deterministic)
     log.info("%s resident on %s in %s", service.base_model, base.transformer.device, base.transformer.dtype)
     with closing(JobStore(settings.database_url)) as jobs:
         ready.set()

@@ -53,6 +53,19 @@ def test_each_memory_has_a_reason_of_its_own(error: Exception, reason: str) -> N
     assert failure_of(error).message.rstrip(": ") == failure_of(error).message
 
 
+def test_kernel_that_is_missing_for_a_fixed_order_is_told_with_the_setting() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError) as failed:
+            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    finally:
+        torch.use_deterministic_algorithms(before)
+    failure = failure_of(failed.value)
+    assert (failure.fault, failure.reason) == (Fault.SYSTEM, "INTERNAL")
+    assert "FLUXSMITH_TRAINER_DETERMINISTIC" in failure.remedy
+
+
 def test_lack_of_memory_that_led_to_another_error_is_found() -> None:
     short = torch.OutOfMemoryError("CUDA out of memory")
     assert failure_of(raised(ValueError("x"), cause=raised(KeyError("y"), cause=short))).reason == "GPU_OUT_OF_MEMORY"
