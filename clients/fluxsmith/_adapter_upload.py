@@ -26,7 +26,8 @@ def check_adapter(source: Path) -> None:
     header_bytes = int.from_bytes(begin[:_LENGTH_BYTES], "little")
     fits = _LENGTH_BYTES + header_bytes <= size_bytes and header_bytes <= _LARGEST_HEADER_BYTES
     if not fits or begin[_LENGTH_BYTES:] != b"{":
-        message, remedy = f"{source} is not a safetensors file.", "Name a LoRA file whose name ends in .safetensors."
+        message = f"{source} is not a safetensors file: its content does not begin like one."
+        remedy = "Name a LoRA in the safetensors format; one that should be is damaged: export or download it again."
         raise InvalidRequest(message, reason="ADAPTER_INVALID", remedy=remedy)
     if size_bytes > _LARGEST_BYTES:
         message = f"{source} has {size_bytes} bytes; {_LARGEST_BYTES} can be uploaded."

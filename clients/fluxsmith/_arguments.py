@@ -37,6 +37,8 @@ def dataset_id_of(given: object, field: str = "dataset") -> str:
     """Return the identifier of a dataset, which may be the dataset itself."""
     if isinstance(given, Dataset):
         return given.id
+    if isinstance(given, str) and "/" in given:
+        raise wrong(field, given, "the identifier of a dataset; `datasets.create_from_folder` makes one of a folder")
     return text_of(given, field, wanted="a Dataset or the identifier of one")
 
 

@@ -101,14 +101,24 @@ def _of_text(text: str, folder: Path) -> Found:
         if content is None:
             raise PictureFault("the image is a data: address without base64", "Give `data:image/png;base64,...`.")
         return _of_bytes(content)
+    if not text:
+        raise PictureFault("the image is empty", "Name an image file, or leave the row out.")
+    if text.startswith(("http://", "https://")):
+        raise PictureFault(f"{_cut(text)!r} is an address", "Download the image first, and name its file.")
     if is_file(folder / text):
         return _of_path(folder / text)
     content = _decoded(text)
     if content and _known_suffix(content):  # many a name of a file that is not there is base64 of something
         return _of_bytes(content)
-    shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
-    remedy = "Name files that are there, relative to the JSONL or CSV file or to the current folder."
-    raise PictureFault(f"{shown!r} is neither a file nor an image as base64", remedy)
+    remedy = (
+        "Name files that are there, relative to the JSONL or CSV file or to the current folder; as base64, give the "
+        "bytes of an image file."
+    )
+    raise PictureFault(f"{_cut(text)!r} is neither a file nor an image as base64", remedy)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _of_bytes(content: bytes, *, name: str = "") -> Found:

@@ -241,7 +241,7 @@ class TrainingResult:
     """Median time of a step."""
     artifacts: tuple[Artifact, ...] = ()
     """Every file of the job, the newest of each name: the LoRA in its forms, the best one, metrics, previews, the
-    report."""
+    report. Left out by `client.jobs()`; `job.artifacts()` has them."""
     best_step: int | None = None
     """Step after which the held-out loss was lowest; None without held-out data. The adapter of that step is
     `lora-best.safetensors`."""

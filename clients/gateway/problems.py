@@ -1,5 +1,6 @@
 """Errors as problem+json (RFC 9457): which status each has, and what is told beside it."""
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from math import ceil
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 MEDIA_TYPE = "application/problem+json"
+_OF_SAMPLE = re.compile(r"(?P<part>\w+) of sample 'train_data\[(?P<number>\d+)\]'")
 
 # The first kind that fits; whatever is not here is a fault of the services or the gateway.
 _STATUS_OF: tuple[tuple[type[FluxsmithError], HTTPStatus], ...] = (
@@ -106,6 +108,9 @@ def problem_of(error: FluxsmithError, *, job_id: str | None = None) -> Problem:
 
 def _field(name: str) -> str:
     """The services' name of a field as callers of the gateway have it."""
+    if of_sample := _OF_SAMPLE.fullmatch(name):
+        part = "description" if of_sample["part"] == "captions" else "image"
+        return f"body.train_data.{of_sample['number']}.{part}"
     return f"body.training_params.{name.removeprefix('config.')}" if name.startswith("config.") else name
 
 

@@ -65,15 +65,15 @@ def check_captions(
     """Raise `InvalidInput` unless there are 1 to `most` captions, none too long and, unless allowed, none empty."""
     if not 1 <= len(captions) <= most:
         reason = "FIELD_INVALID" if captions else "CAPTION_EMPTY"
-        raise invalid_field(field, f"has {len(captions)} entries", f"Give 1 to {most} captions.", reason=reason)
+        raise invalid_field(field, f"are {len(captions)}", f"Give 1 to {most} captions.", reason=reason)
     for caption in captions:
         size = len(caption.encode())
         if size > limits.max_caption_bytes:
-            remedy = f"Shorten it to at most {limits.max_caption_bytes}."
-            raise invalid_field(field, f"has a caption of {size} bytes", remedy, reason="CAPTION_TOO_LONG")
+            remedy = f"Shorten it to at most {limits.max_caption_bytes} bytes."
+            raise invalid_field(field, f"have one of {size} bytes", remedy, reason="CAPTION_TOO_LONG")
         if not caption.strip() and not empty_allowed:
             remedy = "Write a caption that says what the image shows."
-            raise invalid_field(field, "has an empty caption", remedy, reason="CAPTION_EMPTY")
+            raise invalid_field(field, "have one that is empty", remedy, reason="CAPTION_EMPTY")
 
 
 def encoding_options(options: pb.EncodingOptions, default_resolution_px: int) -> EncodingOptions:

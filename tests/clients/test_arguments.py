@@ -17,6 +17,7 @@ from tests.clients.recording import Recorder
     [
         (lambda client: client.train(None), "dataset is None, not a Dataset or the identifier of one."),
         (lambda client: client.train("d", held_out=7), "held_out is 7, not a Dataset or the identifier of one."),
+        (lambda client: client.train("./photos"), "`datasets.create_from_folder` makes one of a folder."),
         (lambda client: client.train("d", name=5), "name is 5, not text."),
         (lambda client: client.train("d", name="\ud800"), r"name is '\ud800', not text."),
         (lambda client: client.train("d", user_id=1.5), "user_id is 1.5, not text or a whole number."),

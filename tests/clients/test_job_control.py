@@ -72,6 +72,11 @@ def test_a_job_that_succeeded_without_a_result_is_told(client: fluxsmith.Client,
     assert caught.value.reason == "RESULT_MISSING"
 
 
+@pytest.mark.parametrize("timeout_s", [0, 0.001])
+def test_a_job_that_has_ended_is_told_however_short_the_wait(client: fluxsmith.Client, timeout_s: float) -> None:
+    assert client.job("j").wait(timeout_s=timeout_s).state is JobState.SUCCEEDED
+
+
 def test_a_wait_may_have_no_end(client: fluxsmith.Client) -> None:
     assert client.job("j").wait(timeout_s=math.inf).state is JobState.SUCCEEDED
 

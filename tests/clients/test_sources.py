@@ -146,6 +146,8 @@ def test_columns_can_be_named() -> None:
     ("row", "problem"),
     [
         (("no-such.png", "a"), "'no-such.png' is neither a file nor an image as base64"),
+        (("", "a"), "the image is empty"),
+        (("https://example.com/a.png", "a"), "'https://example.com/a.png' is an address"),
         (("QUJD", "a"), "'QUJD' is neither a file nor an image as base64"),
         (("x" * 5000, "a"), "is neither a file nor an image as base64"),
         (("data:image/png,abc!", "a"), "is a data: address without base64"),

@@ -204,6 +204,11 @@ def test_a_caption_longer_than_the_encoders_read_is_warned_of() -> None:
         train_lora(train_data=[sample(description="a circle " * 100)], user_id=123)
 
 
+def test_what_the_trainer_warns_of_is_a_python_warning() -> None:
+    with pytest.warns(UserWarning, match="1 step"):
+        train_lora(train_data=[sample()], user_id=123)
+
+
 def test_lack_of_gpu_memory_is_told_with_figures(client: fluxsmith.Client, ready: str) -> None:
     failure = fluxsmith.JobFailure(fault=fluxsmith.Fault.RESOURCE, reason="GPU_OUT_OF_MEMORY", message="CUDA")
     config = fluxsmith.TrainConfig(batch_size=8, rank=32, gradient_checkpointing=False)

@@ -94,6 +94,8 @@ class AsyncJobHandle:
         except DeadlineExceeded as error:
             if until is None or until - time.monotonic() > _LATE_S:  # it was a call that had no answer
                 raise
+            if (await self.refresh()).state.ended:  # also before it was asked, for however short a time
+                return self._succeeded(self.snapshot)
             message = f"job {self.id} has not ended within {timeout_s:g} s."
             remedy = "It goes on: wait again, watch it, or cancel it."
             raise DeadlineExceeded(message, reason="WAIT_TIMEOUT", remedy=remedy) from error

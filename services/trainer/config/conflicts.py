@@ -60,7 +60,7 @@ def _of_optimization(config: ConfigFields) -> Iterator[Conflict]:
     if config.learning_rate > LARGEST_LEARNING_RATE and not prodigy:
         yield _conflict(
             "learning_rate optimizer",
-            f"is {config.learning_rate:g}: at most {LARGEST_LEARNING_RATE:g} but with optimizer PRODIGY",
+            f"is {config.learning_rate:g}: at most {LARGEST_LEARNING_RATE:g}, except with optimizer PRODIGY",
         )
     if config.lora_plus_ratio != 1 and prodigy:
         yield _conflict("lora_plus_ratio optimizer", "cannot be used with PRODIGY, which has one learning rate for all")

@@ -32,8 +32,9 @@ def _unfinished(connection: Connection, *whose: ColumnElement[bool]) -> int:
 
 
 def _exceeded(kind: str, name: str, count: int, most: int) -> QuotaExceeded:
+    whose = f"{kind} {name!r} has" if name else "jobs without a user_id count as one user's, who has"
     return QuotaExceeded(
-        f"{kind} {name!r} has {count} unfinished jobs; {most} are allowed",
+        f"{whose} {count} unfinished job{'s' * (count != 1)}; {most} {'is' if most == 1 else 'are'} allowed",
         reason=f"{kind.upper()}_QUOTA",
         remedy="Wait until one has ended, or cancel one; then try again.",
         subject=f"{kind}:{name}",

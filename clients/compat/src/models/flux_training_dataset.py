@@ -55,10 +55,12 @@ class FluxTrainingDataset(Sequence[tuple[bytes, str]]):
 
 
 def _read_sample(number: int, sample: Mapping[str, str]) -> tuple[bytes, str]:
-    if not isinstance(sample, Mapping) or not sample.keys() >= _KEYS:
-        keys = sorted(map(str, sample)) if isinstance(sample, Mapping) else type(sample).__name__
-        message = f"train_data[{number}] is {keys}, not a mapping with image and description."
+    if not isinstance(sample, Mapping):
+        message = f"train_data[{number}] is of type {type(sample).__name__}, not a mapping with image and description."
         raise InvalidRequest(message, reason="FIELD_INVALID", remedy="Give both for every sample.")
+    if missing := sorted(_KEYS - sample.keys()):
+        message = f"train_data[{number}] has no {' and no '.join(missing)}; it has {sorted(map(str, sample))}."
+        raise InvalidRequest(message, reason="FIELD_INVALID", remedy="Give image and description for every sample.")
     image, caption = sample["image"], sample["description"]
     if not isinstance(caption, str) or not caption.strip():
         raise TextEncodingFailed(

@@ -5,10 +5,11 @@ from src.models import flux_training_module
 s3_url = flux_training_module.train_lora(train_data=[{"image": "iVBOR...", "description": "a red bird"}], user_id=1)
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from fluxsmith import Client, FluxsmithError
+from fluxsmith import Client, FluxsmithError, JobWarning
 from fluxsmith.errors import InvalidRequest, JobFailed
 from src.models.errors import successor_of
 from src.models.flux_training_dataset import FluxTrainingDataset
@@ -40,7 +41,8 @@ class FluxLoRATrainingModule:
 
         A sample is {"image": base64, "description": caption}. What is None is taken from the settings. The pictures
         are removed from the service once the job has ended. Raises `InvalidImageFormat`, `TextEncodingFailed` and
-        `OutOfMemory`, and otherwise what `fluxsmith.Client` raises. Breaking off the wait leaves the job running.
+        `OutOfMemory`, and otherwise what `fluxsmith.Client` raises. What the trainer warns of, such as too few steps to
+        learn a style, is a `UserWarning`. Breaking off the wait leaves the job running.
         """
         user = _as_text(user_id)
         samples = FluxTrainingDataset(train_data)
@@ -55,6 +57,9 @@ class FluxLoRATrainingModule:
             job = None
             try:
                 job = client.submit(dataset, config, user_id=user)
+                for event in job.watch():
+                    if isinstance(event, JobWarning):
+                        warnings.warn(f"{job.id}: {event.message}", stacklevel=2)
                 return job.result().lora_uri
             except JobFailed as error:
                 raise successor_of(error, client, dataset) from error

@@ -98,7 +98,7 @@ def test_all_violations_are_reported_at_once() -> None:
         ({"sigma_min": 0.5, "sigma_max": 0.4}, "sigma_max", "not above 0.5"),
         ({"sigma_max": 0.005, "timesteps": 100}, "sigma_max", "not above 0.01"),
         ({"guidance": "SAMPLED", "guidance_scale": 4.0}, "guidance_scale_max", "below guidance_scale"),
-        ({"learning_rate": 0.2}, "learning_rate", "at most 0.1 but with optimizer PRODIGY"),
+        ({"learning_rate": 0.2}, "learning_rate", "at most 0.1, except with optimizer PRODIGY"),
         ({"lora_plus_ratio": 2.0, "optimizer": "PRODIGY"}, "lora_plus_ratio", "PRODIGY"),
         ({"lora_plus_ratio": 2.0, "adapter_type": "LOKR"}, "lora_plus_ratio", "B matrices"),
         (
