@@ -72,7 +72,7 @@ class Admission:
             return known
         config = self.check(tenant, asked)
         references = DatasetReferences(self._objects, tenant)
-        dataset, held_out = self._find(references, asked)
+        dataset, held_out = self._find(references, asked, config)
         new = NewJob(
             user_id=asked.user_id,
             display_name=asked.display_name,
@@ -104,9 +104,9 @@ class Admission:
 
     def check_only(self, tenant: str, asked: Asked) -> None:
         """Raise what `create` would, but for datasets that are not named yet; nothing is queued."""
-        self.check(tenant, asked)
+        config = self.check(tenant, asked)
         if asked.dataset_id:
-            self._find(DatasetReferences(self._objects, tenant), asked)
+            self._find(DatasetReferences(self._objects, tenant), asked, config)
 
     def check(self, tenant: str, asked: Asked) -> TrainConfig:
         """The configuration with its defaults; raises one `InvalidInput` with all that is wrong with the request."""
@@ -126,8 +126,11 @@ class Admission:
         for reference in new.references():
             self._objects.delete(hold_key(tenant, reference.held_by, job_id))
 
-    def _find(self, references: DatasetReferences, asked: Asked) -> tuple[DatasetReference, DatasetReference | None]:
+    def _find(
+        self, references: DatasetReferences, asked: Asked, config: TrainConfig
+    ) -> tuple[DatasetReference, DatasetReference | None]:
         dataset = references.find("dataset_id", asked.dataset_id, while_encoding=asked.start_while_encoding)
+        references.refuse_too_few(dataset, config.held_out_share)
         if not asked.held_out_dataset_id:
             return dataset, None
         held_out = references.find("held_out_dataset_id", asked.held_out_dataset_id)

@@ -19,8 +19,7 @@ def split(samples: Sequence[CachedSample], share: float, seed: int) -> tuple[Sam
     """
     if share == 0:
         return tuple(samples), ()
-    if len(samples) < 2:
-        raise _too_few(len(samples))
+    refuse_too_few(len(samples), share)
     count = min(max(round(share * len(samples)), 1), len(samples) - 1)
     in_order_of_hash = sorted(range(len(samples)), key=lambda index: _hash(seed, samples[index].sample_name))
     chosen = set(in_order_of_hash[:count])
@@ -32,9 +31,12 @@ def _hash(seed: int, sample_name: str) -> bytes:
     return hashlib.blake2b(f"held-out {seed} {sample_name}".encode(), digest_size=16).digest()
 
 
-def _too_few(count: int) -> InvalidInput:
+def refuse_too_few(count: int, share: float) -> None:
+    """Raise `InvalidInput` for a dataset of so many samples of which no share can be held out."""
+    if not share or count >= 2:
+        return
     problem = f"leaves nothing to train on: the dataset has {count} sample{'s' * (count != 1)}"
-    return InvalidInput(
+    raise InvalidInput(
         f"held_out_share {problem}",
         reason="DATASET_TOO_SMALL",
         remedy="Set held_out_share to 0, add samples, or give a held-out dataset.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from services.common.cache import (
+    ManifestPointer,
     dataset_prefix,
     encoding_prefix,
     hold_key,
@@ -14,6 +15,7 @@ from services.common.errors import NotReady
 from services.common.fields import invalid_field, require_id, unknown
 from services.common.object_store import ObjectStore
 from services.common.sweep import wait_for_sweep
+from services.trainer.data.held_out import refuse_too_few
 from services.trainer.jobs import DatasetReference
 
 
@@ -23,7 +25,7 @@ class DatasetReferences:
     def __init__(self, objects: ObjectStore, tenant: str) -> None:
         self._objects = objects
         self._tenant = tenant
-        self._fingerprints: dict[str, str] = {}
+        self._pointers: dict[str, ManifestPointer] = {}
 
     def find(self, field: str, dataset_id: str, *, while_encoding: bool = False) -> DatasetReference:
         """The dataset as it is now. Raises `NotFound`, or `NotReady` unless it is READY or may still be encoding."""
@@ -32,7 +34,7 @@ class DatasetReferences:
         require_id("dataset", dataset_id)
         encoding_id = wanted_encoding_id(self._objects, self._tenant, dataset_id)
         if not encoding_id and (pointer := read_pointer(self._objects, self._tenant, dataset_id)):
-            self._fingerprints[pointer.manifest_digest] = pointer.encoder_fingerprint
+            self._pointers[pointer.manifest_digest] = pointer
             return DatasetReference(dataset_id=dataset_id, manifest_digest=pointer.manifest_digest)
         if encoding_id and while_encoding:
             return DatasetReference(dataset_id=dataset_id, encoding_id=encoding_id)
@@ -47,9 +49,14 @@ class DatasetReferences:
 
     def refuse_other_encoder(self, dataset: DatasetReference, held_out: DatasetReference) -> None:
         """Raise `NotReady` when the two are known to come from different encoders."""
-        fingerprints = {self._fingerprints.get(reference.manifest_digest) for reference in (dataset, held_out)}
-        if len(fingerprints - {None}) > 1:
+        known = (self._pointers.get(reference.manifest_digest) for reference in (dataset, held_out))
+        if len({pointer.encoder_fingerprint for pointer in known if pointer}) > 1:
             raise encoder_mismatch()
+
+    def refuse_too_few(self, dataset: DatasetReference, share: float) -> None:
+        """Raise `InvalidInput` when it is known to have too few samples to hold out a share of them."""
+        if pointer := self._pointers.get(dataset.manifest_digest):
+            refuse_too_few(pointer.sample_count, share)
 
     def hold(self, job_id: str, *references: DatasetReference) -> None:
         """Note that the job needs them; raises `NotReady` when one has been collected meanwhile."""

@@ -90,6 +90,18 @@ def test_datasets_of_two_encoders_are_refused(references: DatasetReferences, sto
     assert caught.value.reason == "ENCODER_MISMATCH"
 
 
+def test_a_share_of_too_few_samples_is_refused_before_it_is_queued(
+    references: DatasetReferences, store: ObjectStore, tenant: str
+) -> None:
+    point(store, tenant, DATASET)  # of one sample
+    found = references.find("dataset_id", DATASET)
+    references.refuse_too_few(found, 0.0)
+    references.refuse_too_few(DatasetReference(dataset_id=OTHER, encoding_id="enc-1"), 0.5)  # nobody knows yet
+    with pytest.raises(InvalidInput, match="has 1 sample$") as caught:
+        references.refuse_too_few(found, 0.5)
+    assert caught.value.reason == "DATASET_TOO_SMALL"
+
+
 def test_hold_names_what_is_held_and_the_job(
     references: DatasetReferences, store: ObjectStore, tenant: str, make_dataset: MakeDataset
 ) -> None:
