@@ -14,4 +14,6 @@ def main() -> None:
     from fluxsmith.cli.app import run  # noqa: PLC0415 - this is what takes the time
 
     signal.signal(signal.SIGINT, default)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # so that the terminal gets its cursor back
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(run(sys.argv[1:]))

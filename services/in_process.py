@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import threading
@@ -47,6 +48,7 @@ class Servers:
         model = base_model or ROOT / "assets" / "flux-tiny"
         self._service = ServiceSettings.model_construct(base_model=str(model), device="cpu", dtype="fp32")
         self._running = ExitStack()
+        self.process_id = os.getpid()
 
     def __enter__(self) -> Servers:
         hide_progress_bars()
@@ -86,7 +88,7 @@ def _store(folder: Path) -> Iterator[StoreSettings]:
     stack = Stack(folder)
     try:
         stack.start_store()
-        with _ended_with_this_process(stack.processes["store"].pid, folder):
+        with _ended_with_this_process(stack.processes["store"].pid, folder, *stack.store_sockets()):
             yield stack.store_settings
     except FileNotFoundError as error:
         raise StackError(f"the object store's program is missing: {error.filename}") from error
@@ -96,9 +98,10 @@ def _store(folder: Path) -> Iterator[StoreSettings]:
 
 
 @contextmanager
-def _ended_with_this_process(pid: int, folder: Path) -> Iterator[None]:
-    """End a process and remove its folder should this one be killed: the watcher's standard input ends with it."""
-    command = ["sh", "-c", 'read -r _ || { kill -KILL "$1"; rm -rf "$2"; }', "watcher", str(pid), str(folder)]
+def _ended_with_this_process(pid: int, *left: Path) -> Iterator[None]:
+    """End a process and remove what it leaves should this one be killed: the watcher's standard input ends with it."""
+    script = 'read -r _ || { kill -KILL "$1"; shift; rm -rf "$@"; }'
+    command = ["sh", "-c", script, "watcher", str(pid), *map(str, left)]
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
     try:
         yield

@@ -184,11 +184,14 @@ class Stack:
                 start_new_session=True,
             )
 
-    def _remove_sockets(self) -> None:
-        """SeaweedFS leaves its sockets behind, however it ends; those of gRPC in /tmp, whatever TMPDIR says."""
+    def store_sockets(self) -> list[Path]:
+        """Files that SeaweedFS leaves behind, however it ends; those of gRPC in /tmp, whatever TMPDIR says."""
         ports = [flag.rpartition("=")[2] for flag in self._store_command if ".port" in flag]
         left = [path for port in ports for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]  # noqa: S108
-        for path in (*left, _local_socket(self.store_settings)):
+        return [*left, _local_socket(self.store_settings)]
+
+    def _remove_sockets(self) -> None:
+        for path in self.store_sockets():
             path.unlink(missing_ok=True)
 
     def _wait_until(self, name: str, ready: Callable[[], bool]) -> None:
@@ -278,6 +281,8 @@ def _weed_command(folder: Path, settings: StoreSettings) -> list[str]:
     flags.append("-s3.port.grpc")
     return [
         str(Path(sys.executable).with_name("weed")),
+        f"-logdir={folder.parent / 'logs'}",  # else they pile up in the folder for temporary files
+        "-log_max_size_mb=100",
         "mini",
         f"-dir={folder}",
         "-ip=127.0.0.1",

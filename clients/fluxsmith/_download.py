@@ -3,7 +3,8 @@
 import hashlib
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
@@ -11,12 +12,19 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where two downloads to one target at a time may still disturb each other
+    fcntl = None  # type: ignore[assignment]
+
 from fluxsmith._http import opener, store_away
 from fluxsmith.errors import DownloadFailed, InvalidRequest
 
 _CHUNK_BYTES = 1024 * 1024
 _LONGEST_NAME_BYTES = 200  # of the 255 that file systems take; a part's has the digest beside it
-_KEEPING = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)  # opened so, a file is made or stays as it is
+# Opened so, a file is made or stays as it is, and a link is not followed.
+_KEEPING = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+_LOCK_POLL_S = 0.05
 
 
 def part_of(target: Path, digest: str) -> Path:
@@ -37,6 +45,8 @@ def _check_target(target: Path) -> None:
     """
     try:
         problem = "" if target.is_file() or not target.exists() else "it is no file"
+        if target.is_symlink():  # such as /dev/stdout
+            problem = "it is a link; name what it leads to"
         if "\0" in str(target) or not target.name:
             problem = "that is no name for a file"
     except OSError as error:
@@ -57,24 +67,12 @@ def download(
     _check_target(target)
     part = part_of(target, digest)
     try:
-        for _ in range(2):  # what an earlier try left may be damaged; what comes anew is not tried again
-            with os.fdopen(os.open(part, _KEEPING, 0o666), "r+b") as file:
-                resumed = _fetch(stop, url, file, size_bytes=size_bytes, stall_s=stall_s)
-            if stop.is_set():
-                return
-            if holds(part, size_bytes=size_bytes, digest=digest):
-                part.replace(target)
-                return
-            got_bytes = part.stat().st_size
-            part.unlink()
-            if not resumed:
-                break
-        message = f"the file for {target} came as {got_bytes} of {size_bytes} bytes, or with other content."
-        raise DownloadFailed(message, reason="DIGEST_MISMATCH", remedy="Download it again.")
+        with _opened_alone(stop, part) as file:
+            if not stop.is_set():
+                _complete(stop, url, file, part, target, size_bytes=size_bytes, digest=digest, stall_s=stall_s)
     except HTTPError as error:
         if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise store_away(url, again="download") from error
-        part.unlink(missing_ok=True)
         message = f"the object store refused the file for {target}: {error.code} {error.reason}."
         raise DownloadFailed(message, reason="DOWNLOAD_REFUSED", remedy="Download it again.") from error
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
@@ -85,6 +83,86 @@ def download(
         with suppress(OSError):
             part.unlink()
         raise _unwritable(target, error.strerror or str(error)) from error
+
+
+def _complete(
+    stop: threading.Event,
+    url: str,
+    file: BinaryIO,
+    part: Path,
+    target: Path,
+    *,
+    size_bytes: int,
+    digest: str,
+    stall_s: float,
+) -> None:
+    """Fetch what the part lacks and put it in place of the target; what nobody can use is removed."""
+    whole, got_bytes = holds(target, size_bytes=size_bytes, digest=digest), 0
+    if whole:  # another download of it was first
+        _remove(part, file)
+        return
+    try:
+        for _ in range(2):  # what an earlier try left may be damaged; what comes anew is not tried again
+            resumed = _fetch(stop, url, file, size_bytes=size_bytes, stall_s=stall_s)
+            if stop.is_set():
+                return
+            whole, got_bytes = holds(part, size_bytes=size_bytes, digest=digest), file.tell()
+            if whole or not resumed:
+                break
+            file.truncate(0)
+    except HTTPError as error:
+        if error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
+            _remove(part, file)
+        raise
+    if whole:
+        _close_on_windows(file)
+        part.replace(target)
+        return
+    _remove(part, file)
+    message = f"the file for {target} came as {got_bytes} of {size_bytes} bytes, or with other content."
+    raise DownloadFailed(message, reason="DIGEST_MISMATCH", remedy="Download it again.")
+
+
+def _remove(part: Path, file: BinaryIO) -> None:
+    _close_on_windows(file)
+    part.unlink(missing_ok=True)
+
+
+def _close_on_windows(file: BinaryIO) -> None:
+    """Where there are no locks to keep; there no open file is renamed or removed."""
+    if fcntl is None:
+        file.close()
+
+
+@contextmanager
+def _opened_alone(stop: threading.Event, part: Path) -> Iterator[BinaryIO]:
+    """Open the part once no other download writes it; unless `stop` is set, which ends the wait."""
+    while True:
+        with os.fdopen(os.open(part, _KEEPING, 0o666), "r+b") as file:
+            if stop.is_set() or (_lock(file) and _is_at(file, part)):
+                yield file
+                return
+        stop.wait(_LOCK_POLL_S)
+
+
+def _lock(file: BinaryIO) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _is_at(file: BinaryIO, part: Path) -> bool:
+    """Whether the open file is still called that, and not put in place meanwhile by another download."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), part.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _unwritable(target: Path, problem: str) -> InvalidRequest:

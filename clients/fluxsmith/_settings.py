@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from fluxsmith.errors import FieldViolation, InvalidRequest
 
 _TENANT = re.compile(r"[a-z0-9-]{1,63}")
-_TOKEN = re.compile(r"[!-~]+")
-_ADDRESS = re.compile(r"(unix:.+|[^\s/]+:\d{1,5})")
+_MOST_TOKEN_CHARACTERS = 4096  # gRPC takes 8 KiB of headers
+_TOKEN = re.compile(rf"[!-~]{{1,{_MOST_TOKEN_CHARACTERS}}}")
+_ADDRESS = re.compile(r"unix:.+|[^\s/]+:(?P<port>[0-9]{1,5})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +45,16 @@ def resolve_settings(*, encoder: str | None, trainer: str | None, tenant: str | 
 def check_token(token: str | None) -> None:
     """Raise `InvalidRequest` for a token that cannot travel; whether it is right is the services' to say."""
     if token is not None and not _TOKEN.fullmatch(token):
-        message = "the token has characters other than visible ASCII, or none."  # it is a secret: not repeated
+        # It is a secret: not repeated.
+        message = f"the token is not 1 to {_MOST_TOKEN_CHARACTERS} characters of visible ASCII."
         violation = FieldViolation(field="token", description=message)
         remedy = "Give it as it was issued, without the word Bearer."
         raise InvalidRequest(message, reason="TOKEN_INVALID", remedy=remedy, violations=(violation,))
 
 
 def _check_address(service: str, address: str) -> None:
-    if not _ADDRESS.fullmatch(address):
+    read = _ADDRESS.fullmatch(address)
+    if not read or int(read["port"] or 0) > 65535:
         message = f"the {service}'s address {address!r} is not of the form host:port."
         remedy = (
             f"Give it without a scheme and with a port, such as 127.0.0.1:{7401 if service == 'encoder' else 7402}."

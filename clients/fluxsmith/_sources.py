@@ -193,7 +193,7 @@ def _read_file(path: Path) -> Iterator[tuple[int, object]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             yield from enumerate(reader(lines), start=1)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:  # no name has a zero byte
         message = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}."
         remedy = "Name a JSONL or CSV file in UTF-8 that can be read; images as base64 go into JSONL."
         raise InvalidSource(message, reason="SOURCE_UNREADABLE", remedy=remedy) from error

@@ -88,7 +88,11 @@ def _is_stored(image: CaptionedImage, sample: Sample | None) -> bool:
 
 def _read(image: CaptionedImage) -> bytes:
     try:
-        return image.read()
+        content = image.read()
+        if isinstance(content, bytes):
+            return content
+        message = f"the content of the image {image.name!r} is of type {type(content).__name__}, not bytes."
+        raise InvalidSource(message, reason="IMAGE_UNREADABLE", remedy="Give the bytes of an image file.")
     except OSError as error:
         message = f"the image {image.path or image.name} cannot be read: {error.strerror or error}."
         remedy = "Leave the files as they are until the upload has ended."

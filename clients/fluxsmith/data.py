@@ -141,9 +141,15 @@ class CaptionedImage:
     """In place of `path`: the bytes of an image file, or what returns them, the same each time it is asked."""
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` unless there is either a path or content."""
+        """Raise `ValueError` for what cannot be an image with captions."""
         if (self.path is None) == (self.content is None):
             raise ValueError(f"the image {self.name!r} needs either a path or content")
+        if not isinstance(self.name, str):
+            raise ValueError(f"the name {self.name!r} of an image is not text")
+        if isinstance(self.captions, str) or not all(isinstance(caption, str) for caption in self.captions):
+            raise ValueError(f"the captions of the image {self.name!r} are not a tuple of texts: {self.captions!r}")
+        if type(self.repeats) is not int or not 1 <= self.repeats <= 1000:
+            raise ValueError(f"the image {self.name!r} has {self.repeats!r} repeats, not 1 to 1000")
 
     def read(self) -> bytes:
         """Return the bytes of the image file; raises `OSError` if it cannot be read."""

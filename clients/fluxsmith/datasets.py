@@ -16,7 +16,7 @@ from fluxsmith._folder import folder_name, read_folder
 from fluxsmith._names import require_known
 from fluxsmith._outage import Outage
 from fluxsmith._resume import resuming
-from fluxsmith._runtime import EncoderStub, begin, in_thread, outcome, sleep
+from fluxsmith._runtime import CallEnded, EncoderStub, begin, in_thread, outcome, sleep
 from fluxsmith._sources import Source, read_source, source_name
 from fluxsmith._upload import Tally, UploadStream, missing_images
 from fluxsmith._wire_datasets import read_dataset, read_sample, read_sheet, write_options
@@ -112,7 +112,7 @@ class Datasets:
             self.upload(dataset, images, on_progress=on_progress)
             begun = self.encode(dataset, options=options)
             return self.wait(dataset, on_progress=on_progress) if wait else begun
-        except Exception as error:
+        except (Exception, CallEnded) as error:  # cancelled, nobody would know what it is called
             if not _may_go_on(error):
                 with suppress(FluxsmithError):
                     self.delete(dataset)
@@ -333,7 +333,7 @@ class Datasets:
                 return
 
 
-def _may_go_on(error: Exception) -> bool:
+def _may_go_on(error: BaseException) -> bool:
     """Whether a dataset that could not be made may be encoded again: it failed for no sample's sake."""
     if isinstance(error, DatasetFailed):
         return not error.dataset.bad_samples

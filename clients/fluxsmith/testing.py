@@ -11,6 +11,7 @@ checkout of fluxsmith with the extra `all`, which the wheel of the client librar
 plugin in the outermost `conftest.py`: `pytest_plugins = ["fluxsmith.pytest_plugin"]`.
 """
 
+import os
 import sys
 from importlib import import_module
 from os import PathLike
@@ -43,13 +44,18 @@ class Server:
 
     @property
     def encoder(self) -> str:
-        """Address of the encoder, while it serves."""
-        return str(self._servers.encoder_address)
+        """Address of the encoder; raises `RuntimeError` unless it serves."""
+        return str(self._serving().encoder_address)
 
     @property
     def trainer(self) -> str:
-        """Address of the trainer, while it serves."""
-        return str(self._servers.trainer_address)
+        """Address of the trainer; raises `RuntimeError` unless it serves."""
+        return str(self._serving().trainer_address)
+
+    def _serving(self) -> Any:
+        if self._servers is None:
+            raise RuntimeError("the test server serves within its `with` block only")
+        return self._servers
 
     def client(self, tenant: str = "default") -> Client:
         """Return a client of this server; to be closed by the caller."""
@@ -60,6 +66,8 @@ class Server:
         return AsyncClient(encoder=self.encoder, trainer=self.trainer, tenant=tenant)
 
     def __enter__(self) -> Self:
+        if self._servers is not None:
+            raise RuntimeError("the test server serves already: make another one, or share this one")
         services = _services()
         servers = services.Servers(self._base_model)
         try:
@@ -73,8 +81,9 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._servers.__exit__(kind, error, trace)
-        self._servers = None
+        servers, self._servers = self._servers, None
+        if servers.process_id == os.getpid():  # a fork has the object, and none of its threads
+            servers.__exit__(kind, error, trace)
 
 
 def _services() -> ModuleType:

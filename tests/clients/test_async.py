@@ -5,8 +5,9 @@
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import fluxsmith
 import grpc
 import pytest
-from fluxsmith import AsyncClient, CaptionedImage, RetryPolicy, errors
+from fluxsmith import AsyncClient, CaptionedImage, Client, RetryPolicy, errors
 from fluxsmith._async._fetch import Located, fetch
 from fluxsmith._download import part_of
 from fluxsmith.v1 import encoder_pb2, encoder_pb2_grpc, trainer_pb2, trainer_pb2_grpc
@@ -37,7 +38,8 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
         self.ended = threading.Event()
 
     def GetTrainingJob(self, _: Any, __: Any) -> trainer_pb2.GetTrainingJobResponse:
-        job = trainer_pb2.TrainingJob(job_id="j", state=trainer_pb2.TRAINING_JOB_STATE_SUCCEEDED, last_sequence=LAST)
+        state = trainer_pb2.TRAINING_JOB_STATE_RUNNING if self.endless else trainer_pb2.TRAINING_JOB_STATE_SUCCEEDED
+        job = trainer_pb2.TrainingJob(job_id="j", state=state, last_sequence=LAST)
         job.result.lora_uri = "s3://b/k"
         return trainer_pb2.GetTrainingJobResponse(job=job)
 
@@ -157,6 +159,22 @@ def test_calls_under_way_tell_that_the_client_was_closed(address: str, trainer: 
             return [None if task.cancelled() else task.exception() for task in tasks]
 
     assert [type(error) for error in run(main())] == [RuntimeError, RuntimeError]
+
+
+def test_threads_are_told_that_their_client_was_closed(address: str, trainer: Trainer) -> None:
+    trainer.endless = True
+    client = Client(address, address)
+    job = client.job("j")
+    image = CaptionedImage(name="a", captions=("a",), content=CONTENT)
+    with ThreadPoolExecutor(2) as threads:
+        under_way: list[Future[Any]] = [
+            threads.submit(lambda: list(job.watch())),
+            threads.submit(client.datasets.upload, "d", [image]),
+        ]
+        time.sleep(0.3)
+        client.close()
+        told = [type(each.exception(SOON_S)) for each in under_way]
+    assert told == [RuntimeError, RuntimeError]
 
 
 @pytest.mark.parametrize("leave", ["close", "break", "cancel"])

@@ -2,11 +2,13 @@
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -216,6 +218,26 @@ def test_interrupted_command_ends_with_130(services: Recorder) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "come back with: fluxsmith watch j" in err
+
+
+def test_command_that_is_ended_by_another_program_gives_the_terminal_back(services: Recorder) -> None:
+    services.job.state = trainer.TRAINING_JOB_STATE_RUNNING
+    steps = trainer.StepsCompleted(steps=[trainer.StepMetrics(step=1, loss=1)], total_steps=9)
+    services.happened(trainer.TrainingEvent(steps_completed=steps))
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        watch = [sys.executable, "-m", "fluxsmith", "watch", "j"]
+        process = subprocess.Popen(watch, stdout=terminal, stderr=terminal, env={**os.environ, "TERM": "xterm"})
+    shown = b""
+    while b"step" not in shown:
+        shown += os.read(ours, 4096)
+    process.send_signal(signal.SIGTERM)
+    with suppress(OSError):  # the terminal's end
+        while part := os.read(ours, 4096):
+            shown += part
+    assert process.wait(timeout=30) == 143
+    assert b"Traceback" not in shown
+    assert shown.rfind(b"\x1b[?25h") >= shown.rfind(b"\x1b[?25l")  # cursor shown, hidden
 
 
 def completed(*words: str) -> list[str]:

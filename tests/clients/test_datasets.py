@@ -1,5 +1,6 @@
 """Datasets: what options and progress become on the wire, and where the pages of a contact sheet go."""
 
+import asyncio
 import inspect
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -7,6 +8,7 @@ from typing import Any, get_type_hints
 import pytest
 from fluxsmith import (
     AlphaPolicy,
+    AsyncClient,
     Client,
     DatasetPhase,
     DatasetProgress,
@@ -170,6 +172,22 @@ def test_dataset_that_was_changed_right_after_its_encoding_is_no_endless_wait(
     with pytest.raises(errors.FailedPrecondition, match="right after it was encoded") as caught:
         client.datasets.wait("d")
     assert (caught.value.reason, caught.value.remedy) == ("DATASET_CHANGED", "Encode it again.")
+
+
+def test_dataset_of_a_task_that_is_cancelled_is_removed(recorder: Recorder, folder: Path) -> None:
+    recorder.encoded = recorder.encoding  # for ever
+
+    async def main() -> None:
+        async with AsyncClient(encoder=recorder.address, trainer=recorder.address) as client:
+            task = asyncio.create_task(client.datasets.create_from_folder(folder))
+            while not recorder.asked(encoder_pb2.WatchDatasetRequest):
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+    assert recorder.asked(encoder_pb2.DeleteDatasetRequest)
 
 
 def test_dataset_is_removed_again_when_the_callers_own_code_fails(

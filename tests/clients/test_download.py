@@ -7,6 +7,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -21,22 +22,24 @@ from tests.faults.proxy import FaultProxy, Faults
 
 CONTENT = bytes(range(256)) * 4000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
+OTHER = CONTENT[::-1]
 
 
 class FileHandler(BaseHTTPRequestHandler):
-    """Answers /file by ranges, /whole without them, /short with less than it announced, and all else with 403."""
+    """Answers /file and /other by ranges, /whole without them, /short with too little, and all else with 403."""
 
     ranges: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         wanted = self.headers.get("Range", "")
         self.ranges.append(wanted)
-        begin = int(re.sub(r"\D", "", wanted) or 0) if self.path == "/file" else 0
-        known = self.path in {"/file", "/whole", "/short"}
+        content = OTHER if self.path == "/other" else CONTENT
+        begin = int(re.sub(r"\D", "", wanted) or 0) if self.path in {"/file", "/other"} else 0
+        known = self.path in {"/file", "/other", "/whole", "/short"}
         self.send_response((206 if begin else 200) if known else 403)
-        self.send_header("Content-Length", str(len(CONTENT) - begin))
+        self.send_header("Content-Length", str(len(content) - begin))
         self.end_headers()
-        self.wfile.write(CONTENT[:100] if self.path == "/short" else CONTENT[begin:])
+        self.wfile.write(content[:100] if self.path == "/short" else content[begin:])
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -139,14 +142,39 @@ def test_store_that_is_away_is_named(tmp_path: Path) -> None:
 def test_target_that_cannot_be_written_is_named(store_url: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
-    for target in ("nowhere/x", "file/x", "pipe", ".", "x" * 256, "a\0b"):
+    (tmp_path / "link").symlink_to(tmp_path / "file")  # as /dev/stdout is one to a file, when it goes into one
+    for target in ("nowhere/x", "file/x", "pipe", "link", ".", "x" * 256, "a\0b"):
         with pytest.raises(InvalidRequest, match="cannot be written") as caught:
             get(f"{store_url}/file", tmp_path / target)
         assert caught.value.reason == "TARGET_UNWRITABLE"
     with pytest.raises(InvalidRequest, match="no name for a file"):
         get(f"{store_url}/file", Path())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
+    assert (tmp_path / "link").is_symlink()
+    assert not (tmp_path / "file").read_bytes()
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_part_that_is_a_link_is_not_followed(store_url: str, target: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    part_of(target, DIGEST).symlink_to(precious)
+    with pytest.raises(InvalidRequest, match="cannot be written"):
+        get(f"{store_url}/file", target)
+    assert precious.read_bytes() == b"precious"
+
+
+def test_many_downloads_to_one_target_at_a_time_all_succeed(store_url: str, target: Path) -> None:
+    def get_one(number: int) -> None:
+        if number % 4:
+            get(f"{store_url}/file", target)
+        else:
+            get(f"{store_url}/other", target, hashlib.sha256(OTHER).hexdigest())
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(get_one, range(80)))
+    assert target.read_bytes() in {CONTENT, OTHER}
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_target_may_have_the_longest_name_there_is(store_url: str, tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ def test_argument_beats_environment_beats_default(monkeypatch: pytest.MonkeyPatc
     assert (settings.encoder, settings.trainer, settings.tenant) == ("10.0.0.1:3", "trainer.example:2", "default")
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:7401", "127.0.0.1", "some host:1", ":"])
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1:7401", "127.0.0.1", "some host:1", ":", "127.0.0.1:65536", "127.0.0.1:\N{THAI DIGIT ONE}"],
+)
 def test_address_without_host_and_port_is_refused(address: str) -> None:
     with pytest.raises(InvalidRequest, match="host:port") as caught:
         Client(encoder=address)
@@ -35,7 +38,7 @@ def test_a_token_goes_with_every_call(recorder: Recorder) -> None:
     assert [metadata["authorization"] for metadata in recorder.metadata] == ["Bearer s3cret"] * 2
 
 
-@pytest.mark.parametrize("token", ["", "two words", "ünïcode"])
+@pytest.mark.parametrize("token", ["", "two words", "ünïcode", "x" * 4097])
 def test_a_token_that_cannot_travel_is_refused_and_not_repeated(token: str) -> None:
     with pytest.raises(InvalidRequest, match="visible ASCII") as caught:
         Client(token=token)

@@ -194,6 +194,7 @@ def a_stream() -> IterableDataset:
         (lambda _: a_stream(), "SOURCE_KIND_UNKNOWN"),
         (lambda files: files / "one/cat.png", "SOURCE_KIND_UNKNOWN"),
         (lambda files: files / "none.csv", "SOURCE_UNREADABLE"),
+        (lambda _: "a\0b.jsonl", "SOURCE_UNREADABLE"),
         (lambda _: in_base64(as_file()) * 99, "FOLDER_NOT_FOUND"),
         (lambda _: [], "SOURCE_EMPTY"),
         (lambda _: hub_dataset(text=["a"]), "COLUMN_NOT_FOUND"),

@@ -5,6 +5,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fluxsmith import CaptionedImage, Client, DatasetProgress, Sample, errors
@@ -95,6 +96,27 @@ def test_header_says_how_often_an_epoch_shows_the_sample() -> None:
 def test_image_is_either_a_file_or_content(content: dict[str, Path | bytes]) -> None:
     with pytest.raises(ValueError, match="either a path or content"):
         CaptionedImage(name="a", captions=("a",), **content)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "problem"),
+    [
+        ({"captions": "fluffy"}, "are not a tuple of texts: 'fluffy'"),
+        ({"captions": (1,)}, "are not a tuple of texts"),
+        ({"name": 5}, "the name 5 of an image is not text"),
+        ({"repeats": 2**40}, "has 1099511627776 repeats, not 1 to 1000"),
+    ],
+)
+def test_image_of_the_wrong_kind_is_refused_when_it_is_made(field: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        CaptionedImage(**{"name": "a", "captions": ("a",), "content": b"a", **field})
+
+
+def test_content_that_is_not_bytes_is_named(client: Client) -> None:
+    wrong: Any = CaptionedImage(name="a", captions=("a",), content=lambda: "text")  # type: ignore[arg-type,return-value]
+    with pytest.raises(InvalidSource, match="the image 'a' is of type str, not bytes") as caught:
+        client.datasets.upload("d", [wrong])
+    assert caught.value.reason == "IMAGE_UNREADABLE"
 
 
 @pytest.mark.parametrize("streams", [1, 3, 16])

@@ -58,7 +58,24 @@ def test_server_trains_twice_in_one_process_and_leaves_nothing(drawings: Path, t
             job.wait()
             assert job.download(tmp_path / "lora.safetensors").stat().st_size > 0
         assert running() <= before
-        assert not list(temporary.glob("fluxsmith*"))
+        assert not list(temporary.iterdir())
+
+
+def test_server_is_entered_once_and_has_addresses_only_then(temporary: Path) -> None:
+    server = Server()
+    with pytest.raises(RuntimeError, match="within its `with` block"):
+        _ = server.encoder
+    with server, server.client() as client:
+        with pytest.raises(RuntimeError, match="serves already"):
+            server.__enter__()
+        if not (child := os.fork()):  # leaves the block too, and must end nobody's store
+            server.__exit__(None, None, None)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        client.check_services()
+        client.datasets.create(name="stored")
+    with pytest.raises(RuntimeError, match="within its `with` block"):
+        server.client()
 
 
 def test_nothing_is_left_when_the_process_is_killed(temporary: Path) -> None:
@@ -67,7 +84,7 @@ def test_nothing_is_left_when_the_process_is_killed(temporary: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert killed.returncode == -9
     deadline_s = time.monotonic() + 10
-    while left := [*temporary.glob("fluxsmith-testing-*"), *stores(temporary)]:
+    while left := [*temporary.iterdir(), *stores(temporary)]:
         assert time.monotonic() < deadline_s, left
         time.sleep(0.1)
 

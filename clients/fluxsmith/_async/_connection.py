@@ -76,7 +76,8 @@ class Connection(Generic[_Stub]):
         timeout_s: float | None = None,
     ) -> AsyncGenerator[_Response]:
         """Stream responses until the service ends the stream; closing the iterator cancels the call."""
-        responses = method(request, timeout=timeout_s, metadata=self.metadata)
+        with self.translating():
+            responses = method(request, timeout=timeout_s, metadata=self.metadata)
         try:
             with self.translating():
                 async for response in responses:
@@ -89,11 +90,11 @@ class Connection(Generic[_Stub]):
         """Around a call under way: raises this library's errors, `RuntimeError` if the client is closed meanwhile."""
         try:
             yield
-        except grpc.RpcError as failure:
-            raise self.error(failure) from failure
-        except CallEnded:
+        except (grpc.RpcError, ValueError, CallEnded) as failure:  # `ValueError` is grpc's for a channel that is closed
             if self._closed and not being_cancelled():
                 raise RuntimeError(_CLOSED) from None
+            if isinstance(failure, grpc.RpcError):
+                raise self.error(failure) from failure
             raise
 
     def error(self, failure: grpc.RpcError) -> FluxsmithError:

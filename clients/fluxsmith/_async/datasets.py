@@ -12,7 +12,7 @@ from fluxsmith._arguments import dataset_id_of, images_of, path_of, text_of, wro
 from fluxsmith._async._connection import Connection
 from fluxsmith._async._fetch import Located, fetch
 from fluxsmith._async._resume import resuming
-from fluxsmith._async._runtime import EncoderStub, begin, in_thread, outcome, sleep
+from fluxsmith._async._runtime import CallEnded, EncoderStub, begin, in_thread, outcome, sleep
 from fluxsmith._async._upload import Tally, UploadStream, missing_images
 from fluxsmith._folder import folder_name, read_folder
 from fluxsmith._names import require_known
@@ -111,7 +111,7 @@ class AsyncDatasets:
             await self.upload(dataset, images, on_progress=on_progress)
             begun = await self.encode(dataset, options=options)
             return await self.wait(dataset, on_progress=on_progress) if wait else begun
-        except Exception as error:
+        except (Exception, CallEnded) as error:  # cancelled, nobody would know what it is called
             if not _may_go_on(error):
                 with suppress(FluxsmithError):
                     await self.delete(dataset)
@@ -332,7 +332,7 @@ class AsyncDatasets:
                 return
 
 
-def _may_go_on(error: Exception) -> bool:
+def _may_go_on(error: BaseException) -> bool:
     """Whether a dataset that could not be made may be encoded again: it failed for no sample's sake."""
     if isinstance(error, DatasetFailed):
         return not error.dataset.bad_samples

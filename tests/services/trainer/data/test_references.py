@@ -97,7 +97,7 @@ def test_a_share_of_too_few_samples_is_refused_before_it_is_queued(
     found = references.find("dataset_id", DATASET)
     references.refuse_too_few(found, 0.0)
     references.refuse_too_few(DatasetReference(dataset_id=OTHER, encoding_id="enc-1"), 0.5)  # nobody knows yet
-    with pytest.raises(InvalidInput, match="has 1 sample$") as caught:
+    with pytest.raises(InvalidInput, match=r"has 1 sample$") as caught:
         references.refuse_too_few(found, 0.5)
     assert caught.value.reason == "DATASET_TOO_SMALL"
 
