@@ -102,8 +102,9 @@ def test_logs_of_a_service_are_the_last_lines(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["logs"], "give a job"),
-        (["logs", "j", "--service", "store"], "give a job"),
+        (["logs"], "give a job, or a service with --service."),
+        (["logs", "j", "--service", "store"], "give a job, or a service with --service, not both."),
+        (["logs", "--service", "store"], "or give the folder that the stack runs on to --data."),
         (["logs", "--service", "store", "--data", "."], "fluxsmith up"),
         (["up"], "make setup"),
     ],
