@@ -162,6 +162,18 @@ def test_doctor_looks_at_services_and_warns_of_another_version(
     assert states == {"client": "OK", "encoder": "WARN", "trainer": "WARN", "memory of trainer": "OK"}
 
 
+def test_doctor_says_nothing_of_the_port_of_a_service_that_answers_elsewhere(
+    services: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"name": f"port of {name}", "state": "OK", "found": "is free"} for name in ("encoder", "trainer")]
+    Path("services").mkdir()  # a checkout, whose own doctor looks at two ports
+    for module, source in (("__init__", ""), ("stack", ""), ("doctor", f"print({json.dumps(json.dumps(rows))})")):
+        Path("services", f"{module}.py").write_text(source)
+    assert run(["--trainer", "127.0.0.1:1", "doctor", "--json"]) == 1
+    names = [check["name"] for check in json.loads(capsys.readouterr().out)]
+    assert names == ["client", "encoder", "trainer", "port of trainer"]
+
+
 def test_doctor_fails_where_no_service_answers(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--encoder", "127.0.0.1:1", "--trainer", "127.0.0.1:1", "doctor"]) == 1
     out = capsys.readouterr().out
