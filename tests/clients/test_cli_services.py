@@ -208,6 +208,28 @@ def test_up_becomes_the_stack_which_refuses_a_taken_port(tmp_path: Path) -> None
     assert "--encoder-port" in err
 
 
+@pytest.mark.parametrize(("named", "revision"), [("flux", ""), ("black-forest-labs/FLUX.1-dev", "0" * 40)])
+def test_up_hands_on_a_folder_by_its_whole_path_and_the_hubs_name_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, revision: str
+) -> None:
+    (tmp_path / "flux").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLUXSMITH_BASE_MODEL_REVISION", revision)
+    begun_with: list[str] = []
+    monkeypatch.setattr(os, "execve", lambda *words: begun_with.append(words[2]["FLUXSMITH_BASE_MODEL"]))
+    assert run(["up", "--base-model", named]) == 0
+    assert begun_with == [named if revision else str(tmp_path / named)]
+
+
+def test_up_names_the_option_for_a_model_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FLUXSMITH_BASE_MODEL_REVISION", raising=False)
+    monkeypatch.setattr(os, "execve", lambda *_: None)
+    assert run(["up", "--base-model", "/nope"]) == 2
+    assert "'--base-model': '/nope' is not a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [("--version",), ("jobs", "--json"), ("train", "--help")])
 def test_output_that_cannot_be_written_is_told(services: Recorder, words: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
