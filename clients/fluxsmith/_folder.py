@@ -1,5 +1,6 @@
 """Read a folder of images with captions: `cat.png` with `cat.txt` beside it. Find every problem before sending any."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff"}
 )
 _MAX_NAMED = 10
+MOST_LOOKED_AT = 5000
+"""Files and folders below, to tell where the images may be."""
 
 
 def read_folder(folder: Path) -> list[CaptionedImage]:
@@ -20,12 +23,7 @@ def read_folder(folder: Path) -> list[CaptionedImage]:
     """
     images, caption_files = _list_folder(folder)
     if not images:
-        formats = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
-        raise InvalidFolder(
-            f"the folder {folder} holds no images.",
-            reason="FOLDER_EMPTY",
-            remedy=f"Put images ({formats}) into it, each with a caption in a .txt file of the same name.",
-        )
+        raise _empty(folder)
     faults = _Faults()
     samples = []
     for image in images:
@@ -54,8 +52,35 @@ def _list_folder(folder: Path) -> tuple[list[Path], dict[str, Path]]:
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError as error:
         raise _unreadable(folder, error) from error
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [path for path in files if _is_image(path)]
     return images, {path.stem: path for path in files if path.suffix.lower() == ".txt"}
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _empty(folder: Path) -> InvalidFolder:
+    formats = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
+    message, wanted = f"the folder {folder} holds no images", "each with a caption in a .txt file of the same name."
+    remedy = f"Put images ({formats}) into it, {wanted}"
+    if below := _count_below(folder):
+        message += f"; its subfolders hold {below}, but are not looked into"
+        remedy = f"Name one of the subfolders, or put the images into the folder itself, {wanted}"
+    return InvalidFolder(f"{message}.", reason="FOLDER_EMPTY", remedy=remedy)
+
+
+def _count_below(folder: Path) -> str:
+    """Return how many images the subfolders hold, hidden ones left out; empty for none."""
+    images = looked_at = 0
+    for _, folders, files in os.walk(folder):  # links to folders are not followed
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images += sum(_is_image(Path(name)) and not name.startswith(".") for name in files)
+        looked_at += 1 + len(files)
+        if looked_at > MOST_LOOKED_AT:
+            break
+    count = f"{images} {'image' if images == 1 else 'images'}" if images else ""
+    return f"at least {count}" if count and looked_at > MOST_LOOKED_AT else count
 
 
 def _unreadable(folder: Path, error: OSError) -> InvalidFolder:

@@ -1,12 +1,17 @@
 """The options about the configuration: three ways to say a field, which wins, and faults told before sending."""
 
+import re
 from pathlib import Path
 
 import pytest
 from fluxsmith import AdapterType, LearningRateSchedule, Optimizer, SigmaSampling, TargetPreset, TrainConfig
 from fluxsmith._wire_config import read_config
 from fluxsmith.cli.app import run
+from fluxsmith.cli.config_options import OF_MEMORY
+from fluxsmith.v1 import trainer_pb2 as trainer
 
+from services.common.settings import ServiceSettings
+from services.trainer.estimate.estimator import MemoryEstimator
 from tests.clients.recording import Recorder
 from tests.clients.test_adapter_upload import ADAPTER
 
@@ -250,3 +255,25 @@ def test_file_that_cannot_be_used_is_told_before_anything_is_sent(
     assert run(["train", str(folder), *arguments.split()]) == 2
     assert arguments.split()[1] in capsys.readouterr().err
     assert not services.requests
+
+
+def test_estimate_takes_every_option_and_shows_those_of_memory(
+    services: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["estimate", "--help"]) == 0
+    shown = set(re.findall(r"--[a-z-]+", capsys.readouterr().out.partition("Options")[2]))
+    assert {"--rank", "--targets", "--ema-decay", "--set"} <= shown
+    assert not shown & {"--steps", "--learning-rate", "--early-stop", "--preview", "--seed"}
+    assert run(["estimate", *EVERY_OPTION]) == 0
+    [request] = services.asked(trainer.EstimateMemoryRequest)
+    assert read_config(request.config) == EVERY_VALUE
+
+
+ALONE = {**vars(EVERY_VALUE), "learning_rate": 0.1}  # higher only with prodigy
+
+
+@pytest.mark.parametrize("name", [name for name, value in ALONE.items() if value is not None])
+def test_options_of_memory_are_those_that_change_the_estimate(name: str) -> None:
+    estimator = MemoryEstimator(ServiceSettings(base_model="/nowhere", device="cpu"))
+    peak_bytes = estimator.estimate({name: ALONE[name]}, for_dev=True).peak_bytes
+    assert (peak_bytes != estimator.estimate({}, for_dev=True).peak_bytes) is (name in OF_MEMORY)

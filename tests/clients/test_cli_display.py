@@ -111,6 +111,48 @@ def test_lines_come_now_and_then_but_the_last_step_always() -> None:
     assert [line.split("  ")[0] for line in lines] == ["step 1 of 100", "step 100 of 100"]
 
 
+def test_last_step_is_told_before_the_end_without_a_time_left() -> None:
+    out = StringIO()
+    display = LineDisplay(Console(file=out), clock=lambda: 0.0)
+    for number in (1, 2, 3):
+        display.event(steps(number))
+    display.event(StateChanged(sequence=2, state=JobState.CANCELLED))
+    assert out.getvalue().splitlines() == [
+        "step 1 of 100  loss 1.0000  0.50 s/step  50 s left",
+        "step 3 of 100  loss 1.0000  0.50 s/step",
+        "cancelled",
+    ]
+
+
+def test_last_step_that_was_shown_is_not_told_again() -> None:
+    out = StringIO()
+    display = LineDisplay(Console(file=out), clock=lambda: 0.0)
+    display.event(StateChanged(sequence=1, state=JobState.FAILED))
+    assert out.getvalue() == "failed\n"
+    display.event(steps(100))
+    display.event(StateChanged(sequence=3, state=JobState.SUCCEEDED))
+    assert out.getvalue().count("step 100 of 100") == 1
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_steps_of_the_past_have_no_time_left(terminal: bool) -> None:
+    out = StringIO()
+    with display_for(Console(file=out, force_terminal=terminal, width=120)) as display:
+        display.event(steps(1), past=True)
+    assert "0.50 s/step" in out.getvalue()
+    assert "left" not in out.getvalue()
+
+
+def test_bar_of_an_ended_job_has_no_time_left() -> None:
+    out = StringIO()
+    with BarDisplay(Console(file=out, force_terminal=True, width=120)) as display:
+        display.event(steps(1))
+        display.event(StateChanged(sequence=2, state=JobState.CANCELLED))
+    drawn_last = out.getvalue().rpartition("train")[2]
+    assert "0.50 s/step" in drawn_last
+    assert "left" not in drawn_last
+
+
 def test_held_out_loss_warnings_and_states_are_always_told() -> None:
     out = StringIO()
     display = LineDisplay(Console(file=out), clock=lambda: 0.0)

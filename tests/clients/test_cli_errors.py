@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import typer
 from fluxsmith import (
@@ -21,6 +22,8 @@ from fluxsmith import (
 )
 from fluxsmith.cli.app import app, exit_code, run
 from fluxsmith.cli.session import Session
+
+from tests.clients.recording import Recorder, Refused
 
 
 def dataset_failed(*problems: SampleProblem) -> errors.DatasetFailed:
@@ -142,6 +145,36 @@ def test_absent_service_is_one_line_and_code_3(capsys: pytest.CaptureFixture[str
 def test_choice_that_is_none_is_told_plainly(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["estimate", "--model", "sdxl"]) == 2
     assert only_line(capsys).startswith("error: Invalid value for '--model': 'sdxl' is not one of 'loaded'")
+
+
+def test_command_that_is_misspelt_is_asked_after(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["trian"]) == 2
+    assert only_line(capsys) == "error: No such command 'trian'. Did you mean 'train'? See fluxsmith --help."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason", "remedy"),
+    [
+        (["watch", "another"], "JOB_NOT_FOUND", "List jobs with: fluxsmith --tenant me jobs"),
+        (["delete", "another"], "JOB_NOT_FOUND", "List jobs with: fluxsmith --tenant me jobs"),
+        (["datasets", "delete", "d"], "DATASET_NOT_FOUND", "List datasets with: fluxsmith --tenant me datasets"),
+        (["contact-sheet", "inc"], "DATASET_NOT_FOUND", "List datasets with: fluxsmith --tenant me datasets"),
+    ],
+)
+def test_what_is_not_there_is_told_with_the_command_that_lists(
+    services: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    reason: str,
+    remedy: str,
+) -> None:
+    def refuse(request: object) -> list[object]:
+        raise Refused("there is none", code=grpc.StatusCode.NOT_FOUND, reason=reason)
+
+    monkeypatch.setattr(services, "answer", refuse)
+    assert run(["--tenant", "me", *arguments]) == 2
+    assert only_line(capsys).endswith(remedy)
 
 
 def every_command(group: Any, *path: str) -> Iterator[list[str]]:

@@ -104,8 +104,9 @@ def test_logs_of_a_service_are_the_last_lines(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["logs"], "give a job"),
-        (["logs", "j", "--service", "store"], "give a job"),
+        (["logs"], "give a job, or a service with --service."),
+        (["logs", "j", "--service", "store"], "give a job, or a service with --service, not both."),
+        (["logs", "--service", "store"], "or give the folder that the stack runs on to --data."),
         (["logs", "--service", "store", "--data", "."], "fluxsmith up"),
         (["up"], "make setup"),
     ],
@@ -163,6 +164,18 @@ def test_doctor_looks_at_services_and_warns_of_another_version(
     assert states == {"client": "OK", "encoder": "WARN", "trainer": "WARN", "memory of trainer": "OK"}
 
 
+def test_doctor_says_nothing_of_the_port_of_a_service_that_answers_elsewhere(
+    services: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"name": f"port of {name}", "state": "OK", "found": "is free"} for name in ("encoder", "trainer")]
+    Path("services").mkdir()  # a checkout, whose own doctor looks at two ports
+    for module, source in (("__init__", ""), ("stack", ""), ("doctor", f"print({json.dumps(json.dumps(rows))})")):
+        Path("services", f"{module}.py").write_text(source)
+    assert run(["--trainer", "127.0.0.1:1", "doctor", "--json"]) == 1
+    names = [check["name"] for check in json.loads(capsys.readouterr().out)]
+    assert names == ["client", "encoder", "trainer", "port of trainer"]
+
+
 def test_doctor_fails_where_no_service_answers(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--encoder", "127.0.0.1:1", "--trainer", "127.0.0.1:1", "doctor"]) == 1
     out = capsys.readouterr().out
@@ -195,6 +208,28 @@ def test_up_becomes_the_stack_which_refuses_a_taken_port(tmp_path: Path) -> None
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "--encoder-port" in err
+
+
+@pytest.mark.parametrize(("named", "revision"), [("flux", ""), ("black-forest-labs/FLUX.1-dev", "0" * 40)])
+def test_up_hands_on_a_folder_by_its_whole_path_and_the_hubs_name_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, revision: str
+) -> None:
+    (tmp_path / "flux").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLUXSMITH_BASE_MODEL_REVISION", revision)
+    begun_with: list[str] = []
+    monkeypatch.setattr(os, "execve", lambda *words: begun_with.append(words[2]["FLUXSMITH_BASE_MODEL"]))
+    assert run(["up", "--base-model", named]) == 0
+    assert begun_with == [named if revision else str(tmp_path / named)]
+
+
+def test_up_names_the_option_for_a_model_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FLUXSMITH_BASE_MODEL_REVISION", raising=False)
+    monkeypatch.setattr(os, "execve", lambda *_: None)
+    assert run(["up", "--base-model", "/nope"]) == 2
+    assert "'--base-model': '/nope' is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [("--version",), ("jobs", "--json"), ("train", "--help")])

@@ -81,6 +81,27 @@ def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     assert caught.value.reason == "FOLDER_EMPTY"
 
 
+def test_images_in_subfolders_are_counted_but_not_read(tmp_path: Path) -> None:
+    for place in ("cats/old", ".hidden", "elsewhere"):
+        (tmp_path / "nest" / place).mkdir(parents=True)
+        add_image(tmp_path / "nest" / place, "a.PNG")
+    add_image(tmp_path / "nest" / "cats", "._b.png")
+    (tmp_path / "nest" / "link").symlink_to(tmp_path / "nest" / "cats")
+    with pytest.raises(InvalidFolder, match="subfolders hold 2 images, but are not looked into") as caught:
+        read_folder(tmp_path / "nest")
+    assert caught.value.reason == "FOLDER_EMPTY"
+    assert "Name one of the subfolders" in caught.value.remedy
+
+
+def test_counting_in_subfolders_ends_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxsmith._folder.MOST_LOOKED_AT", 3)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        add_image(tmp_path / name, "a.png", None)
+    with pytest.raises(InvalidFolder, match="hold at least 2 images"):
+        read_folder(tmp_path)
+
+
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     add_image(tmp_path, "a.png", None)
     add_image(tmp_path, "b.png", " \n")

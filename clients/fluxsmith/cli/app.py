@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command_path = context.command_path if context else "fluxsmith"
-        typer.echo(error_line(f"{_said(error).rstrip('.')}. See {command_path} --help."), err=True)
+        typer.echo(error_line(f"{_said(error)} See {command_path} --help."), err=True)
         return _BAD_INPUT
     except SystemExit:  # typer's way out of its own options
         for path, _ in started_files() - before:
@@ -98,8 +98,9 @@ def _explained(error: FluxsmithError, arguments: Sequence[str]) -> str:
 
 
 def _said(error: typer.TyperException) -> str:
-    """Return what is wrong with the words of the command; typer tells of choices in pydantic's way."""
-    return error.format_message().replace(": Value error, ", ": ")
+    """Return the sentence on what is wrong with the words of the command; typer tells of choices in pydantic's way."""
+    text = error.format_message().replace(": Value error, ", ": ")
+    return text if text.endswith("?") else f"{text.rstrip('.')}."
 
 
 def exit_code(error: FluxsmithError) -> int:

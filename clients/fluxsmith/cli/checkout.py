@@ -18,15 +18,14 @@ def checkout() -> Path | None:
     return next((folder for folder in (here, *here.parents, *package.parents) if (folder / _MARK).is_file()), None)
 
 
-def require_checkout() -> Path:
-    """Return the folder of the source; raises `FailedPrecondition` that says how to get one."""
+def require_checkout(otherwise: str = "name services that run elsewhere with --encoder and --trainer") -> Path:
+    """Return the folder of the source; raises `FailedPrecondition` that says how to get one, or what else to do."""
     if source := checkout():
         return source
     raise FailedPrecondition(
         "the services' source is not on this machine: neither this folder nor one above it is a checkout of fluxsmith.",
         reason="NO_CHECKOUT",
-        remedy="Clone the repository, run `make setup` in it and try again there; or name services that run "
-        "elsewhere with --encoder and --trainer.",
+        remedy=f"Clone the repository, run `make setup` in it and try again there; or {otherwise}.",
     )
 
 

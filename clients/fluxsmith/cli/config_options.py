@@ -19,6 +19,8 @@ _RUN = "Training"
 _ADAPTER = "Adapter"
 MEASURING = "Measuring and previews"
 _ALL = "All settings"
+OF_MEMORY = frozenset({"batch_size", "optimizer", "ema_decay", "rank", "adapter_type", "targets"})
+"""Options that change how much memory a job needs."""
 
 
 def _option(
@@ -218,3 +220,5 @@ def _flag(field: str) -> str:
 
 
 with_config_options = in_place_of("config", _read_config)
+with_memory_options = in_place_of("config", _read_config, shown=OF_MEMORY | {"config", "words"})
+"""The same options, so that those of a job can be given as they are; help shows those that change the memory."""

@@ -66,7 +66,7 @@ def contact_sheet(
                 written = client.datasets.contact_sheet(source, target, options=options, samples_per_page=per_page)
             except NotFound as error:
                 message = f"{source} is neither a folder here nor a dataset of this tenant."
-                raise NotFound(message, reason=error.reason, remedy="List datasets with: fluxsmith datasets") from error
+                raise NotFound(message, reason=error.reason, remedy=error.remedy) from error
     for path in written:
         typer.echo(f"{path} ({size_text(path.stat().st_size)})")
 

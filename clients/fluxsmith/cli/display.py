@@ -47,8 +47,8 @@ class Display(Protocol):
     def dataset(self, name: str) -> OnProgress:
         """Return what shows the progress of the dataset called `name`."""
 
-    def event(self, event: Event) -> None:
-        """Show an event of the job."""
+    def event(self, event: Event, *, past: bool = False) -> None:
+        """Show an event of the job; `past` says that it was there before anybody watched."""
 
     def preview(self, event: PreviewRendered, address: Callable[[], str]) -> None:
         """Show that a picture is there, and where: `address` asks for one that a browser opens for an hour."""
@@ -108,13 +108,15 @@ class BarDisplay:
 
         return on_progress
 
-    def event(self, event: Event) -> None:
+    def event(self, event: Event, *, past: bool = False) -> None:
         """Show an event of the job."""
         match event:
             case StepsCompleted():
-                self._meter.take(event)
+                self._meter.take(event, past=past)
                 self._show("train", self._meter.step, self._meter.total_steps, str(self._meter))
             case StateChanged(state=state, message=message):
+                if state.ended:
+                    self._meter.end()
                 facts = "" if state in _STANDING else str(self._meter)
                 self._show("train", self._meter.step, self._meter.total_steps or None, facts or state.lower())
                 if message:
@@ -148,6 +150,7 @@ class LineDisplay:
         self._clock = clock
         self._meter = TrainingMeter()
         self._last_line_s = float("-inf")
+        self._shown_step = 0
         self._ahead: int | None = None
 
     def __enter__(self) -> Self:
@@ -177,14 +180,17 @@ class LineDisplay:
 
         return on_progress
 
-    def event(self, event: Event) -> None:
+    def event(self, event: Event, *, past: bool = False) -> None:
         """Show an event of the job."""
         match event:
             case StepsCompleted():
-                self._meter.take(event)
-                done = self._meter.step == self._meter.total_steps
-                text = f"step {self._meter.step} of {self._meter.total_steps}  {self._meter}"
-                self._now_and_then(text, important=done)
+                self._meter.take(event, past=past)
+                self._show_step(important=self._meter.step == self._meter.total_steps)
+            case StateChanged(state=state) if state.ended:
+                self._meter.end()
+                if self._meter.step != self._shown_step:
+                    self._show_step(important=True)
+                self.note(str(event))
             case StateChanged() | ValidationCompleted() | CheckpointWritten() | JobWarning():
                 self.note(str(event))
 
@@ -203,11 +209,19 @@ class LineDisplay:
         """Show the trainer's own estimate of the time left from now on."""
         self._meter.hear(job)
 
-    def _now_and_then(self, text: str, *, important: bool) -> None:
+    def _show_step(self, *, important: bool) -> None:
+        text = f"step {self._meter.step} of {self._meter.total_steps}  {self._meter}"
+        if self._now_and_then(text, important=important):
+            self._shown_step = self._meter.step
+
+    def _now_and_then(self, text: str, *, important: bool) -> bool:
+        """Show the line if one is due or it is important; return whether it was shown."""
         now_s = self._clock()
-        if important or now_s - self._last_line_s >= _LINE_INTERVAL_S:
+        due = important or now_s - self._last_line_s >= _LINE_INTERVAL_S
+        if due:
             self._last_line_s = now_s
             self.note(text)
+        return due
 
 
 class JsonDisplay:
@@ -232,8 +246,9 @@ class JsonDisplay:
         del name
         return lambda _: None
 
-    def event(self, event: Event) -> None:
+    def event(self, event: Event, *, past: bool = False) -> None:
         """Print the event."""
+        del past
         typer.echo(event_json(event))
 
     def preview(self, event: PreviewRendered, address: Callable[[], str]) -> None:

@@ -83,7 +83,9 @@ def _checks(session: Session, data: Path | None) -> Iterator[Check]:
         )
     if trainer:
         yield _memory(session)
-    yield from _machine(data)
+    answering = {name for name, answer in (("encoder", encoder), ("trainer", trainer)) if answer}
+    ports = {f"port of {name}" for name in answering}  # where they run already, whichever those are
+    yield from (check for check in _machine(data) if check.name not in ports)
 
 
 def _service(name: str, address: str, answer: Answer | None) -> Check:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fluxsmith.cli.completion import choices_of
-from fluxsmith.cli.config_options import option_for, with_config_options
+from fluxsmith.cli.config_options import option_for, with_memory_options
 from fluxsmith.cli.listing import empty_table
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import size_text, to_json
@@ -19,7 +19,7 @@ from fluxsmith.training import TrainConfig
 _MOST_ROWS = 5
 
 
-@with_config_options
+@with_memory_options
 def estimate(
     context: typer.Context,
     *,
@@ -42,7 +42,7 @@ def estimate(
 ) -> None:
     """Show the GPU memory that training would need, part by part, and what would need less.
 
-    Takes the options of `fluxsmith train` that say what a job computes; nothing is queued.
+    Nothing is queued. Those options of `fluxsmith train` that change no memory, such as --steps, are taken too.
     """
     session: Session = context.obj
     with session.client() as client:

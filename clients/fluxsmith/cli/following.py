@@ -56,6 +56,7 @@ class _Follower:
         self._session = session
         self._display = display
         self._asked_s = float("-inf")
+        self._before = job.snapshot
         self.state = job.snapshot.state
         """The last one told."""
 
@@ -66,7 +67,7 @@ class _Follower:
         if isinstance(event, PreviewRendered):
             name = event.image.artifact_name
             self._display.preview(event, partial(file_address, self._session.settings, self._job.id, name))
-        self._display.event(event)
+        self._display.event(event, past=self._before.state.ended or event.sequence < self._before.last_sequence)
         if isinstance(event, StateChanged):
             self.state = event.state
             if event.state is JobState.QUEUED:

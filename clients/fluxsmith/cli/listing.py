@@ -1,6 +1,7 @@
 """The commands that list: `jobs`, `checkpoints` and `files`."""
 
 from contextlib import suppress
+from itertools import islice
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from fluxsmith.errors import NotFound
 from fluxsmith.training import JobState, TrainingJob
 
 _MOST_PLACES = 50
+_USUAL_LIMIT = 50
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
 
@@ -23,12 +25,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
 def jobs(
     context: typer.Context,
     user: Annotated[str | None, typer.Option(metavar="USER", help="Only jobs for this user of your product.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="So many at most. (default 50; with --json all)")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     session: Session = context.obj
+    most = limit or (None if as_json else _USUAL_LIMIT)
     with session.client() as client:
-        listed = list(client.jobs(user_id=user))
+        handles = client.jobs(user_id=user)
+        listed = list(islice(handles, most))
+        is_cut = most is not None and next(handles, None) is not None
         queued = [job for job in listed if job.snapshot.state is JobState.QUEUED]
         for job in queued[-_MOST_PLACES:]:  # the oldest of them; a listing does not tell places
             with suppress(NotFound):  # deleted since
@@ -38,6 +46,8 @@ def jobs(
         typer.echo(to_json(found))
     elif found:
         session.out.print(_jobs_table(found))
+        if is_cut:
+            session.say(_more_text(len(found), user, session))
     else:
         session.say("No jobs yet.")
 
@@ -86,6 +96,12 @@ def _checkpoints_table(found: list[Checkpoint]) -> Table:
             time_text(checkpoint.create_time),
         )
     return table
+
+
+def _more_text(shown: int, user: str | None, session: Session) -> str:
+    """Return that there are more jobs, how many nobody has counted, and the command that shows the next of them."""
+    words = ["jobs", *(["--user", user] if user else []), "--limit", str(10 * shown)]
+    return f"the newest {shown} are shown, and there are more; see them with: {session.command(*words)}"
 
 
 def _jobs_table(found: list[TrainingJob]) -> Table:

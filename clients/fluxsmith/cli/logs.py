@@ -62,7 +62,8 @@ def logs(  # a command's options are its parameters
     """Show what happened to a job: states, warnings, measurements, files, and why it failed. Or a service's log."""
     session: Session = context.obj
     if (job_id is None) is (service is None):
-        raise typer.BadParameter("give a job, or a service with --service", param_hint="'JOB'")
+        which = "give a job, or a service with --service"
+        raise typer.BadParameter(which if service is None else f"{which}, not both", param_hint="'JOB'")
     if service:
         _show_service(service, data, lines=lines, follow=follow)
         return
@@ -87,7 +88,7 @@ def events_of(job: JobHandle, *, follow: bool) -> Iterator[Event]:
 
 
 def _show_service(service: Service, data: Path | None, *, lines: int, follow: bool) -> None:
-    folder = data or require_checkout() / "data"
+    folder = data or require_checkout("give the folder that the stack runs on to --data") / "data"
     path = folder / "logs" / f"{service}.log"
     if not path.is_file():
         raise NotFound(

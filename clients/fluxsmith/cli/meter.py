@@ -21,10 +21,12 @@ class TrainingMeter:
         self._loss_sum = 0.0
         self._loss_weight = 0.0
         self._told_step_s: float | None = None
+        self._past = False
         self._durations_s: deque[float] = deque(maxlen=_SPEED_STEPS)
 
-    def take(self, event: StepsCompleted) -> None:
-        """Count the event's steps in."""
+    def take(self, event: StepsCompleted, *, past: bool = False) -> None:
+        """Count the event's steps in; with `past` no time left is told, which would be that of then."""
+        self._past = past
         self.total_steps = event.total_steps
         self._take_steps(event.steps)
 
@@ -32,6 +34,10 @@ class TrainingMeter:
         """Take over the trainer's estimate of the time left, which counts in the jobs that share the base."""
         steps_left = job.total_steps - job.step
         self._told_step_s = job.time_left_s / steps_left if job.time_left_s and steps_left > 0 else None
+
+    def end(self) -> None:
+        """Tell no time left any more."""
+        self._past = True
 
     def _take_steps(self, steps: Sequence[StepMetrics]) -> None:
         for step in steps:
@@ -54,14 +60,15 @@ class TrainingMeter:
 
     @property
     def left_s(self) -> float | None:
-        """Time that the steps to come will take; None before the first step."""
+        """Time that the steps to come will take; None before the first step and where none will come."""
         step_s = self._told_step_s or self.step_s
-        return None if step_s is None else step_s * max(self.total_steps - self.step, 0)
+        return None if step_s is None or self._past else step_s * max(self.total_steps - self.step, 0)
 
     def __str__(self) -> str:
-        if self.step_s is None or self.left_s is None:
+        if self.step_s is None:
             return ""
         facts = [f"loss {self.loss:.4f}"] if self.loss is not None else []
-        facts += [speed_text(self.step_s), f"{duration_text(self.left_s)} left"]
+        facts += [speed_text(self.step_s)]
+        facts += [f"{duration_text(self.left_s)} left"] if self.left_s is not None else []
         facts += [f"{self.skipped_steps} skipped"] if self.skipped_steps else []
         return "  ".join(facts)

@@ -2,15 +2,19 @@
 
 import logging
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
 
 from fluxsmith._settings import Settings, resolve_settings
 from fluxsmith.client import Client
+from fluxsmith.errors import NotFound
 
 # Wide enough that no column of a piped table is cut.
 _PIPE_WIDTH = 240
+_LISTINGS = {"JOB_NOT_FOUND": "jobs", "DATASET_NOT_FOUND": "datasets"}
 
 
 class Session:
@@ -21,10 +25,20 @@ class Session:
         self.console = _console(to_stderr=True)
         self.out = _console(to_stderr=False)
 
-    def client(self) -> Client:
-        """Return a client of the services named on the command line or in the environment."""
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """Hold a client of the services named on the command line or in the environment.
+
+        The error for a job or dataset that is not there gets the command that lists those as its remedy.
+        """
         given = self._given
-        return Client(encoder=given["encoder"], trainer=given["trainer"], tenant=given["tenant"])
+        with Client(encoder=given["encoder"], trainer=given["trainer"], tenant=given["tenant"]) as client:
+            try:
+                yield client
+            except NotFound as error:
+                if listing := _LISTINGS.get(error.reason):
+                    error.remedy = f"List {listing} with: {self.command(listing)}"
+                raise
 
     @property
     def settings(self) -> Settings:

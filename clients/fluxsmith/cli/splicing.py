@@ -2,15 +2,24 @@
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from copy import copy
+from typing import Annotated, Any, get_args
 
 Command = Callable[..., None]
 
 
-def in_place_of(name: str, read: Callable[..., object]) -> Callable[[Command], Command]:
-    """Return a decorator: the command gets the options of `read` for its parameter `name`, which gets their value."""
-    shared = inspect.signature(read).parameters
+def in_place_of(
+    name: str, read: Callable[..., object], *, shown: Collection[str] | None = None
+) -> Callable[[Command], Command]:
+    """Return a decorator: the command gets the options of `read` for its parameter `name`, which gets their value.
+
+    All of them are taken; help shows those of the parameters `shown`, or all.
+    """
+    shared = {
+        option: parameter if shown is None or option in shown else _hidden(parameter)
+        for option, parameter in inspect.signature(read).parameters.items()
+    }
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -26,3 +35,11 @@ def in_place_of(name: str, read: Callable[..., object]) -> Callable[[Command], C
         return with_options
 
     return decorate
+
+
+def _hidden(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Return the option as one that help leaves out."""
+    kind, option = get_args(parameter.annotation)
+    unseen = copy(option)
+    unseen.hidden = True
+    return parameter.replace(annotation=Annotated[kind, unseen])

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,20 @@ def up(
     words += ["--data", str(data.resolve())] if data else []
     environment = environment_of(source)
     if base_model:
-        environment["FLUXSMITH_BASE_MODEL"] = base_model
+        environment["FLUXSMITH_BASE_MODEL"] = _placed(base_model, environment)
     sys.stdout.flush()
     # In this process's place, so that Ctrl-C and SIGTERM reach the stack, which stops its parts in order.
     os.execve(python, [str(python), "-c", _STACK, *words], environment)  # noqa: S606 - our own command
+
+
+def _placed(base_model: str, environment: Mapping[str, str]) -> str:
+    """Return the folder as the services find it, which run elsewhere, or the hub's identifier as it is.
+
+    Raises `BadParameter` for what is neither; the services would blame the environment, seconds later.
+    """
+    if Path(base_model).is_dir():
+        return str(Path(base_model).resolve())
+    if environment.get("FLUXSMITH_BASE_MODEL_REVISION"):
+        return base_model
+    problem = f"{base_model!r} is not a folder; a hub identifier needs its commit in FLUXSMITH_BASE_MODEL_REVISION"
+    raise typer.BadParameter(problem, param_hint="'--base-model'")
