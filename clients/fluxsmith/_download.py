@@ -38,7 +38,7 @@ def part_of(target: Path, digest: str) -> Path:
     return target.parent / f".{os.fsdecode(name)}.{digest[:16]}.part"
 
 
-def _check_target(target: Path) -> None:
+def check_target(target: Path) -> None:
     """Raise `InvalidRequest` for what no file can be put in the place of, before anything is fetched.
 
     That a file is replaced would take a device away from the whole machine: `/dev/null` for root.
@@ -64,7 +64,7 @@ def download(
     the next time. Raises `InvalidRequest` if the target cannot be written, `Unavailable` if the store cannot be reached
     or breaks off and `DownloadFailed` for anything else that came back.
     """
-    _check_target(target)
+    check_target(target)
     part = part_of(target, digest)
     try:
         with _opened_alone(stop, part) as file:

@@ -51,6 +51,7 @@ def test_wrong_kind_is_named(client: Client, recorder: Recorder, call: Callable[
     [
         (lambda client: client.job("j").watch(after_sequence="1"), "after_sequence is '1', not a whole number"),
         (lambda client: client.job("j").watch(after_sequence=2**63), "not a whole number from 0 to 2^63 - 1."),
+        (lambda client: list(client.jobs(user_id="")), "user_id is '', not the identifier of a user, or None"),
         (lambda client: client.job("j").wait(timeout_s=float("nan")), "timeout_s is nan, not seconds"),
         (lambda client: client.job("j").result(timeout_s="soon"), "timeout_s is 'soon', not seconds"),
         (lambda client: client.datasets.upload("d", ["cat.png"]), "images is 'cat.png', not a CaptionedImage"),

@@ -49,6 +49,16 @@ def test_table_of_all_says_nothing_of_more(many: Recorder, capsys: pytest.Captur
     assert told.err == ""
 
 
+def test_json_says_nothing_of_files_that_a_listing_leaves_out(
+    services: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    services.job.result.lora_uri = "s3://b/k"
+    assert run(["jobs", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["result"]["lora_uri"] == "s3://b/k"
+    assert "artifacts" not in row["result"]
+
+
 @pytest.mark.parametrize(("words", "listed"), [([], THERE), (["--limit", "3"], 3)])
 def test_json_is_cut_only_where_that_is_asked_for(
     many: Recorder, words: list[str], listed: int, capsys: pytest.CaptureFixture[str]

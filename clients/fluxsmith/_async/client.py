@@ -7,7 +7,16 @@ from typing import Self, Unpack
 from uuid import uuid4
 
 from fluxsmith._adapter_upload import check_adapter, digest_of, put_file
-from fluxsmith._arguments import config_of, dataset_id_of, path_of, text_of, truth_of, user_id_of, whole_number_of
+from fluxsmith._arguments import (
+    config_of,
+    dataset_id_of,
+    path_of,
+    text_of,
+    truth_of,
+    user_id_of,
+    whole_number_of,
+    wrong,
+)
 from fluxsmith._async._connection import Connection
 from fluxsmith._async._runtime import EncoderStub, TrainerStub, in_thread, sleep
 from fluxsmith._async.datasets import AsyncDatasets
@@ -174,7 +183,12 @@ class AsyncClient:
         await self._trainer.call(self._trainer.stub.DeleteTrainingJob, request)
 
     async def jobs(self, *, user_id: str | int | None = None) -> AsyncGenerator[AsyncJobHandle]:
-        """Yield every job, newest first, page by page; only those for `user_id` if given."""
+        """Yield every job, newest first, page by page; only those for `user_id` if given.
+
+        Their results are without `artifacts`.
+        """
+        if user_id == "":  # a product's variable that is not set must not show everybody's
+            raise wrong("user_id", user_id, "the identifier of a user, or None for all jobs")
         wanted = "" if user_id is None else user_id_of(user_id)
         page_token = ""
         while True:

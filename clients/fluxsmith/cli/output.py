@@ -1,7 +1,9 @@
 """Where a command's file goes, checked before the work that makes it."""
 
+import os
 from pathlib import Path
 
+from fluxsmith import _download
 from fluxsmith.errors import InvalidRequest
 
 
@@ -10,3 +12,7 @@ def check_target(target: Path) -> None:
     if target.is_dir() or not target.parent.is_dir():
         problem = "is a folder" if target.is_dir() else "is in a folder that does not exist"
         raise InvalidRequest(f"the output {target} {problem}.", reason="TARGET_UNWRITABLE", remedy="Name another file.")
+    _download.check_target(target)
+    if not os.access(target.parent, os.W_OK):
+        message = f"the output {target} is in a folder that cannot be written."
+        raise InvalidRequest(message, reason="TARGET_UNWRITABLE", remedy="Name another file.")
