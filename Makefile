@@ -6,6 +6,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 setup: ## Make the virtual environment with pinned dependencies
 	@scripts/setup.sh
+	@echo "Ready. Next: make demo (a LoRA in about two minutes), or make up and .venv/bin/fluxsmith --help"
 demo: ## Start the services, train a LoRA on 18 drawings, show the result in demo-output/
 	@scripts/demo.sh
 up: ## Run store, encoder and trainer in the foreground
