@@ -120,9 +120,13 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(FluxsmithError)
     async def of_services(request: Request, error: FluxsmithError) -> JSONResponse:
         told = problem_of(error)
-        if told.reason == "REQUEST_ID_REUSED":  # the services' name for what callers send as a header
-            told.detail = f"the Idempotency-Key {request.headers['Idempotency-Key']!r} came with another body before."
+        key = request.headers.get("Idempotency-Key")  # the services call it request_id
+        if told.reason == "REQUEST_ID_REUSED":
+            told.detail = f"the Idempotency-Key {key!r} came with another body before."
             told.remedy = "Send that body again, or another Idempotency-Key with this one."
+        if told.reason == "JOB_DELETED":
+            told.detail = f"the Idempotency-Key {key!r} made a job that has been deleted."
+            told.remedy = "Send another Idempotency-Key to train anew."
         if told.reason == "TOKEN_INVALID":
             told.status, told.title = HTTPStatus.UNAUTHORIZED, HTTPStatus.UNAUTHORIZED.phrase
             return respond(told, headers={"WWW-Authenticate": "Bearer"})
