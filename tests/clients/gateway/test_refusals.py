@@ -40,9 +40,15 @@ def test_a_body_that_is_not_said_to_be_json_is_told_which_header_to_send(
 
 
 @pytest.mark.parametrize(
-    ("content", "detail"), [(b'{"a": 1,\n "b" 2}', "line 2 column 6"), (b'{"\xff": 1}', "no text in UTF-8")]
+    ("content", "detail"),
+    [
+        (b'{"a": 1,\n "b" 2}', "line 2 column 6"),
+        (b'{"\xff": 1}', "no text in UTF-8"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b"9" * 5000, "a number of too many digits"),
+    ],
 )
-def test_a_body_that_is_no_json_is_told_where(web: TestClient, content: bytes, detail: str) -> None:
+def test_a_body_that_is_no_json_is_told_why(web: TestClient, content: bytes, detail: str) -> None:
     answer = web.post("/jobs", content=content, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["reason"]) == (400, "BODY_NOT_JSON")
     assert detail in answer.json()["detail"]
