@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from fluxsmith import Client, EstimatedModel
+from fluxsmith.errors import InvalidRequest
 from src.models.settings import Settings
 
 if TYPE_CHECKING:
@@ -103,13 +104,17 @@ def encode_prompts_flux(
 
     `tokenizers` and `text_encoders` are CLIP's and T5's, in this order, as in FluxPipeline. Prompts are encoded one by
     one as the encoder service does: 8-bit T5 looks for outliers over its whole input, so in a batch the other prompts
-    would have a say. What a tokenizer cuts off is not read. Needs torch.
+    would have a say. What a tokenizer cuts off is not read. Needs torch. Raises `InvalidRequest` for no prompts.
     """
     import torch  # noqa: PLC0415 - the rest of this module works without it
 
     clip_tokenizer, t5_tokenizer = tokenizers
     clip, t5 = text_encoders
     lines = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not lines:
+        raise InvalidRequest(
+            "prompts has none.", reason="FIELD_INVALID", remedy='Give one at least; "" is one without words.'
+        )
 
     def ids(tokenizer: Any, prompt: str, most: int) -> Tensor:
         tokens = min(most, tokenizer.model_max_length)
@@ -117,7 +122,7 @@ def encode_prompts_flux(
         ids_BS: Tensor = encoded.input_ids
         return ids_BS
 
-    with torch.inference_mode():
+    with torch.no_grad():  # a training loop may use what comes out, unlike that of inference mode
         clip_BD = [clip(ids(clip_tokenizer, line, CLIP_TOKENS).to(clip.device)).pooler_output for line in lines]
         t5_BSD = [t5(ids(t5_tokenizer, line, T5_TOKENS).to(t5.device))[0] for line in lines]
         return torch.cat(clip_BD), torch.cat(t5_BSD)
