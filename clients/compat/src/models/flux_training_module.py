@@ -13,7 +13,7 @@ from fluxsmith import Client, FluxsmithError, JobWarning
 from fluxsmith.errors import InvalidRequest, JobFailed
 from src.models.errors import successor_of
 from src.models.flux_training_dataset import FluxTrainingDataset
-from src.models.settings import Settings
+from src.models.settings import Settings, read_settings
 
 
 class FluxLoRATrainingModule:
@@ -46,7 +46,7 @@ class FluxLoRATrainingModule:
         """
         user = _as_text(user_id)
         samples = FluxTrainingDataset(train_data)
-        settings = self._settings or Settings()
+        settings = self._settings or read_settings()
         config = settings.train_config(
             rank=rank, alpha=alpha, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from fluxsmith import Client, EstimatedModel
 from fluxsmith.errors import InvalidRequest
-from src.models.settings import Settings
+from src.models.settings import read_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,7 @@ T5_TOKENS = 512  # FLUX.1-dev; a tokenizer that says less is that of a smaller m
 # What was documented for this interface before, at mixed precision; nobody said how it was found.
 DOCUMENTED_GB = {"rank 16, batch size 1": 26.0, "rank 32, batch size 1": 28.0, "rank 16, batch size 2": 30.0}
 _IN_THE_MODELS_PRECISION = frozenset({"weights", "activations", "workspace"})
+_MIXED = {"no": False, "fp16": True, "bf16": True}  # accelerate's names
 
 
 class MemoryUsage(TypedDict):
@@ -44,7 +45,7 @@ class MemoryUsage(TypedDict):
 def estimate_flux_memory_usage(
     batch_size: int = 1,
     rank: int = 16,
-    mixed_precision: bool = True,
+    mixed_precision: bool | str = True,
     *,
     resolution_px: int = 1024,
     client: Client | None = None,
@@ -52,16 +53,15 @@ def estimate_flux_memory_usage(
     """Ask the trainer what training FLUX.1-dev takes, whatever model it has loaded itself.
 
     Without `mixed_precision`, weights and activations count twice, since they are in 32 bits then; nothing was measured
-    so. Raises `InvalidRequest` for values out of range.
+    so. It may be given as accelerate names it: "no", "fp16" or "bf16". Raises `InvalidRequest` for values out of range.
     """
-    config = Settings().train_config(rank=rank, alpha=rank, batch_size=batch_size)
+    mixed = _is_mixed(mixed_precision)
+    config = read_settings().train_config(rank=rank, alpha=rank, batch_size=batch_size)
     if client is None:
         with Client() as own:
-            return estimate_flux_memory_usage(
-                batch_size, rank, mixed_precision, resolution_px=resolution_px, client=own
-            )
+            return estimate_flux_memory_usage(batch_size, rank, mixed, resolution_px=resolution_px, client=own)
     estimate = client.estimate_memory(config, resolution_px=resolution_px, model=EstimatedModel.FLUX_1_DEV)
-    doubled = frozenset() if mixed_precision else _IN_THE_MODELS_PRECISION
+    doubled = frozenset() if mixed else _IN_THE_MODELS_PRECISION
     parts_gb = {part.name: part.bytes / GB * (2 if part.name in doubled else 1) for part in estimate.parts}
     peak_gb = sum(parts_gb.values())
     return MemoryUsage(
@@ -69,16 +69,25 @@ def estimate_flux_memory_usage(
         peak_gb=peak_gb,
         parts_gb=parts_gb,
         explanations={part.name: part.explanation for part in estimate.parts},
-        measurements=[asdict(measurement) for measurement in estimate.measurements] if mixed_precision else [],
-        documented_gb=DOCUMENTED_GB,
+        measurements=[asdict(measurement) for measurement in estimate.measurements] if mixed else [],
+        documented_gb=dict(DOCUMENTED_GB),
     )
+
+
+def _is_mixed(precision: bool | str) -> bool:
+    if not isinstance(precision, str):
+        return bool(precision)
+    if precision not in _MIXED:
+        message, remedy = f"mixed_precision is {precision!r}.", 'Give True, False, "no", "fp16" or "bf16".'
+        raise InvalidRequest(message, reason="FIELD_INVALID", remedy=remedy)
+    return _MIXED[precision]
 
 
 def validate_flux_training_config(
     batch_size: int, learning_rate: float, rank: int, alpha: float, *, client: Client | None = None
 ) -> None:
     """Ask the trainer whether it would take the configuration; raises `InvalidRequest` with every violation."""
-    config = Settings().train_config(rank=rank, alpha=alpha, learning_rate=learning_rate, batch_size=batch_size)
+    config = read_settings().train_config(rank=rank, alpha=alpha, learning_rate=learning_rate, batch_size=batch_size)
     if client is None:
         with Client() as own:
             own.validate(config)
