@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from fluxsmith import Client, FluxsmithError, JobWarning
 from fluxsmith.errors import InvalidRequest, JobFailed
 from src.models.errors import successor_of
-from src.models.flux_training_dataset import FluxTrainingDataset
+from src.models.flux_training_dataset import FluxTrainingDataset, encode
 from src.models.settings import Settings, read_settings
 
 
@@ -53,7 +53,7 @@ class FluxLoRATrainingModule:
         with self._connected() as client:
             client.validate(config)  # before anything is uploaded
             settings.warn_of_differences(client)
-            dataset = samples.cache(client)
+            dataset = encode(samples, client)
             job = None
             try:
                 job = client.submit(dataset, config, user_id=user)
