@@ -90,8 +90,7 @@ def _too_many(request: Request, body: TrainRequest) -> JSONResponse | None:
 async def _submit(client: AsyncClient, body: TrainRequest, key: str | None) -> AsyncJobHandle:
     """Make a dataset of the samples and queue a job on it; with the same `key` both are those from before.
 
-    What is wrong with the configuration is told before anything is uploaded. A request that fails removes the dataset
-    if it was the first to want it.
+    What is wrong with the configuration is told before anything is uploaded.
     """
     await client.validate(body.training_params)
     images = [
