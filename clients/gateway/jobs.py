@@ -18,6 +18,8 @@ from gateway.examples import EVENTS
 from gateway.schemas import DownloadLink, Job, Jobs
 from gateway.training import DATASET_NAME
 
+_GIVEN_NAME = re.compile(rf"{DATASET_NAME} [0-9a-f]{{16}}")
+
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(description="As told when the job was created.", max_length=100)]
@@ -26,7 +28,7 @@ JobId = Annotated[str, Path(description="As told when the job was created.", max
 @router.get("")
 async def list_jobs(
     client: Caller,
-    user_id: Annotated[str | None, Query(description="Only jobs for this user.")] = None,
+    user_id: Annotated[str | None, Query(min_length=1, description="Only jobs for this user.")] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Most jobs told.")] = 20,
 ) -> Jobs:
     """The tenant's jobs, newest first."""
@@ -70,7 +72,7 @@ async def delete_job(job_id: JobId, client: Caller) -> None:
     await job.delete()
     with suppress(errors.NotFound):  # an equal request may have shared it
         dataset = await client.datasets.get(job.snapshot.dataset_id)
-        if dataset.name.startswith(DATASET_NAME):
+        if _GIVEN_NAME.fullmatch(dataset.name):  # another is its maker's
             await client.datasets.delete(dataset)
 
 

@@ -120,9 +120,13 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(FluxsmithError)
     async def of_services(request: Request, error: FluxsmithError) -> JSONResponse:
         told = problem_of(error)
-        if told.reason == "REQUEST_ID_REUSED":  # the services' name for what callers send as a header
-            told.detail = f"the Idempotency-Key {request.headers['Idempotency-Key']!r} came with another body before."
+        key = request.headers.get("Idempotency-Key")  # the services call it request_id
+        if told.reason == "REQUEST_ID_REUSED":
+            told.detail = f"the Idempotency-Key {key!r} came with another body before."
             told.remedy = "Send that body again, or another Idempotency-Key with this one."
+        if told.reason == "JOB_DELETED":
+            told.detail = f"the Idempotency-Key {key!r} made a job that has been deleted."
+            told.remedy = "Send another Idempotency-Key to train anew."
         if told.reason == "TOKEN_INVALID":
             told.status, told.title = HTTPStatus.UNAUTHORIZED, HTTPStatus.UNAUTHORIZED.phrase
             return respond(told, headers={"WWW-Authenticate": "Bearer"})
@@ -135,7 +139,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def of_routing(_: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's for a body that cannot be decoded
-            return _not_json("the body is no text in UTF-8.")
+            return _not_read(error.__cause__)
         status = HTTPStatus(error.status_code)
         told = Problem(
             title=status.phrase,
@@ -183,5 +187,17 @@ def _of_request(request: Request, error: RequestValidationError) -> JSONResponse
     )
 
 
-def _not_json(detail: str) -> JSONResponse:
-    return problem(HTTPStatus.BAD_REQUEST, detail, reason="BODY_NOT_JSON", remedy="Send JSON in UTF-8.")
+def _not_read(cause: BaseException | None) -> JSONResponse:
+    """What is told of a body that Python's reader of JSON gave up on without saying where."""
+    if isinstance(cause, UnicodeDecodeError):
+        return _not_json("the body is no text in UTF-8.")
+    remedy = "Send a body as /openapi.json describes it."
+    if isinstance(cause, RecursionError):
+        return _not_json("the body is JSON that is nested too deeply.", remedy=remedy)
+    if isinstance(cause, ValueError) and "digits" in str(cause):  # of a whole number; any other is read
+        return _not_json("the body is JSON with a number of too many digits.", remedy=remedy)
+    return _not_json("the body cannot be read as JSON.", remedy=remedy)
+
+
+def _not_json(detail: str, *, remedy: str = "Send JSON in UTF-8.") -> JSONResponse:
+    return problem(HTTPStatus.BAD_REQUEST, detail, reason="BODY_NOT_JSON", remedy=remedy)

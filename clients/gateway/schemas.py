@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from gateway.examples import DOWNLOAD_LINK, JOB, RED_DOT_PNG
 from gateway.parameters import TrainingParams
 
+MAX_USER_ID = 64  # characters; with the rule in `_user`, what the trainer takes
+
 
 def _decoded(text: object) -> bytes:
     if not isinstance(text, str):
@@ -30,7 +32,17 @@ def _sendable(text: str) -> str:
     return text
 
 
+def _user(given: int | str) -> int | str:
+    text = str(given)
+    if len(text) > MAX_USER_ID:
+        raise ValueError(f"has {len(text)} characters: use at most {MAX_USER_ID}")
+    if text and not text.isprintable():
+        raise ValueError("has a control character: use printable characters only")
+    return given
+
+
 Text = Annotated[str, AfterValidator(_sendable)]
+UserText = Annotated[Text, Field(json_schema_extra={"maxLength": MAX_USER_ID})]
 
 
 class _Body(BaseModel):
@@ -65,8 +77,8 @@ class TrainRequest(_Body):
 
     train_data: Annotated[list[TrainSample], Field(min_length=1)]
     """The samples; 10 to 20 are usual. At most as many as the gateway is set to take."""
-    user_id: StrictInt | Text
-    """The product's user whom the job is for, up to 64 characters."""
+    user_id: Annotated[StrictInt | UserText, AfterValidator(_user)]
+    """The product's user whom the job is for, up to 64 printable characters."""
     training_params: TrainingParams = TrainConfig()
     """How to train; what is left out is the trainer's default: without `epochs` or `steps` one epoch, in which every
     sample is seen once, a few steps for a few pictures."""

@@ -15,7 +15,7 @@ from gateway.callers import Caller
 from gateway.schemas import Job, JobWarning, TrainRequest, TrainResponse
 from gateway.settings import GatewaySettings
 
-DATASET_NAME = "train-lora"  # begins the names of the datasets that the gateway makes, and may remove
+DATASET_NAME = "train-lora"  # a space and 16 hexadecimal digits follow, in the names that the gateway gives
 
 # What a dataset answers while another request with the same key sends or encodes the same samples.
 _MADE_MEANWHILE = {"DATASET_ENCODING", "DATASET_CHANGED", "DATASET_NOT_READY"}
@@ -101,21 +101,35 @@ async def _submit(client: AsyncClient, body: TrainRequest, key: str | None) -> A
     digest = await asyncio.to_thread(_digest, images)
     dataset = await client.datasets.create(name=f"{DATASET_NAME} {digest}", request_id=key)
     try:
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                await _encode(client, dataset, images)
-                return await client.submit(dataset, body.training_params, user_id=str(body.user_id), request_id=key)
-            except errors.FailedPrecondition as error:
-                if key is None or error.reason not in _MADE_MEANWHILE or not tries_left:
-                    raise
-                dataset = await client.datasets.get(dataset.id)
-        raise AssertionError("unreachable")
+        return await _queue(client, dataset, images, body, key)
     except FluxsmithError as error:
-        # Sent again with its key, a request goes on with what is there, unless that can never be trained on.
-        if key is None or isinstance(error, errors.InvalidRequest | errors.DatasetFailed):
+        # One that was there in another state than OPEN may be that of a job. Sent again with its key, a request goes on
+        # with what is there, unless no job can come of it.
+        if key is None or (dataset.state is DatasetState.OPEN and _is_final(error)):
             with suppress(FluxsmithError):
                 await client.datasets.delete(dataset)
         raise
+
+
+async def _queue(
+    client: AsyncClient, dataset: Dataset, images: list[CaptionedImage], body: TrainRequest, key: str | None
+) -> AsyncJobHandle:
+    """Encode the images and queue the job, side by side with other requests that have the same key."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            if key is None or tries_left < _TRIES - 1:  # first, a key is told what it made, without the images
+                await _encode(client, dataset, images)
+            return await client.submit(dataset, body.training_params, user_id=str(body.user_id), request_id=key)
+        except errors.FailedPrecondition as error:
+            if key is None or error.reason not in _MADE_MEANWHILE or not tries_left:
+                raise
+            dataset = await client.datasets.get(dataset.id)
+    raise AssertionError("unreachable")
+
+
+def _is_final(error: FluxsmithError) -> bool:
+    """Whether no job comes of the dataset: it was refused, or its key has made one that is gone."""
+    return isinstance(error, errors.InvalidRequest | errors.DatasetFailed) or error.reason == "JOB_DELETED"
 
 
 async def _encode(client: AsyncClient, dataset: Dataset, images: list[CaptionedImage]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxPipeline
+from fluxsmith.errors import InvalidRequest
 from src.models.flux_training_utils import combine_flux_embeddings, encode_prompts_flux
 
 from services.common.settings import ServiceSettings
@@ -44,6 +45,22 @@ def test_prompts_are_embedded_as_the_pipeline_embeds_them(pipeline: FluxPipeline
         expected_t5, expected_clip, _ = pipeline.encode_prompt(PROMPTS, None, max_sequence_length=t5_BSD.shape[1])
     torch.testing.assert_close(t5_BSD, expected_t5)
     torch.testing.assert_close(clip_BD, expected_clip)
+
+
+def test_embeddings_take_part_in_a_training(pipeline: FluxPipeline) -> None:
+    tokenizers = (pipeline.tokenizer, pipeline.tokenizer_2)
+    encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
+    for embeds in encode_prompts_flux(tokenizers, encoders, "a red apple"):
+        assert not embeds.requires_grad
+        weight = torch.ones_like(embeds, requires_grad=True)
+        (weight * embeds).sum().backward()
+        assert weight.grad is not None
+        assert torch.equal(weight.grad, embeds)
+
+
+def test_no_prompts_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"prompts has none\. Give one at least"):
+        encode_prompts_flux((None, None), (None, None), [])
 
 
 def test_combined_embeddings_are_the_transformers_keywords(pipeline: FluxPipeline) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import nan
 from typing import Any
 
+import grpc
 import pytest
 from fastapi.testclient import TestClient
+from fluxsmith.v1 import encoder_pb2 as encoder
 from fluxsmith.v1 import trainer_pb2 as pb
 from gateway.app import create_app
 from gateway.examples import RED_DOT_PNG
 from gateway.settings import GatewaySettings
+from google.protobuf.message import Message
 
-from tests.clients.recording import Recorder
+from tests.clients.recording import Recorder, Refused
 
 BODY: dict[str, Any] = {"train_data": [{"image": RED_DOT_PNG, "description": "a dot"}], "user_id": "007"}
 
@@ -60,6 +63,62 @@ def test_an_idempotency_key_is_the_request_id_of_dataset_and_job(web: TestClient
     web.post("/jobs", json=BODY, headers={"Idempotency-Key": "wish"})
     named = [getattr(request, "request_id", "") for request in services.requests]
     assert named.count("wish") == 2
+
+
+DELETED = Refused("gone", code=grpc.StatusCode.FAILED_PRECONDITION, reason="JOB_DELETED")
+AWAY = Refused("away", code=grpc.StatusCode.PERMISSION_DENIED)
+
+
+@pytest.mark.parametrize(
+    ("found", "refusal", "kept"),
+    [
+        ("OPEN", DELETED, False),
+        ("OPEN", Refused("wrong"), False),
+        ("OPEN", AWAY, True),  # sent again, the request goes on with it
+        ("READY", DELETED, True),
+        ("READY", Refused("wrong"), True),
+        ("ENCODING", Refused("wrong"), True),
+    ],
+)
+def test_a_refused_request_with_a_key_removes_only_a_dataset_that_it_began(
+    web: TestClient, services: Recorder, monkeypatch: pytest.MonkeyPatch, found: str, refusal: Refused, kept: bool
+) -> None:
+    answer, state = services.answer, encoder.DatasetState.Value(f"DATASET_STATE_{found}")
+
+    def refusing(request: Message) -> Iterable[Message]:
+        if isinstance(request, encoder.CreateDatasetRequest):
+            return [encoder.CreateDatasetResponse(dataset=encoder.Dataset(dataset_id="d", state=state))]
+        if isinstance(request, pb.CreateTrainingJobRequest) and not request.validate_only:
+            raise refusal
+        return answer(request)
+
+    monkeypatch.setattr(services, "answer", refusing)
+    assert web.post("/jobs", json=BODY, headers={"Idempotency-Key": "wish"}).is_client_error
+    assert bool(services.asked(encoder.DeleteDatasetRequest)) != kept
+
+
+@pytest.mark.parametrize(
+    ("name", "removed"),
+    [
+        ("train-lora 0123456789abcdef", True),
+        ("train-lora-cats", False),
+        ("train-lora", False),
+        ("train-lora 0123456789abcdef cats", False),
+        ("train-lora 0123456789ABCDEF", False),
+    ],
+)
+def test_with_a_job_goes_only_a_dataset_that_the_gateway_named(
+    web: TestClient, services: Recorder, name: str, removed: bool
+) -> None:
+    services.job.dataset_id, services.encoded.display_name = "d", name
+    assert web.delete("/jobs/j").status_code == 204
+    assert bool(services.asked(encoder.DeleteDatasetRequest)) == removed
+
+
+def test_an_empty_user_is_not_everybody(web: TestClient, services: Recorder) -> None:
+    refused = web.get("/jobs", params={"user_id": ""})
+    assert (refused.status_code, refused.json()["violations"][0]["field"]) == (422, "query.user_id")
+    assert not services.requests
 
 
 @pytest.mark.parametrize(

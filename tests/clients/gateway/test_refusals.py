@@ -6,14 +6,20 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from gateway.app import create_app
 from gateway.examples import RED_DOT_PNG
+from gateway.schemas import MAX_USER_ID, TrainRequest
 from gateway.settings import GatewaySettings
+from pydantic import ValidationError
+
+from services.common.errors import InvalidInput
+from services.common.fields import check_length
+from services.trainer.database import tables
 
 BODY: dict[str, Any] = {"train_data": [{"image": RED_DOT_PNG, "description": "a dot"}], "user_id": 7}
 
@@ -34,9 +40,15 @@ def test_a_body_that_is_not_said_to_be_json_is_told_which_header_to_send(
 
 
 @pytest.mark.parametrize(
-    ("content", "detail"), [(b'{"a": 1,\n "b" 2}', "line 2 column 6"), (b'{"\xff": 1}', "no text in UTF-8")]
+    ("content", "detail"),
+    [
+        (b'{"a": 1,\n "b" 2}', "line 2 column 6"),
+        (b'{"\xff": 1}', "no text in UTF-8"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b"9" * 5000, "a number of too many digits"),
+    ],
 )
-def test_a_body_that_is_no_json_is_told_where(web: TestClient, content: bytes, detail: str) -> None:
+def test_a_body_that_is_no_json_is_told_why(web: TestClient, content: bytes, detail: str) -> None:
     answer = web.post("/jobs", content=content, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["reason"]) == (400, "BODY_NOT_JSON")
     assert detail in answer.json()["detail"]
@@ -62,6 +74,27 @@ def test_fields_that_the_services_refuse_have_the_names_of_the_request(web: Test
     content = json.dumps(BODY | {"training_params": {"target_regex": "half \ud83d"}})
     answer = web.post("/jobs", content=content, headers={"Content-Type": "application/json"})
     assert [one["field"] for one in answer.json()["violations"]] == ["body.training_params.target_regex"]
+
+
+@pytest.mark.parametrize(
+    "user_id", ["", "u", "u" * MAX_USER_ID, "u" * (MAX_USER_ID + 1), "a\nb", 10**MAX_USER_ID - 1, 10**MAX_USER_ID]
+)
+def test_users_are_taken_as_the_trainer_takes_them(user_id: str | int) -> None:
+    def taken(check: Callable[[], object], refusal: type[Exception]) -> bool:
+        try:
+            check()
+        except refusal:
+            return False
+        return True
+
+    assert str(tables.jobs.c.user_id.type) == f"VARCHAR({MAX_USER_ID})"
+    expected = taken(lambda: check_length("user_id", str(user_id), MAX_USER_ID), InvalidInput)
+    assert taken(lambda: TrainRequest.model_validate(BODY | {"user_id": user_id}), ValidationError) == expected
+
+
+def test_a_user_that_is_too_long_is_told_how_long_it_may_be(web: TestClient) -> None:
+    (violation,) = web.post("/jobs", json=BODY | {"user_id": "u" * 65}).json()["violations"]
+    assert violation == {"field": "body.user_id", "description": "has 65 characters: use at most 64"}
 
 
 def test_faults_are_told_without_the_words_of_the_validator(web: TestClient) -> None:

@@ -88,6 +88,28 @@ def test_the_same_idempotency_key_finds_the_same_job(web: httpx.Client) -> None:
         assert "Idempotency-Key" in refused.json()["detail"]
 
 
+def test_a_key_whose_job_was_deleted_leaves_no_pictures(web: httpx.Client, client: fluxsmith.Client) -> None:
+    wish, headers = body(count=2, steps=1, user_id="eve"), {"Idempotency-Key": "wish-4"}
+    job_id = web.post("/train-lora", json=wish, headers=headers).json()["job_id"]
+    dataset_id = client.job(job_id).snapshot.dataset_id
+    assert web.delete(f"/jobs/{job_id}").status_code == 204
+    for path in ("/jobs", "/train-lora"):
+        refused = web.post(path, json=wish, headers=headers)
+        assert (refused.status_code, refused.json()["reason"]) == (409, "JOB_DELETED")
+        assert refused.json()["detail"] == "the Idempotency-Key 'wish-4' made a job that has been deleted."
+        with pytest.raises(fluxsmith.errors.NotFound):
+            client.datasets.get(dataset_id)
+
+
+def test_a_wrong_request_with_a_used_key_leaves_its_pictures(web: httpx.Client, client: fluxsmith.Client) -> None:
+    headers = {"Idempotency-Key": "wish-5"}
+    job = web.post("/train-lora", json=body(steps=1, user_id="u" * 64), headers=headers)
+    assert web.post("/jobs", json=body(steps=1, user_id="u" * 65), headers=headers).status_code == 422
+    assert web.post("/jobs", json=body(steps=2), headers=headers).status_code == 409
+    dataset_id = client.job(job.json()["job_id"]).snapshot.dataset_id
+    assert client.datasets.get(dataset_id).state is fluxsmith.DatasetState.READY
+
+
 def test_requests_with_one_key_at_the_same_time_find_one_job(web: httpx.Client) -> None:
     def ask(_: int) -> tuple[int, str]:
         answer = web.post("/jobs", json=body(count=12, steps=2), headers={"Idempotency-Key": "wish-3"})

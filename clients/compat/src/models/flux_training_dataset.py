@@ -1,7 +1,6 @@
 """Samples as `train_lora` takes them, checked, and encoded once."""
 
 import base64
-import binascii
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import overload
@@ -21,7 +20,13 @@ class FluxTrainingDataset(Sequence[tuple[bytes, str]]):
     """
 
     def __init__(self, train_data: Iterable[Mapping[str, str]]) -> None:
-        self._samples = [_read_sample(number, sample) for number, sample in enumerate(train_data)]
+        try:
+            given = iter(train_data)
+        except TypeError as error:
+            message = f"train_data is of type {type(train_data).__name__}, not a list of samples."
+            remedy = "Give a list of mappings with image and description."
+            raise InvalidRequest(message, reason="FIELD_INVALID", remedy=remedy) from error
+        self._samples = [_read_sample(number, sample) for number, sample in enumerate(given)]
         if not self._samples:
             raise InvalidRequest(
                 "train_data has no samples.", reason="FIELD_INVALID", remedy="Give one at least; 10 to 20 are usual."
@@ -42,16 +47,21 @@ class FluxTrainingDataset(Sequence[tuple[bytes, str]]):
 
         What it has computed for an equal picture or caption before costs no model work.
         """
-        images = [
-            CaptionedImage(name=f"train_data[{number}]", captions=(caption,), content=image)
-            for number, (image, caption) in enumerate(self._samples)
-        ]
-        with refused_samples():
-            dataset = client.datasets.create_from(images, name="train_data")
-        for problem in dataset.problems:
-            if problem.reason is SampleProblemReason.CAPTION_TRUNCATED:
-                warnings.warn(f"{problem.sample_name}: {problem.message}", stacklevel=2)
-        return dataset
+        return encode(self, client)
+
+
+def encode(samples: FluxTrainingDataset, client: Client) -> Dataset:
+    """Do the work of `FluxTrainingDataset.cache`; its warnings point to the line that called its caller."""
+    images = [
+        CaptionedImage(name=f"train_data[{number}]", captions=(caption,), content=image)
+        for number, (image, caption) in enumerate(samples)
+    ]
+    with refused_samples():
+        dataset = client.datasets.create_from(images, name="train_data")
+    for problem in dataset.problems:
+        if problem.reason is SampleProblemReason.CAPTION_TRUNCATED:
+            warnings.warn(f"{problem.sample_name}: {problem.message}", stacklevel=3)
+    return dataset
 
 
 def _read_sample(number: int, sample: Mapping[str, str]) -> tuple[bytes, str]:
@@ -68,6 +78,12 @@ def _read_sample(number: int, sample: Mapping[str, str]) -> tuple[bytes, str]:
             reason="CAPTION_EMPTY",
             remedy="Write a caption that says what the image shows.",
         )
+    if caption.encode(errors="replace").decode() != caption:  # such as \ud83d alone
+        raise TextEncodingFailed(
+            f"train_data[{number}] has half a character in its description, which UTF-8 cannot hold.",
+            reason="FIELD_INVALID",
+            remedy="Write it whole, or remove it.",
+        )
     return _decoded(number, image), caption
 
 
@@ -79,7 +95,7 @@ def _decoded(number: int, image: object) -> bytes:
             raise TypeError(f"it is of type {type(image).__name__}")
         text = image.partition(",")[2] if image.startswith("data:") else image
         data = base64.b64decode("".join(text.split()), validate=True)
-    except (TypeError, UnicodeDecodeError, binascii.Error) as error:
+    except (TypeError, ValueError) as error:
         raise _no_image(number, f"is not base64: {error}") from error
     if not data:
         raise _no_image(number, "is empty")

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from fluxsmith import Client, FluxsmithError, JobWarning
 from fluxsmith.errors import InvalidRequest, JobFailed
 from src.models.errors import successor_of
-from src.models.flux_training_dataset import FluxTrainingDataset
-from src.models.settings import Settings
+from src.models.flux_training_dataset import FluxTrainingDataset, encode
+from src.models.settings import Settings, read_settings
 
 
 class FluxLoRATrainingModule:
@@ -46,14 +46,14 @@ class FluxLoRATrainingModule:
         """
         user = _as_text(user_id)
         samples = FluxTrainingDataset(train_data)
-        settings = self._settings or Settings()
+        settings = self._settings or read_settings()
         config = settings.train_config(
             rank=rank, alpha=alpha, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size
         )
         with self._connected() as client:
             client.validate(config)  # before anything is uploaded
             settings.warn_of_differences(client)
-            dataset = samples.cache(client)
+            dataset = encode(samples, client)
             job = None
             try:
                 job = client.submit(dataset, config, user_id=user)

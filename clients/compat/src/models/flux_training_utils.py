@@ -10,7 +10,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from fluxsmith import Client, EstimatedModel
-from src.models.settings import Settings
+from fluxsmith.errors import InvalidRequest
+from src.models.settings import read_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,7 @@ T5_TOKENS = 512  # FLUX.1-dev; a tokenizer that says less is that of a smaller m
 # What was documented for this interface before, at mixed precision; nobody said how it was found.
 DOCUMENTED_GB = {"rank 16, batch size 1": 26.0, "rank 32, batch size 1": 28.0, "rank 16, batch size 2": 30.0}
 _IN_THE_MODELS_PRECISION = frozenset({"weights", "activations", "workspace"})
+_MIXED = {"no": False, "fp16": True, "bf16": True}  # accelerate's names
 
 
 class MemoryUsage(TypedDict):
@@ -43,7 +45,7 @@ class MemoryUsage(TypedDict):
 def estimate_flux_memory_usage(
     batch_size: int = 1,
     rank: int = 16,
-    mixed_precision: bool = True,
+    mixed_precision: bool | str = True,
     *,
     resolution_px: int = 1024,
     client: Client | None = None,
@@ -51,16 +53,15 @@ def estimate_flux_memory_usage(
     """Ask the trainer what training FLUX.1-dev takes, whatever model it has loaded itself.
 
     Without `mixed_precision`, weights and activations count twice, since they are in 32 bits then; nothing was measured
-    so. Raises `InvalidRequest` for values out of range.
+    so. It may be given as accelerate names it: "no", "fp16" or "bf16". Raises `InvalidRequest` for values out of range.
     """
-    config = Settings().train_config(rank=rank, alpha=rank, batch_size=batch_size)
+    mixed = _is_mixed(mixed_precision)
+    config = read_settings().train_config(rank=rank, alpha=rank, batch_size=batch_size)
     if client is None:
         with Client() as own:
-            return estimate_flux_memory_usage(
-                batch_size, rank, mixed_precision, resolution_px=resolution_px, client=own
-            )
+            return estimate_flux_memory_usage(batch_size, rank, mixed, resolution_px=resolution_px, client=own)
     estimate = client.estimate_memory(config, resolution_px=resolution_px, model=EstimatedModel.FLUX_1_DEV)
-    doubled = frozenset() if mixed_precision else _IN_THE_MODELS_PRECISION
+    doubled = frozenset() if mixed else _IN_THE_MODELS_PRECISION
     parts_gb = {part.name: part.bytes / GB * (2 if part.name in doubled else 1) for part in estimate.parts}
     peak_gb = sum(parts_gb.values())
     return MemoryUsage(
@@ -68,16 +69,25 @@ def estimate_flux_memory_usage(
         peak_gb=peak_gb,
         parts_gb=parts_gb,
         explanations={part.name: part.explanation for part in estimate.parts},
-        measurements=[asdict(measurement) for measurement in estimate.measurements] if mixed_precision else [],
-        documented_gb=DOCUMENTED_GB,
+        measurements=[asdict(measurement) for measurement in estimate.measurements] if mixed else [],
+        documented_gb=dict(DOCUMENTED_GB),
     )
+
+
+def _is_mixed(precision: bool | str) -> bool:
+    if not isinstance(precision, str):
+        return bool(precision)
+    if precision not in _MIXED:
+        message, remedy = f"mixed_precision is {precision!r}.", 'Give True, False, "no", "fp16" or "bf16".'
+        raise InvalidRequest(message, reason="FIELD_INVALID", remedy=remedy)
+    return _MIXED[precision]
 
 
 def validate_flux_training_config(
     batch_size: int, learning_rate: float, rank: int, alpha: float, *, client: Client | None = None
 ) -> None:
     """Ask the trainer whether it would take the configuration; raises `InvalidRequest` with every violation."""
-    config = Settings().train_config(rank=rank, alpha=alpha, learning_rate=learning_rate, batch_size=batch_size)
+    config = read_settings().train_config(rank=rank, alpha=alpha, learning_rate=learning_rate, batch_size=batch_size)
     if client is None:
         with Client() as own:
             own.validate(config)
@@ -103,13 +113,17 @@ def encode_prompts_flux(
 
     `tokenizers` and `text_encoders` are CLIP's and T5's, in this order, as in FluxPipeline. Prompts are encoded one by
     one as the encoder service does: 8-bit T5 looks for outliers over its whole input, so in a batch the other prompts
-    would have a say. What a tokenizer cuts off is not read. Needs torch.
+    would have a say. What a tokenizer cuts off is not read. Needs torch. Raises `InvalidRequest` for no prompts.
     """
     import torch  # noqa: PLC0415 - the rest of this module works without it
 
     clip_tokenizer, t5_tokenizer = tokenizers
     clip, t5 = text_encoders
     lines = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not lines:
+        raise InvalidRequest(
+            "prompts has none.", reason="FIELD_INVALID", remedy='Give one at least; "" is one without words.'
+        )
 
     def ids(tokenizer: Any, prompt: str, most: int) -> Tensor:
         tokens = min(most, tokenizer.model_max_length)
@@ -117,7 +131,7 @@ def encode_prompts_flux(
         ids_BS: Tensor = encoded.input_ids
         return ids_BS
 
-    with torch.inference_mode():
+    with torch.no_grad():  # a training loop may use what comes out, unlike that of inference mode
         clip_BD = [clip(ids(clip_tokenizer, line, CLIP_TOKENS).to(clip.device)).pooler_output for line in lines]
         t5_BSD = [t5(ids(t5_tokenizer, line, T5_TOKENS).to(t5.device))[0] for line in lines]
         return torch.cat(clip_BD), torch.cat(t5_BSD)

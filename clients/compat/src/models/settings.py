@@ -3,6 +3,8 @@
 import warnings
 
 from fluxsmith import Client, SigmaSampling, TrainConfig
+from fluxsmith.errors import FieldViolation, InvalidRequest
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -54,3 +56,21 @@ class Settings(BaseSettings):
                 "set where the encoder is started, by FLUXSMITH_ENCODER_T5_PRECISION",
                 stacklevel=3,
             )
+
+
+def read_settings() -> Settings:
+    """Read the environment, or raise `InvalidRequest` with every variable at fault and its value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = tuple(
+            FieldViolation(field=str(fault["loc"][0]), description=f"is {fault['input']!r}: {fault['msg']}")
+            for fault in error.errors()
+        )
+        named = "; ".join(f"{fault.field} {fault.description}" for fault in faults)
+        raise InvalidRequest(
+            f"{named}.",
+            reason="FIELD_INVALID",
+            remedy="Set the environment variable so, or unset it for its default.",
+            violations=faults,
+        ) from error
