@@ -31,6 +31,12 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.worker import work
 
 ANY_PORT = "127.0.0.1:0"
+# A process that is killed may still write for a moment: what it leaves is removed until nothing is left of it.
+_END = """
+read -r _ && exit
+kill -KILL "$1"; shift
+for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 0.2; rm -rf "$@" && exit; done
+"""
 FOR_EVER_S = 1e9  # a worker whose job hangs ends its process, which here is the tests'
 
 
@@ -100,8 +106,7 @@ def _store(folder: Path) -> Iterator[StoreSettings]:
 @contextmanager
 def _ended_with_this_process(pid: int, *left: Path) -> Iterator[None]:
     """End a process and remove what it leaves should this one be killed: the watcher's standard input ends with it."""
-    script = 'read -r _ || { kill -KILL "$1"; shift; rm -rf "$@"; }'
-    command = ["sh", "-c", script, "watcher", str(pid), *map(str, left)]
+    command = ["sh", "-c", _END, "watcher", str(pid), *map(str, left)]
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
     try:
         yield

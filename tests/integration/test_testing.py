@@ -79,7 +79,7 @@ def test_server_is_entered_once_and_has_addresses_only_then(temporary: Path) -> 
 
 
 def test_nothing_is_left_when_the_process_is_killed(temporary: Path) -> None:
-    code = "import os, fluxsmith.testing; fluxsmith.testing.Server().__enter__(); os.kill(os.getpid(), 9)"
+    code = "import os, fluxsmith.testing\nwith fluxsmith.testing.Server(): os.kill(os.getpid(), 9)"
     environment = {**os.environ, "TMPDIR": str(temporary)}
     killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert killed.returncode == -9
