@@ -41,12 +41,12 @@ def failure_of(error: BaseException) -> JobFailure:
     if isinstance(error, ServiceError):
         fault = Fault.SYSTEM if isinstance(error, (ObjectMissing, ObjectDamaged)) else Fault.USER
         return JobFailure(fault=fault, reason=error.reason, message=error.message, remedy=error.remedy)
-    if _says(error, NO_FIXED_ORDER):
+    if lacks_fixed_order(error):
         return JobFailure(
             fault=Fault.SYSTEM,
             reason="INTERNAL",
             message=f"the GPU has no kernel that sums in a fixed order: {error}",
-            remedy="Let the operator set FLUXSMITH_TRAINER_DETERMINISTIC to false; and report it.",
+            remedy="Let the operator set FLUXSMITH_TRAINER_DETERMINISTIC to false, and report it.",
         )
     return JobFailure(
         fault=Fault.SYSTEM,
@@ -54,6 +54,11 @@ def failure_of(error: BaseException) -> JobFailure:
         message=f"internal error ({type(error).__name__})",
         remedy="The worker's log has the traceback; report it with the job's identifier.",
     )
+
+
+def lacks_fixed_order(error: BaseException) -> bool:
+    """Whether a GPU has no kernel that gives the same bits each time for something that was to be computed so."""
+    return _says(error, NO_FIXED_ORDER)
 
 
 def out_of_memory(error: BaseException) -> bool:

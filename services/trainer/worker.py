@@ -29,7 +29,7 @@ from services.trainer.checkpoints.sets import CheckpointOfOtherBase
 from services.trainer.database.claims import LostJob
 from services.trainer.database.job_store import JobStore
 from services.trainer.encoder_link import EncoderLink
-from services.trainer.failures import failure_of, out_of_memory
+from services.trainer.failures import failure_of, lacks_fixed_order, out_of_memory
 from services.trainer.jobs import ArtifactPublished, Fault, Job, JobState, JobWarning
 from services.trainer.kernels import choose_kernels
 from services.trainer.leftovers import remove_leftovers
@@ -242,6 +242,9 @@ class Worker:
         level = logging.ERROR if failure.fault is Fault.SYSTEM else logging.INFO
         trace = error if level == logging.ERROR else None  # the user's own fault has no trace worth reading
         log.log(level, "%s failed: %s", job.job_id, failure.message, exc_info=trace)
+        if lacks_fixed_order(error):  # the next attempt does without
+            log.warning("jobs of this worker that are interrupted end with other last bits from here on")
+            choose_kernels(deterministic=False)
         if out_of_memory(error) and len(self._active) > 1:
             self._release(job, reporter, f"{failure.message}; it is tried again alone", counted=True)
         elif failure.fault is Fault.SYSTEM and (tried := 1 + self._lost(job, reporter)) < self._settings.max_attempts:

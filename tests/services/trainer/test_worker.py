@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
 from services.trainer.database.claims import LostJob
+from services.trainer.flow_matching import loss_per_sample
 from services.trainer.jobs import (
     JobState,
     StateChanged,
 )
+from services.trainer.kernels import choose_kernels
 from services.trainer.worker import HUNG, Worker
 from tests.services.trainer import disturbed
 from tests.services.trainer.database.test_job_store import take
@@ -57,6 +61,23 @@ def test_step_that_hangs_is_told_and_ends_its_worker(bench: Bench, monkeypatch: 
     found = bench.jobs.get(bench.tenant, job.job_id)
     assert (found.state, found.lost, ended[0]) == (JobState.QUEUED, 1, HUNG)
     assert "replaced" in bench.warnings(job)["STALLED"]
+
+
+def test_worker_whose_gpu_has_no_kernel_of_a_fixed_order_goes_on_without(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_no_order(*given: Any) -> torch.Tensor:
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))  # has one order only by chance, and torch says so
+        return loss_per_sample(*given)
+
+    monkeypatch.setattr("services.trainer.train.loss_per_sample", of_no_order)
+    choose_kernels()
+    try:
+        waiting = bench.run(CONFIG)
+        assert (waiting.state, waiting.lost) == (JobState.QUEUED, 1)
+        assert bench.run_next().state is JobState.SUCCEEDED
+    finally:
+        choose_kernels()
 
 
 def test_full_worker_makes_room_for_a_user_who_has_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
