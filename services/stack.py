@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -212,12 +212,28 @@ def exit_on_sigterm() -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different TCP ports on loopback that nothing listens on at this moment."""
+    """So many different TCP ports on loopback that nothing listens on at this moment.
+
+    They lie below those that the system gives to connections, any of which might take one before it is served on.
+    """
     with ExitStack() as probes:
         sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]
+        return [_bound(probe) for probe in sockets]
+
+
+def _bound(probe: socket.socket) -> int:
+    """Bind it to a free port and return that."""
+    try:
+        end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        end = 32768
+    lowest = min(10_000, end - 1)
+    for _ in range(100):
+        with suppress(OSError):
+            probe.bind(("127.0.0.1", lowest + secrets.randbelow(end - lowest)))  # draws from nobody's seeded generator
+            return int(probe.getsockname()[1])
+    probe.bind(("127.0.0.1", 0))
+    return int(probe.getsockname()[1])
 
 
 def _require_free(address: str, option: str) -> None:
