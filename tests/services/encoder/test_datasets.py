@@ -170,8 +170,9 @@ def test_encoding_under_way_is_joined_with_the_same_options_only(
 ) -> None:
     wanted = datasets.begin_encoding(tenant, dataset_id, OPTIONS)
     assert datasets.begin_encoding(tenant, dataset_id, OPTIONS) == wanted
-    with pytest.raises(NotReady, match="other options"):
+    with pytest.raises(NotReady, match="other options") as caught:
         datasets.begin_encoding(tenant, dataset_id, OPTIONS.model_copy(update={"flip": True}))
+    assert caught.value.reason == "DATASET_ENCODING"
 
 
 def test_failed_encoding_takes_the_old_result_away(datasets: Datasets, tenant: str, dataset_id: str) -> None:
