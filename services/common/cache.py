@@ -90,12 +90,16 @@ class CachedSample(_Contract):
 
 
 class EncodingHead(_Contract):
-    """What holds for all samples of an encoding. `latent_shift` and `latent_scale` are the VAE's, not yet applied."""
+    """What holds for all samples of an encoding. `latent_shift` and `latent_scale` are the VAE's, not yet applied.
+
+    `trigger_word` is the one that the captions were given, empty for none.
+    """
 
     encoder_fingerprint: str
     latent_shift: float
     latent_scale: float
     empty_caption: CachedCaption
+    trigger_word: str = ""
 
 
 class DatasetManifest(EncodingHead):

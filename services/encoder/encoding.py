@@ -97,7 +97,7 @@ class DatasetEncoder:
         wait_for_sweep(self._datasets.store, tenant)
         revision = self._datasets.revision(tenant, dataset_id)
         progress = Progress(total=self._datasets.sample_count(tenant, dataset_id))
-        head = self._head(tenant)
+        head = self._head(tenant, wanted.options.trigger_word)
         listing = _Listing(self._datasets.store, tenant, wanted.encoding_id, head)
         pictures = _Pictures()
         with closing(self._verdicts(tenant, dataset_id, wanted.options)) as verdicts:
@@ -163,13 +163,14 @@ class DatasetEncoder:
             for verdict in verdicts:
                 yield verdict, prepare == stages.prepare
 
-    def _head(self, tenant: str) -> EncodingHead:
+    def _head(self, tenant: str, trigger_word: str) -> EncodingHead:
         models = self._models.models
         return EncodingHead(
             encoder_fingerprint=models.fingerprint,
             latent_shift=models.latent_shift,
             latent_scale=models.latent_scale,
             empty_caption=self._embedded(tenant, ""),
+            trigger_word=trigger_word,
         )
 
     def _tensors(self, tenant: str) -> TensorCache:

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from services.common import cache
 from services.common.cache import CachedCaption, CachedObject, CachedSample, CachedVariant, CachedView
+from services.common.captions import TRIGGER_PLACE, with_trigger
 from services.common.object_store import ObjectDamaged, ObjectMissing
 from services.encoder.datasets import Datasets
 from services.encoder.images.buckets import Bucket, pixels
 from services.encoder.images.decoding import decode, pixel_digest
-from services.encoder.images.views import TRIGGER_PLACE, Variant, variants_of, views_of, with_trigger
+from services.encoder.images.views import Variant, variants_of, views_of
 from services.encoder.models import EncoderModels, ModelThread
 from services.encoder.problems import BadSample, Problem
 from services.encoder.records import EncodingOptions, SampleProblem, SampleRecord

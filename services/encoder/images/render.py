@@ -11,11 +11,12 @@ from itertools import chain
 from PIL import Image
 
 from services.common.cache import CachedObject, dataset_prefix
+from services.common.captions import with_trigger
 from services.common.object_store import ObjectDamaged, ObjectMissing
 from services.encoder.datasets import Datasets
 from services.encoder.images.contact_sheet import Tile, draw_contact_sheet, thumbnail
 from services.encoder.images.decoding import decode
-from services.encoder.images.views import Variant, View, variants_of, views_of, with_trigger
+from services.encoder.images.views import Variant, View, variants_of, views_of
 from services.encoder.overlap import overlapped
 from services.encoder.problems import BadSample
 from services.encoder.records import EncodingOptions, SampleRecord

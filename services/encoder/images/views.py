@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,8 +13,6 @@ from services.encoder.images.buckets import Bucket, Crop, choose_bucket, crop_to
 from services.encoder.images.decoding import Decoded, pixel_digest
 from services.encoder.problems import BadSample
 from services.encoder.records import EncodingOptions
-
-TRIGGER_PLACE = "[trigger]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +68,3 @@ def variants_of(decoded: Decoded, view: View, options: EncodingOptions) -> Itera
             image=crop_to(decoded.image, view.bucket, crop),
             mask_1hw=None if alpha is None else loss_mask(alpha, view.bucket, crop),
         )
-
-
-def with_trigger(caption: str, trigger_word: str) -> str:
-    """A caption that holds the trigger word: where `[trigger]` stands, or else before it."""
-    if not trigger_word:
-        return caption
-    if TRIGGER_PLACE in caption:
-        return caption.replace(TRIGGER_PLACE, trigger_word)
-    there = re.search(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", caption)
-    return caption if there else f"{trigger_word}, {caption}"

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from services.encoder.images.buckets import Bucket, crop_to
 from services.encoder.images.decoding import Decoded
-from services.encoder.images.views import View, variants_of, views_of, with_trigger
+from services.encoder.images.views import View, variants_of, views_of
 from services.encoder.problems import BadSample, Problem
 from services.encoder.records import EncodingOptions
 
@@ -87,23 +87,3 @@ def test_opaque_picture_needs_no_mask() -> None:
     (view,) = views(80, 64, options())
     (variant,) = variants_of(decoded(), view, options(alpha_policy="MASK"))
     assert variant.mask_1hw is None
-
-
-@pytest.mark.parametrize(
-    ("caption", "expected"),
-    [
-        ("a [trigger] in a boat", "a sks in a boat"),
-        ("a dog", "sks, a dog"),
-        ("a dog like sks", "a dog like sks"),
-        ("she asks a dog", "sks, she asks a dog"),  # not the word
-        ("[trigger] and [trigger]", "sks and sks"),
-    ],
-)
-def test_caption_holds_the_trigger_word(caption: str, expected: str) -> None:
-    assert with_trigger(caption, "sks") == expected
-    assert with_trigger(caption, "") == caption
-
-
-def test_trigger_word_may_be_anything() -> None:
-    assert with_trigger("a dog", "<s*k(s>") == "<s*k(s>, a dog"
-    assert with_trigger("a <s*k(s> dog", "<s*k(s>") == "a <s*k(s> dog"
