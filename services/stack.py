@@ -13,13 +13,11 @@ import fcntl
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -31,10 +29,15 @@ from pydantic import SecretStr
 from services.common.errors import ServiceError
 from services.common.object_store import ObjectStore
 from services.common.settings import StoreSettings
+from services.embedded_store import EmbeddedStore
+from services.ports import HOST, PortTaken, ReservedPorts
+from services.private_files import UMASK, open_private, private_folder, tighten
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 600.0  # FLUX.1-dev's files are read and hashed; one that ends early is noticed at once
 STOP_S = 75.0  # the trainer waits for its workers, which write a checkpoint of each job
+STORE_STOP_S = 30.0  # it needs two seconds, and loses nothing that it acknowledged when it is killed
+OURS = ("lock", "logs", "store", "store-run", "store-secret", "jobs.sqlite*")
 
 
 class StackError(Exception):
@@ -48,27 +51,23 @@ class Stack:
         self, data: Path, *, encoder_port: int = 0, trainer_port: int = 0, environment: Mapping[str, str] | None = None
     ) -> None:
         self.data = data.resolve()
-        free_encoder_port, free_trainer_port, store_port = free_ports(3)
-        self.encoder_address = f"127.0.0.1:{encoder_port or free_encoder_port}"
-        self.trainer_address = f"127.0.0.1:{trainer_port or free_trainer_port}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._log_begins: dict[str, int] = {}
-        self._store_command: list[str] = []
         self._extra = dict(environment or {})
-        self.data.mkdir(parents=True, exist_ok=True)
-        self._claims = [
-            _claimed(self.encoder_address, "--encoder-port"),
-            _claimed(self.trainer_address, "--trainer-port"),
-        ]
-        self._lock = _locked(self.data / "lock")
-        self.store_settings = StoreSettings(
-            endpoint=f"127.0.0.1:{store_port}", access_key="fluxsmith", secret_key=SecretStr(_secret(self.data))
-        )
+        with ExitStack() as starting:
+            self._ports = starting.enter_context(closing(ReservedPorts()))
+            self.encoder_address = _reserved(self._ports, encoder_port, "--encoder-port")
+            self.trainer_address = _reserved(self._ports, trainer_port, "--trainer-port")
+            self._store = EmbeddedStore(self.data, self._ports)
+            _make_private(self.data)
+            self._lock = starting.enter_context(_locked(self.data / "lock"))
+            self.store_settings = StoreSettings(
+                endpoint=self._store.endpoint, access_key="fluxsmith", secret_key=SecretStr(_secret(self.data))
+            )
+            self._held = starting.pop_all()
 
     def __enter__(self) -> Stack:
         try:
-            for option, address in (("encoder", self.encoder_address), ("trainer", self.trainer_address)):
-                _require_free(address, f"--{option}-port")
             self.start_store()
             self.start_service("encoder", self.encoder_address)
             self.start_service("trainer", self.trainer_address)
@@ -106,21 +105,11 @@ class Stack:
 
     def start_store(self) -> None:
         """Start the S3 server and wait until an object written is read again."""
-        folder = self.data / "store"
-        folder.mkdir(exist_ok=True)
-        self._store_command = _weed_command(folder, self.store_settings)
-        self._spawn("store", self._store_command, self.environment_of_store())
+        self._store.prepare()
+        environment = self._store.environment(self.store_settings)
+        self._spawn("store", self._store.command, environment, folder=self._store.folder)
         store = ObjectStore(self.store_settings)
         self._wait_until("store", lambda: _store_serves(store))
-
-    def environment_of_store(self) -> dict[str, str]:
-        """What SeaweedFS reads its credentials from."""
-        settings = self.store_settings
-        return {
-            **os.environ,
-            "AWS_ACCESS_KEY_ID": settings.access_key,
-            "AWS_SECRET_ACCESS_KEY": settings.secret_key.get_secret_value(),
-        }
 
     def start_service(self, name: str, address: str) -> None:
         """Start encoder or trainer without waiting for it."""
@@ -135,9 +124,9 @@ class Stack:
         """Stop everything, the trainer first and the store last."""
         for name in sorted(self.processes, key=lambda name: (name == "store", name != "trainer")):
             self.stop_process(name)
-        self._lock.close()
-        for claim in self._claims:
-            claim.close()
+        if not self._lock.closed:  # else another stack may have the folder by now
+            tighten(self.data / "store")  # a few of SeaweedFS's files do not heed the umask
+        self._held.close()
 
     def wait(self) -> None:
         """Wait for as long as everything runs; raises `StackError` when a process has ended."""
@@ -157,26 +146,27 @@ class Stack:
         if process.poll() is None:
             process.send_signal(signal_number)
             try:
-                process.wait(STOP_S)
+                process.wait(STORE_STOP_S if name == "store" else STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
         if name == "store":
-            self._remove_sockets()
+            self._store.remove_sockets()
 
     def log_path(self, name: str) -> Path:
         """Where a process writes its log."""
         return self.data / "logs" / f"{name}.log"
 
-    def _spawn(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+    def _spawn(self, name: str, command: list[str], environment: dict[str, str], *, folder: Path = ROOT) -> None:
         path = self.log_path(name)
-        path.parent.mkdir(exist_ok=True)
-        with path.open("ab") as log:
+        private_folder(path.parent)
+        with open_private(path, "ab") as log:
             self._log_begins[name] = log.tell()  # of this run; lines of earlier ones tell nothing of it
             self.processes[name] = subprocess.Popen(  # noqa: S603 - our own commands
                 command,
-                cwd=ROOT,
+                cwd=folder,
                 env=environment,
+                umask=UMASK,  # also of the workers that the trainer starts
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -185,14 +175,8 @@ class Stack:
             )
 
     def store_sockets(self) -> list[Path]:
-        """Files that SeaweedFS leaves behind, however it ends; those of gRPC in /tmp, whatever TMPDIR says."""
-        ports = [flag.rpartition("=")[2] for flag in self._store_command if ".port" in flag]
-        left = [path for port in ports for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]  # noqa: S108
-        return [*left, _local_socket(self.store_settings)]
-
-    def _remove_sockets(self) -> None:
-        for path in self.store_sockets():
-            path.unlink(missing_ok=True)
+        """Files that SeaweedFS leaves behind when it is killed."""
+        return self._store.sockets()
 
     def _wait_until(self, name: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_S
@@ -211,73 +195,51 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
-def free_ports(count: int) -> list[int]:
-    """So many different TCP ports on loopback that nothing listens on at this moment.
+def _reserved(ports: ReservedPorts, port: int, option: str) -> str:
+    """Reserve a port, any for 0, and return its address; raises `StackError` when it is taken.
 
-    They lie below those that the system gives to connections, any of which might take one before it is served on.
+    Services bind their ports seconds later. Of two stacks that start at once, one would take the other's services for
+    its own; and what listens there already would be taken for the service that could not start.
     """
-    with ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
-        return [_bound(probe) for probe in sockets]
-
-
-def _bound(probe: socket.socket) -> int:
-    """Bind it to a free port and return that."""
     try:
-        end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    except OSError:
-        end = 32768
-    lowest = min(10_000, end - 1)
-    for _ in range(100):
-        with suppress(OSError):
-            probe.bind(("127.0.0.1", lowest + secrets.randbelow(end - lowest)))  # draws from nobody's seeded generator
-            return int(probe.getsockname()[1])
-    probe.bind(("127.0.0.1", 0))
-    return int(probe.getsockname()[1])
+        return f"{HOST}:{ports.claim(port) if port else ports.take()}"
+    except PortTaken as error:
+        address = f"{HOST}:{error.port}"
+        who = "another stack" if error.reserved else "another program"
+        if serves(address):
+            who = "a running fluxsmith service"
+        raise StackError(f"{address} is taken by {who}; stop it, or choose another {option}") from error
 
 
-def _require_free(address: str, option: str) -> None:
-    """Raise `StackError` when something listens there: it would be taken for the service that could not start."""
-    host, _, port = address.rpartition(":")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(port)))
-        except OSError as error:
-            who = "a running fluxsmith service" if serves(address) else "another program"
-            raise StackError(f"{address} is taken by {who}; stop it, or choose another {option}") from error
-
-
-def _claimed(address: str, option: str) -> socket.socket:
-    """Claim a port among stacks until the socket is closed; raises `StackError` when another stack has.
-
-    Services bind their ports seconds after the stack found them free. Of two stacks that start at once, one would take
-    the other's services for its own. A name that begins with a zero byte is of the same network as the port, and goes
-    with its process.
-    """
-    claim = socket.socket(socket.AF_UNIX)
+def _make_private(data: Path) -> None:
+    """Make the data folder and take all rights of others from it and what earlier stacks have left in it."""
     try:
-        claim.bind(f"\0fluxsmith-stack-{address}")
+        private_folder(data)
+        for name in OURS:
+            for path in data.glob(name):
+                tighten(path)
     except OSError as error:
-        claim.close()
-        raise StackError(f"{address} is taken by another stack; stop it, or choose another {option}") from error
-    return claim
+        raise StackError(
+            f"the data folder {data} cannot be made its owner's alone: {error.strerror}; choose a folder of your own"
+        ) from error
 
 
-def _locked(path: Path) -> IO[str]:
+def _locked(path: Path) -> IO[bytes]:
     """Take the folder's lock, so that no two stacks write to it; it notes who holds it."""
-    lock = path.open("a+")
+    lock = open_private(path, "a+b")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.seek(0)
+        holder = lock.read().decode(errors="replace").strip() or "unknown"
+        lock.close()
         raise StackError(
-            f"a stack already runs on {path.parent} (started by process {lock.read().strip() or 'unknown'}); "
+            f"a stack already runs on {path.parent} (started by process {holder}); "
             "stop it first, or give another --data folder. If that process is gone, its servers are still there: "
             f"`fuser {path}` names them"
         ) from error
     lock.truncate(0)
-    lock.write(str(os.getpid()))
+    lock.write(str(os.getpid()).encode())
     lock.flush()
     return lock
 
@@ -286,38 +248,9 @@ def _secret(data: Path) -> str:
     """The store's secret key, made once for a data folder and readable by its owner only."""
     path = data / "store-secret"
     if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(24))
+        with open_private(path, "wb") as file:
+            file.write(secrets.token_hex(24).encode())
     return path.read_text()
-
-
-def _weed_command(folder: Path, settings: StoreSettings) -> list[str]:
-    port = settings.endpoint.rpartition(":")[2]
-    flags = [f"-{role}.port{kind}" for role in ("master", "volume", "filer", "admin") for kind in ("", ".grpc")]
-    flags.append("-s3.port.grpc")
-    return [
-        str(Path(sys.executable).with_name("weed")),
-        f"-logdir={folder.parent / 'logs'}",  # else they pile up in the folder for temporary files
-        "-log_max_size_mb=100",
-        "mini",
-        f"-dir={folder}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        f"-s3.port={port}",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        f"-s3.localSocket={_local_socket(settings)}",
-        "-s3.autoCreateBucket=false",
-        "-webdav=false",
-        "-admin.ui=false",
-        "-master.telemetry=false",
-        *(f"{flag}={number}" for flag, number in zip(flags, free_ports(len(flags)), strict=True)),
-    ]
-
-
-def _local_socket(settings: StoreSettings) -> Path:
-    port = settings.endpoint.rpartition(":")[2]
-    return Path(tempfile.gettempdir()) / f"fluxsmith-{port}.sock"  # such paths may have 107 bytes at most
 
 
 def _store_serves(store: ObjectStore) -> bool:

@@ -20,7 +20,7 @@ from fluxsmith.cli.app import run
 from fluxsmith.cli.estimate import fit_text
 from fluxsmith.v1 import trainer_pb2 as trainer
 
-from services.stack import free_ports
+from services.ports import free_ports
 from tests.clients.recording import Recorder
 from tests.policy.sources import ROOT
 

@@ -26,7 +26,8 @@ from PIL import Image
 
 from services.common.cache import read_manifest
 from services.common.object_store import ObjectStore
-from services.stack import Stack, free_ports
+from services.ports import free_ports
+from services.stack import Stack
 from tests.integration.conftest import client_of, drawing, write_drawings
 
 pillow_heif.register_heif_opener()  # so that Pillow writes it

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import grpc
 import pytest
@@ -16,7 +15,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
 from services.common.object_store import ObjectStore
-from services.stack import Stack, StackError, free_ports
+from services.stack import Stack, StackError
 
 
 def test_folder_has_one_stack_at_a_time(tmp_path: Path) -> None:
@@ -50,14 +49,15 @@ def test_what_was_stored_is_there_the_next_time(tmp_path: Path) -> None:
             stack.stop()
 
 
-def test_store_leaves_no_socket_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with TemporaryDirectory() as temporary:  # whose name is short, as that of a socket must be
-        monkeypatch.setattr(tempfile, "tempdir", temporary)
-        stack = Stack(tmp_path)
-        stack.start_store()
-        assert list(Path(temporary).glob("*.sock"))
-        stack.stop()
-        assert not list(Path(temporary).glob("*.sock"))
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+def test_store_leaves_no_socket_behind(tmp_path: Path, signal_number: int) -> None:
+    stack = Stack(tmp_path / ("long" * 30))  # a socket's whole path may have 107 bytes
+    stack.start_store()
+    sockets = stack.store_sockets()
+    assert [path for path in sockets if not path.is_socket()] == []
+    stack.stop_process("store", signal_number=signal_number)
+    assert [path for path in sockets if path.is_socket()] == []
+    stack.stop()
 
 
 def test_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_port_of_a_running_service_is_told_as_such(tmp_path: Path) -> None:
 
 
 def test_port_is_claimed_before_its_service_has_it(tmp_path: Path) -> None:
-    [port] = free_ports(1)
-    first = Stack(tmp_path / "first", encoder_port=port)
+    first = Stack(tmp_path / "first")
+    port = int(first.encoder_address.rpartition(":")[2])
     with pytest.raises(StackError, match=f"{port} is taken by another stack; .*--trainer-port"):
         Stack(tmp_path / "second", trainer_port=port)
     first.stop()

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from services.stack import Stack, free_ports
+from services.ports import free_ports
+from services.stack import Stack
 from tests.integration.conftest import drawing
 
 MAX_BODY_BYTES = 200_000

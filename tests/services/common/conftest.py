@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from services.common.errors import Unavailable
 from services.common.object_store import ObjectStore
 from services.common.settings import StoreSettings
-from services.stack import Stack, free_ports
+from services.ports import free_ports
+from services.stack import Stack
 
 START_S = 30.0
 

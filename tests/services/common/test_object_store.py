@@ -13,7 +13,7 @@ from services.common.errors import Unavailable
 from services.common.object_store import PART_BYTES, ObjectDamaged, ObjectMissing, ObjectStore
 from services.common.s3_client import Parts
 from services.common.settings import StoreSettings
-from services.stack import free_ports
+from services.ports import free_ports
 from tests.services.damage import damage
 
 

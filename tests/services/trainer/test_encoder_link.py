@@ -13,7 +13,7 @@ import pytest
 from fluxsmith.v1 import encoder_pb2 as pb
 from fluxsmith.v1 import encoder_pb2_grpc
 
-from services.stack import free_ports
+from services.ports import free_ports
 from services.trainer import encoder_link
 from services.trainer.encoder_link import EncoderAway, EncoderLink
 

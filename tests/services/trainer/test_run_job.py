@@ -24,7 +24,8 @@ from services.common import cache
 from services.common.cache import CachedCaption, CachedObject, CachedVariant, DatasetManifest
 from services.common.object_store import ObjectStore
 from services.common.settings import StoreSettings
-from services.stack import ROOT, free_ports
+from services.ports import free_ports
+from services.stack import ROOT
 from services.trainer.adapters.adapter import NonFiniteAdapter
 from services.trainer.adapters.files import DtypeTooSmall
 from services.trainer.base import Base
