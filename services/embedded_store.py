@@ -31,7 +31,7 @@ class EmbeddedStore:
         self.folder = data / "store-run"
         flags = {f"-{role}.port": ports.take() for role in ROLES}
         for flag in [*flags, "-s3.port"]:
-            flags[f"{flag}.grpc"] = ports.take(suits=_has_no_stranger)
+            flags[f"{flag}.grpc"] = ports.take(suits=has_no_stranger)
         flags["-admin.port"] = ports.take(beside=ADMIN_GRPC_OFFSET, suits=_has_no_stranger_beside)
         flags["-admin.port.grpc"] = flags["-admin.port"] + ADMIN_GRPC_OFFSET
         flags["-s3.port"] = ports.take()
@@ -113,7 +113,7 @@ def _grpc_socket(role: str, port: int) -> Path:
     return Path(f"/tmp/seaweedfs-{role}-grpc-{port}.sock")  # noqa: S108 - the name is not ours to choose
 
 
-def _has_no_stranger(port: int) -> bool:
+def has_no_stranger(port: int) -> bool:
     """Whether SeaweedFS can make its socket for this port: it cannot where another user has made one."""
     paths = [_grpc_socket(role, port) for role in (*ROLES, "s3", "admin")]
     owners = {path.lstat().st_uid for path in paths if path.is_symlink() or path.exists()}
@@ -121,7 +121,7 @@ def _has_no_stranger(port: int) -> bool:
 
 
 def _has_no_stranger_beside(port: int) -> bool:
-    return _has_no_stranger(port + ADMIN_GRPC_OFFSET)
+    return has_no_stranger(port + ADMIN_GRPC_OFFSET)
 
 
 def _is_left(path: Path) -> bool:

@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
 from services.common.object_store import ObjectStore
+from services.embedded_store import has_no_stranger
+from services.ports import free_ports
 from services.stack import Stack, StackError
 
 
@@ -104,3 +108,75 @@ def test_port_is_claimed_before_its_service_has_it(tmp_path: Path) -> None:
         Stack(tmp_path / "second", trainer_port=port)
     first.stop()
     Stack(tmp_path / "second", trainer_port=port).stop()
+
+
+def test_stores_that_start_at_once_all_start_and_keep_apart(tmp_path: Path) -> None:
+    stacks = [Stack(tmp_path / str(number)) for number in range(4)]
+    try:
+        with ThreadPoolExecutor(len(stacks)) as pool:
+            list(pool.map(Stack.start_store, stacks))
+        for number, stack in enumerate(stacks):
+            ObjectStore(stack.store_settings).put("t/a", f"{number}".encode())
+        assert [ObjectStore(stack.store_settings).get("t/a") for stack in stacks] == [b"0", b"1", b"2", b"3"]
+    finally:
+        for stack in stacks:
+            stack.stop_process("store", signal_number=signal.SIGKILL)
+            stack.stop()
+
+
+def test_killed_stack_leaves_a_folder_and_sockets_that_the_next_one_puts_right(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from services.stack import Stack; "
+        "stack = Stack(Path(sys.argv[1])); stack.start_store(); "
+        "from services.common.object_store import ObjectStore; "
+        "ObjectStore(stack.store_settings).put('t/a', b'kept'); print(*stack.store_sockets()); "
+        "os.kill(stack.processes['store'].pid, signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    left = [Path(path) for path in killed.stdout.split()]
+    assert [path for path in left if not path.is_socket()] == []
+    stack = Stack(tmp_path)
+    stack.start_store()
+    assert ObjectStore(stack.store_settings).get("t/a") == b"kept"
+    stack.stop()
+    assert [path for path in left if path.exists()] == []
+
+
+def test_folder_that_was_open_to_others_is_tightened(tmp_path: Path) -> None:
+    Stack(tmp_path).stop()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "jobs.sqlite").touch()
+    (tmp_path / "not-ours").touch(0o644)
+    (tmp_path / "logs" / "link").symlink_to(tmp_path / "not-ours")
+    for path in (tmp_path, *tmp_path.glob("[!n]*")):
+        path.chmod(0o755)
+    Stack(tmp_path).stop()
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path, *tmp_path.iterdir())}
+    assert {name for name, mode in modes.items() if mode & 0o077} == {"not-ours"}
+
+
+def test_folder_that_cannot_be_made_private_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StackError, match="choose a folder of your own"):
+        Stack(tmp_path / "file" / "data")
+
+
+def test_store_that_is_frozen_is_stopped_in_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.stack.STORE_STOP_S", 0.5)
+    stack = Stack(tmp_path)
+    stack.start_store()
+    process = stack.processes["store"]
+    process.send_signal(signal.SIGSTOP)
+    stack.stop()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_name_of_a_socket_that_another_user_has_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    [port] = free_ports(1)
+    assert has_no_stranger(port)
+    with socket.socket(socket.AF_UNIX) as taken:
+        path = f"/tmp/seaweedfs-filer-grpc-{port}.sock"  # noqa: S108 - where SeaweedFS puts it
+        taken.bind(path)
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert not has_no_stranger(port)
+        Path(path).unlink()
