@@ -6,7 +6,7 @@ import http.client
 import os
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -124,7 +124,8 @@ def grpc_code(port: int, method: str) -> grpc.StatusCode:
     """How a port of loopback answers a call in plaintext."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
-            channel.unary_unary(method)(b"", timeout=5)
+            call: Callable[..., object] = channel.unary_unary(method)
+            call(b"", timeout=5)
         except grpc.RpcError as error:
             code: grpc.StatusCode = error.code()
             return code

@@ -130,7 +130,7 @@ def test_killed_stack_leaves_a_folder_and_sockets_that_the_next_one_puts_right(t
         "stack = Stack(Path(sys.argv[1])); stack.start_store(); "
         "from services.common.object_store import ObjectStore; "
         "ObjectStore(stack.store_settings).put('t/a', b'kept'); print(*stack.store_sockets()); "
-        "os.kill(stack.processes['store'].pid, signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)"
+        "stack.processes['store'].kill(); stack.processes['store'].wait(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
     left = [Path(path) for path in killed.stdout.split()]
