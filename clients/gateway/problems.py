@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 MEDIA_TYPE = "application/problem+json"
+_ADDRESS = re.compile(r"(?<=^the (?:encoder|trainer)) at \S+")  # as the client tells of one that is away
 _OF_SAMPLE = re.compile(r"(?P<part>\w+) of sample 'train_data\[(?P<number>\d+)\]'")
 
 # The first kind that fits; whatever is not here is a fault of the services or the gateway.
@@ -97,7 +98,7 @@ def problem_of(error: FluxsmithError, *, job_id: str | None = None) -> Problem:
     return Problem(
         title=status.phrase,
         status=status,
-        detail=error.message,
+        detail=_ADDRESS.sub("", error.message),  # ours to know, not our callers'
         reason=error.reason,
         remedy=error.remedy,
         retry_after_s=error.retry_after_s,
