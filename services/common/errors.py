@@ -77,8 +77,6 @@ class QuotaExceeded(LimitExceeded):
 class Unavailable(ServiceError):
     """Something this service depends on does not answer; the same call may succeed after `retry_after_s` seconds."""
 
-    def __init__(
-        self, message: str, *, reason: str, remedy: str, detail: str = "", retry_after_s: float = 2.0
-    ) -> None:
+    def __init__(self, message: str, *, reason: str, remedy: str, detail: str = "", retry_after_s: float = 2.0) -> None:
         super().__init__(message, reason=reason, remedy=remedy, detail=detail)
         self.retry_after_s = retry_after_s

@@ -60,9 +60,7 @@ def read_settings(kind: type[Settings]) -> Settings:
     except ValidationError as error:
         faults = "; ".join(_fault(kind, detail) for detail in error.errors(include_context=False))
     # Not raised from the other: that holds the values, and would be in the log with a traceback.
-    raise ServiceError(
-        faults, reason="SETTINGS_INVALID", remedy="Set the environment variables named, or unset them."
-    )
+    raise ServiceError(faults, reason="SETTINGS_INVALID", remedy="Set the environment variables named, or unset them.")
 
 
 def _fault(kind: type[BaseSettings], detail: ErrorDetails) -> str:

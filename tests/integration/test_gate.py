@@ -11,7 +11,7 @@ from fluxsmith.v1 import encoder_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.stack import Stack
-from tests.integration.rpcs import RPCS, Metadata, Rpc, reason_of
+from tests.rpcs import RPCS, Metadata, Rpc, reason_of
 
 GARBAGE = b"\xff\xff"  # a field's number that goes on past the end
 REFUSED = grpc.StatusCode.INVALID_ARGUMENT
