@@ -100,8 +100,7 @@ def train_one(client: fluxsmith.Client, folder: Path) -> fluxsmith.TrainingJob:
         (folder / f"{number}.png").write_bytes(noise_png(number))
         (folder / f"{number}.txt").write_text(f"noise {number}")
     dataset = client.datasets.create_from_folder(folder, options=fluxsmith.EncodingOptions(resolution_px=64))
-    config = fluxsmith.TrainConfig(steps=2, rank=2, checkpoint_interval_steps=1)
-    return client.train(dataset, user_id="ada", config=config).wait()
+    return client.train(dataset, user_id="ada", steps=2, rank=2, checkpoint_interval_steps=1).wait()
 
 
 def give_life(pair: Pair, client: fluxsmith.Client, trained: fluxsmith.TrainingJob, store: ObjectStore) -> None:
