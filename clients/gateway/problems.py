@@ -1,5 +1,6 @@
 """Errors as problem+json (RFC 9457): which status each has, and what is told beside it."""
 
+import logging
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -12,6 +13,8 @@ from fastapi.responses import JSONResponse
 from fluxsmith import Fault, FluxsmithError, errors
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 _ADDRESS = re.compile(r"(?<=^the (?:encoder|trainer)) at \S+")  # as the client tells of one that is away
@@ -95,10 +98,13 @@ def problem_of(error: FluxsmithError, *, job_id: str | None = None) -> Problem:
     else:
         status = next((status for kind, status in _STATUS_OF if isinstance(error, kind)), HTTPStatus.BAD_GATEWAY)
     violations = error.violations if isinstance(error, errors.InvalidRequest) else ()
+    detail = _ADDRESS.sub("", error.message)  # ours to know, not our callers'
+    if detail != error.message:
+        log.warning("%s", error.message)
     return Problem(
         title=status.phrase,
         status=status,
-        detail=_ADDRESS.sub("", error.message),  # ours to know, not our callers'
+        detail=detail,
         reason=error.reason,
         remedy=error.remedy,
         retry_after_s=error.retry_after_s,
