@@ -69,7 +69,7 @@ def checks(*, data: Path, ports: dict[str, int]) -> Iterator[Check]:
         try:
             yield look()
         except ServiceError as error:
-            yield Check(name=name, state=FAIL, found=error.message, remedy=error.remedy)
+            yield Check(name=name, state=FAIL, found=error.told, remedy=error.remedy)
         except Exception as error:  # noqa: BLE001  # a library's own word on a setting that nobody foresaw
             remedy = "See that the environment variables FLUXSMITH_... that it goes by are right."
             yield Check(name=name, state=FAIL, found=f"{type(error).__name__}: {error}", remedy=remedy)
@@ -178,7 +178,7 @@ def database() -> Check:
         found = "`fluxsmith up` keeps its own, SQLite; no other is named"
         return Check(name="database", state=OK, found=found)
     url = make_url(read_settings(TrainerSettings).database_url)
-    shown = url.render_as_string(hide_password=True)
+    shown = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
     try:
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").parent.is_dir():
             raise OSError(f"there is no folder {Path(url.database or '').parent}")

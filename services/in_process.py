@@ -61,7 +61,7 @@ class Servers:
         try:
             self._start()
         except ServiceError as error:
-            raise StackError(error.line) from error
+            raise StackError(error.log_line) from error
         return self
 
     def _start(self) -> None:

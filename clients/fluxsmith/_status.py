@@ -23,6 +23,7 @@ from fluxsmith.errors import (
     Unavailable,
     Unimplemented,
 )
+from fluxsmith.text import on_one_line
 
 _DOMAIN = "fluxsmith"
 
@@ -59,12 +60,12 @@ _TRANSPORT_PHRASES = ("RST_STREAM", "Stream removed", "Socket closed", "GOAWAY",
 def to_error(failure: grpc.RpcError, *, service: str, address: str) -> FluxsmithError:
     """Translate a failed call to `service` at `address`."""
     details = _read_details(failure)
-    text = failure.details() or f"the {service} failed with {failure.code().name}"
+    text = on_one_line(failure.details() or "") or f"the {service} failed with {failure.code().name}"
     info = details.get("ErrorInfo")
     if info is None or info.domain != _DOMAIN:
         return _transport_error(failure.code(), text, service=service, address=address)
     kind = _ERROR_OF_CODE.get(failure.code(), InternalError)
-    reason, remedy = info.reason, info.metadata.get("remedy", "")
+    reason, remedy = info.reason, on_one_line(info.metadata.get("remedy", ""))
     retry_after_s = _retry_after_s(details.get("RetryInfo"))
     if kind is LimitExceeded and (quota := details.get("QuotaFailure")):
         subject = quota.violations[0].subject if quota.violations else ""
@@ -117,7 +118,7 @@ def _violations(bad_request: Any) -> tuple[FieldViolation, ...]:
     if bad_request is None:
         return ()
     return tuple(
-        FieldViolation(field=violation.field, description=violation.description)
+        FieldViolation(field=on_one_line(violation.field), description=on_one_line(violation.description))
         for violation in bad_request.field_violations
     )
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fluxsmith.data import Dataset
+from fluxsmith.text import on_one_line
 from fluxsmith.training import JobFailure, TrainingJob
 
 _MAX_NAMED = 10
@@ -24,7 +25,7 @@ class FluxsmithError(Exception):
         self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
-        return f"{_sentence(self.message)} {self.remedy}".strip()
+        return on_one_line(f"{_sentence(self.message)} {self.remedy}".strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class InvalidRequest(FluxsmithError):
     def __str__(self) -> str:
         named = [f"{violation.field}: {violation.description}" for violation in self.violations]
         unsaid = [text for text, violation in zip(named, self.violations, strict=True) if _adds(violation, self)]
-        return " ".join([*map(_sentence, [self.message, *unsaid]), self.remedy]).strip()
+        return on_one_line(" ".join([*map(_sentence, [self.message, *unsaid]), self.remedy]).strip())
 
 
 class InvalidSource(InvalidRequest):

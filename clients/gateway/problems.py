@@ -1,5 +1,6 @@
 """Errors as problem+json (RFC 9457): which status each has, and what is told beside it."""
 
+import logging
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -13,7 +14,10 @@ from fluxsmith import Fault, FluxsmithError, errors
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
+log = logging.getLogger(__name__)
+
 MEDIA_TYPE = "application/problem+json"
+_ADDRESS = re.compile(r"(?<=^the (?:encoder|trainer)) at \S+")  # as the client tells of one that is away
 _OF_SAMPLE = re.compile(r"(?P<part>\w+) of sample 'train_data\[(?P<number>\d+)\]'")
 
 # The first kind that fits; whatever is not here is a fault of the services or the gateway.
@@ -94,10 +98,13 @@ def problem_of(error: FluxsmithError, *, job_id: str | None = None) -> Problem:
     else:
         status = next((status for kind, status in _STATUS_OF if isinstance(error, kind)), HTTPStatus.BAD_GATEWAY)
     violations = error.violations if isinstance(error, errors.InvalidRequest) else ()
+    detail = _ADDRESS.sub("", error.message)  # ours to know, not our callers'
+    if detail != error.message:
+        log.warning("%s", error.message)
     return Problem(
         title=status.phrase,
         status=status,
-        detail=error.message,
+        detail=detail,
         reason=error.reason,
         remedy=error.remedy,
         retry_after_s=error.retry_after_s,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from services.common.errors import FieldViolation, InvalidInput
 
 TENANT_KEY = "fluxsmith-tenant"
+TOKEN_KEY = "authorization"  # noqa: S105 - the name of a header
 DEFAULT_TENANT = "default"
 _TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -21,7 +22,10 @@ class Caller:
 
 
 def caller_from(metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
-    """Read the caller from a call's metadata; raises `InvalidInput` for a malformed tenant."""
+    """Read the caller from a call's metadata; raises `InvalidInput` for a malformed tenant, or two of them."""
+    metadata = tuple(metadata)
+    for key in (TENANT_KEY, TOKEN_KEY):
+        _refuse_repeated(key, sum(name == key for name, _ in metadata))
     tenant = next((str(value) for key, value in metadata if key == TENANT_KEY), DEFAULT_TENANT)
     if not _TENANT.fullmatch(tenant):
         raise InvalidInput(
@@ -31,3 +35,14 @@ def caller_from(metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
             violations=(FieldViolation(field=f"metadata.{TENANT_KEY}", description="not a tenant name"),),
         )
     return Caller(tenant=tenant)
+
+
+def _refuse_repeated(key: str, count: int) -> None:
+    """Two values may come of a proxy that adds the true one to the caller's own: neither is to be believed."""
+    if count > 1:
+        raise InvalidInput(
+            f"metadata {key} comes {count} times",
+            reason="METADATA_REPEATED",
+            remedy="Send it once; a proxy that sets it must replace what the caller sent.",
+            violations=(FieldViolation(field=f"metadata.{key}", description=f"comes {count} times"),),
+        )

@@ -14,18 +14,32 @@ class FieldViolation:
 
 
 class ServiceError(Exception):
-    """Base of all. `reason` is stable and for programs; `remedy` tells a person what to do."""
+    """Base of all. `reason` is stable and for programs; `remedy` tells a person what to do.
 
-    def __init__(self, message: str, *, reason: str, remedy: str) -> None:
+    Callers see these three. `detail` is for the log alone: addresses, and what others said of them.
+    """
+
+    def __init__(self, message: str, *, reason: str, remedy: str, detail: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason
         self.remedy = remedy
+        self.detail = detail
 
     @property
     def line(self) -> str:
         """What went wrong and what to do, in one line."""
         return f"{self.message}. {self.remedy}"
+
+    @property
+    def log_line(self) -> str:
+        """The same for who runs the services, with the detail."""
+        return f"{self.told}. {self.remedy}"
+
+    @property
+    def told(self) -> str:
+        """What went wrong, with the detail."""
+        return f"{self.message} ({self.detail})" if self.detail else self.message
 
 
 class InvalidInput(ServiceError):
@@ -63,6 +77,6 @@ class QuotaExceeded(LimitExceeded):
 class Unavailable(ServiceError):
     """Something this service depends on does not answer; the same call may succeed after `retry_after_s` seconds."""
 
-    def __init__(self, message: str, *, reason: str, remedy: str, retry_after_s: float = 2.0) -> None:
-        super().__init__(message, reason=reason, remedy=remedy)
+    def __init__(self, message: str, *, reason: str, remedy: str, detail: str = "", retry_after_s: float = 2.0) -> None:
+        super().__init__(message, reason=reason, remedy=remedy, detail=detail)
         self.retry_after_s = retry_after_s

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import timedelta
+
+from google.protobuf.duration_pb2 import Duration
 
 from services.common.errors import FieldViolation, InvalidInput, NotFound
 
@@ -50,6 +53,26 @@ def unknown(kind: str, identifier: str) -> NotFound:
         reason=f"{kind.upper()}_NOT_FOUND",
         remedy=f"List the {kind}s of your tenant, or create one.",
     )
+
+
+def read_duration(field: str, duration: Duration, *, least: timedelta, most: timedelta) -> timedelta:
+    """The length of time that a field holds; raises `InvalidInput` for one that is none, or out of range.
+
+    Seconds and nanos of a Duration have the same sign, and the nanos are less than a second.
+    """
+    seconds, nanos = duration.seconds, duration.nanos
+    if not -999_999_999 <= nanos <= 999_999_999 or seconds * nanos < 0:
+        description = f"has {seconds} seconds and {nanos} nanos"
+        raise invalid_field(field, description, "Give nanos from 0 to 999,999,999, with the sign of the seconds.")
+    in_range = least.total_seconds() <= seconds + nanos / 1e9 <= most.total_seconds()
+    if not in_range:  # before it becomes a timedelta, which holds less than the message does
+        remedy = f"Use {least.total_seconds():g} s to {_length_text(most)}."
+        raise invalid_field(field, f"is {seconds + nanos / 1e9:g} s", remedy)
+    return timedelta(seconds=seconds, microseconds=nanos // 1000)
+
+
+def _length_text(length: timedelta) -> str:
+    return f"{length.days} days" if length.days else f"{length.total_seconds():g} s"
 
 
 def page_limit(page_size: int) -> int:

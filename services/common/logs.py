@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
+
+from fluxsmith.text import on_one_line
 
 # On import, since these libraries speak up while they are imported themselves, of parts that are optional.
 for _name in ("bitsandbytes", "urllib3", "httpx"):
@@ -15,9 +18,35 @@ for _name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
 
 def set_up_logging(level: str) -> None:
     """Write records of `level` and above; of the model libraries, errors only."""
-    logging.basicConfig(
-        level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+class LineFormatter(logging.Formatter):
+    r"""A record on one line, control characters written as `\x1b` or `\n`; below it its traceback, indented.
+
+    So nothing that a caller sends reaches the terminal as an order, or looks like a record of its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        """The line."""
+        return on_one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's own name
+        """The traceback."""
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's own name
+        """The stack of who logged, where that was asked for."""
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {on_one_line(line)}" for line in text.split("\n"))
 
 
 def hide_progress_bars() -> None:

@@ -191,8 +191,9 @@ class ObjectStore:
             )
         if written.etag != parts.etag and self._digest_of(key) != digest:  # ETags of encrypted objects are of no kind
             raise Unavailable(
-                f"the object store at {self._endpoint} wrote something else than what was sent as {key!r}",
+                f"the object store wrote something else than what was sent as {key!r}",
                 reason="STORE_DAMAGES",
+                detail=f"at {self._endpoint}",
                 remedy="Try again; if it comes again, check the store's disks and memory and the network, or use TLS.",
             )
 
@@ -304,8 +305,9 @@ class ObjectStore:
         cause = getattr(error, "reason", None) or error  # what urllib3 gave up on, without its tale of retries
         what = error.code if isinstance(error, S3Error) else type(cause).__name__
         return Unavailable(
-            f"the object store at {self._endpoint} does not serve ({what})",
+            f"the object store does not serve ({what})",
             reason="STORE_UNAVAILABLE",
+            detail=f"at {self._endpoint}: {str(cause).splitlines()[0] if str(cause) else what}",
             remedy="Check that the store runs and that FLUXSMITH_STORE_* name it and its credentials; then try again.",
         )
 

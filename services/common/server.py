@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
 import grpc
+from fluxsmith.text import on_one_line
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.common import errors
+from services.common.gate import Gate
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +29,7 @@ DOMAIN = "fluxsmith"
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 BLOCKING_CALLS = 128  # threads are made as they are needed
 DRAIN_S = 2.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LONGEST_MESSAGE, LONGEST_TEXT = 2000, 400  # bytes; a header has 8 KiB, of which details take a third more as base64
 SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -61,7 +67,7 @@ async def serve(
     """
     # Calls that wait for a lock or a store wait in threads; those that do not must find one nevertheless.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(BLOCKING_CALLS, thread_name_prefix="call"))
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=interceptors(), options=SERVER_OPTIONS)
     register(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -70,7 +76,7 @@ async def serve(
         port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise errors.Unavailable(
-            f"cannot serve on {address}: {error}",
+            f"cannot serve on {address}: {error}",  # at its start, to who starts it
             reason="ADDRESS_UNUSABLE",
             remedy="Stop what listens there, or set another address.",
         ) from error
@@ -87,12 +93,46 @@ async def serve(
     await on_stop()
 
 
-async def told_to_stop() -> None:
-    """Wait for SIGTERM or SIGINT; for a server that is a process of its own."""
+def interceptors() -> list[grpc.aio.ServerInterceptor]:
+    """What stands before every RPC, the outermost first: all that the gate refuses becomes a status too."""
+    return [ErrorInterceptor(), Gate()]
+
+
+async def told_to_stop(grace_s: float) -> None:
+    """Wait for SIGTERM or SIGINT; for a server that is a process of its own.
+
+    From then on the process has `grace_s` seconds to end in order. After them, and at a second signal, it ends at once,
+    whatever its threads do: what was acknowledged is in the store or the database, and what is under way is taken up
+    by the next.
+    """
     stop = asyncio.Event()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
+    loop = asyncio.get_running_loop()
+    told: list[int] = []
+
+    def stop_by(signal_number: int) -> None:
+        if told:
+            _end_at_once(signal_number, None)
+        told.append(signal_number)
+        stop.set()
+
+    for signal_number in SIGNALS:
+        loop.add_signal_handler(signal_number, stop_by, signal_number)
     await stop.wait()
+    for signal_number in SIGNALS:
+        loop.remove_signal_handler(signal_number)
+        signal.signal(signal_number, _end_at_once)  # the loop may wait for something when it comes, or have ended
+    threading.Thread(target=_end_after, args=(grace_s, told[0]), name="grace", daemon=True).start()
+
+
+def _end_at_once(signal_number: int, frame: object) -> None:
+    del frame
+    os._exit(128 + signal_number)  # without a word: whoever writes to the log may be what it waits for
+
+
+def _end_after(grace_s: float, signal_number: int) -> None:
+    time.sleep(grace_s)
+    log.warning("not done %.0f s after it was told to stop; what is under way is given up", grace_s)
+    os._exit(128 + signal_number)
 
 
 def tell_nobody(address: str) -> None:
@@ -161,9 +201,9 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, 
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; the service's log has the traceback")
         return
     code = next(code for kind, code in STATUS_OF.items() if isinstance(error, kind))
-    if isinstance(error, errors.Unavailable):
-        log.warning("%s: %s", method, error.message)
-    message = cut(error.message, LONGEST_MESSAGE)  # it travels in a header, whose size is limited
+    if isinstance(error, errors.Unavailable) or error.detail:
+        log.warning("%s: %s", method, error.log_line)
+    message = cut(on_one_line(error.message), LONGEST_MESSAGE)  # it travels in a header, whose size is limited
     status = status_pb2.Status(code=code.value[0], message=message, details=_details(error))
     await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
 
@@ -178,7 +218,7 @@ def fitting(violations: Sequence[errors.FieldViolation]) -> Iterator[errors.Fiel
     """As many violations as fit into a header, each cut; the last then says how many more there are."""
     left_bytes = LONGEST_MESSAGE
     for told, violation in enumerate(violations):
-        field, description = cut(violation.field, LONGEST_TEXT), cut(violation.description, LONGEST_TEXT)
+        field, description = (cut(on_one_line(text), LONGEST_TEXT) for text in (violation.field, violation.description))
         left_bytes -= len(field.encode()) + len(description.encode())
         if left_bytes < 0:
             yield errors.FieldViolation(field="", description=f"and {len(violations) - told} more")
@@ -189,7 +229,7 @@ def fitting(violations: Sequence[errors.FieldViolation]) -> Iterator[errors.Fiel
 def _details(error: errors.ServiceError) -> Sequence[any_pb2.Any]:
     messages: list[Any] = [
         error_details_pb2.ErrorInfo(
-            reason=error.reason, domain=DOMAIN, metadata={"remedy": cut(error.remedy, LONGEST_TEXT)}
+            reason=error.reason, domain=DOMAIN, metadata={"remedy": cut(on_one_line(error.remedy), LONGEST_TEXT)}
         )
     ]
     if isinstance(error, errors.InvalidInput) and error.violations:

@@ -20,14 +20,14 @@ def main() -> int:
         service, settings = read_settings(ServiceSettings), read_settings(EncoderSettings)
         store_settings = read_settings(StoreSettings)
     except ServiceError as error:
-        print(f"error: {error.line}", file=sys.stderr)  # noqa: T201 - the log is not set up yet
+        print(f"error: {error.log_line}", file=sys.stderr)  # noqa: T201 - the log is not set up yet
         return 1
     set_up_logging(service.log_level)
     hide_progress_bars()
     try:
         app.run(service, settings, store_settings)
     except ServiceError as error:
-        log.error(error.line)
+        log.error(error.log_line)
         return 1
     return 0
 

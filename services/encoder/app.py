@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import ExitStack
+from functools import partial
 
 from fluxsmith.v1 import encoder_pb2, encoder_pb2_grpc
 
@@ -27,10 +28,13 @@ def run(
     settings: EncoderSettings,
     store_settings: StoreSettings,
     *,
-    until: Until = told_to_stop,
+    until: Until | None = None,
     on_serving: OnServing = tell_nobody,
 ) -> None:
-    """Load the models, take up what was left unfinished, serve until told to stop. Raises `ServiceError`."""
+    """Load the models, take up what was left unfinished, serve until told to stop. Raises `ServiceError`.
+
+    Without `until` a signal stops it, and the process ends within `settings.stop_grace_s` of that.
+    """
     store = ObjectStore(store_settings)
     store.ensure_bucket()
     with ExitStack() as ending:  # the last first: what works goes before what it works with
@@ -58,7 +62,7 @@ def run(
                 encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
                 lambda server: encoder_pb2_grpc.add_EncoderServiceServicer_to_server(servicer, server),
                 on_stop=lambda: asyncio.to_thread(ending.close),
-                until=until,
+                until=until or partial(told_to_stop, settings.stop_grace_s),
                 on_serving=on_serving,
             )
         )

@@ -278,6 +278,6 @@ class CollectorThread:
                             "collected %d objects, %.1f MB, of tenant %s", swept.objects, swept.size_bytes / 1e6, tenant
                         )
             except ServiceError as error:
-                log.warning("collection: %s", error.line)
+                log.warning("collection: %s", error.log_line)
             except Exception:  # the broad except of this thread: what was not collected now is the next time
                 log.exception("collection failed")

@@ -16,8 +16,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-import threading
-from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +37,7 @@ from services.common.errors import AlreadyExists, NotFound, NotReady
 from services.common.fields import require_id, unknown
 from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
 from services.common.sweep import read_marker, wait_for_sweep
+from services.encoder.locks import NamedLocks
 from services.encoder.overlap import overlapped
 from services.encoder.records import (
     DatasetRecord,
@@ -59,7 +58,7 @@ class Datasets:
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
-        self._locks: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+        self._locks = NamedLocks()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="records")
 
     def close(self) -> None:
@@ -70,7 +69,7 @@ class Datasets:
         """Make a dataset. The same `request_id` gives the same dataset; raises `AlreadyExists` for another name."""
         token = hashlib.sha256(f"{tenant}/{request_id}".encode()).hexdigest() if request_id else secrets.token_hex(16)
         record = DatasetRecord(dataset_id=f"ds-{token[:20]}", display_name=display_name, create_time=datetime.now(UTC))
-        with self._lock(tenant, record.dataset_id):
+        with self._locks.held(tenant, record.dataset_id):
             try:
                 known = self.get(tenant, record.dataset_id)
             except NotFound:
@@ -166,7 +165,7 @@ class Datasets:
         One that is under way, here or in another encoder, is joined; raises `NotReady` when it has other options.
         """
         require_id("dataset", dataset_id)
-        with self._lock(tenant, dataset_id):
+        with self._locks.held(tenant, dataset_id):
             self.get(tenant, dataset_id)
             wanted = self.wanted_encoding(tenant, dataset_id)
             if wanted is None:
@@ -211,7 +210,7 @@ class Datasets:
         """
         prefix = dataset_prefix(tenant, dataset_id)
         end = EncodingEnd(manifest_digest=pointer.manifest_digest if pointer else "", failure=outcome.failure)
-        with self._lock(tenant, dataset_id):
+        with self._locks.held(tenant, dataset_id):
             self.store.put(f"{encoding_prefix(tenant, wanted.encoding_id)}end.json", end.model_dump_json().encode())
             now_wanted = self.wanted_encoding(tenant, dataset_id)
             if now_wanted != wanted:
@@ -250,16 +249,13 @@ class Datasets:
     def _changing(self, tenant: str, dataset_id: str, *, damaged_too: bool = False) -> Iterator[None]:
         """Hold the dataset while its samples change: no encoding begins meanwhile, and none is under way."""
         require_id("dataset", dataset_id)
-        with self._lock(tenant, dataset_id):
+        with self._locks.held(tenant, dataset_id):
             try:
                 self.refuse_while_encoding(tenant, dataset_id)
             except ObjectDamaged:
                 if not damaged_too:
                     raise
             yield
-
-    def _lock(self, tenant: str, dataset_id: str) -> threading.Lock:
-        return self._locks[tenant, dataset_id]
 
     def _write(self, tenant: str, dataset_id: str, name: str, record: BaseModel) -> None:
         key = f"{dataset_prefix(tenant, dataset_id)}{name}"

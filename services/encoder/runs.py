@@ -51,7 +51,7 @@ class EncodingRuns:
             except Unavailable:
                 raise
             except ServiceError as error:  # one dataset in disorder is no reason not to serve the others
-                log.warning("dataset %s of tenant %s is not taken up: %s", dataset_id, tenant, error.line)
+                log.warning("dataset %s of tenant %s is not taken up: %s", dataset_id, tenant, error.log_line)
         return count
 
     def progress(self, tenant: str, dataset_id: str) -> Progress | None:
@@ -77,7 +77,7 @@ class EncodingRuns:
             except _Stopping:
                 log.info("dataset %s: stopped; the next encoder goes on", dataset_id)
             except Unavailable as error:
-                log.warning("dataset %s: %s; trying again in %.0f s", dataset_id, error.message, RETRY_S)
+                log.warning("dataset %s: %s; trying again in %.0f s", dataset_id, error.told, RETRY_S)
                 self._stopping.wait(RETRY_S)
             except Exception:  # what is wanted stays noted: the next EncodeDataset, or the next encoder, goes on
                 log.exception("the end of the encoding of dataset %s could not be noted", dataset_id)

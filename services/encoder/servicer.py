@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -33,8 +34,8 @@ from services.encoder.requests import check_captions, encoding_options, latents_
 from services.encoder.runs import EncodingRuns
 from services.encoder.settings import EncoderSettings
 from services.encoder.upload import Upload
+from services.encoder.watching import DatasetWatching
 
-WATCH_INTERVAL_S, IDLE_WATCH_INTERVAL_S = 0.2, 1.0
 MODEL_CALLERS = 8
 SHEET_LIFETIME = timedelta(hours=1)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -59,6 +60,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self._models = models
         self._service = service
         self._settings = settings
+        self._watching = DatasetWatching(self._read_dataset)
         # Of their own: they wait for the model thread, and must not keep others from reading the store meanwhile.
         self._model_callers = ThreadPoolExecutor(MODEL_CALLERS, thread_name_prefix="model-caller")
         self._drawers = ThreadPoolExecutor(2, thread_name_prefix="contact-sheet")
@@ -146,19 +148,9 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self, request: pb.WatchDatasetRequest, context: Context
     ) -> AsyncIterator[pb.WatchDatasetResponse]:
         caller = _caller(context)
-        last: pb.Dataset | None = None
-        busy = False
-        while True:
-            dataset = await self._dataset(caller, request.dataset_id)
-            if dataset != last:
+        async with aclosing(self._watching.states(caller.tenant, request.dataset_id)) as states:
+            async for dataset in states:
                 yield pb.WatchDatasetResponse(dataset=dataset)
-                last = dataset
-            if dataset.state in (pb.DATASET_STATE_READY, pb.DATASET_STATE_FAILED):
-                return
-            if busy and dataset.state == pb.DATASET_STATE_OPEN:  # it was READY for a moment; samples have come since
-                return
-            busy = dataset.state == pb.DATASET_STATE_ENCODING
-            await asyncio.sleep(WATCH_INTERVAL_S if busy else IDLE_WATCH_INTERVAL_S)
 
     async def RenderContactSheet(
         self, request: pb.RenderContactSheetRequest, context: Context

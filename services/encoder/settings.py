@@ -13,10 +13,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class EncoderSettings(BaseSettings):
     """What only the encoder needs."""
 
-    model_config = SettingsConfigDict(env_prefix="FLUXSMITH_ENCODER_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="FLUXSMITH_ENCODER_", frozen=True, hide_input_in_errors=True)
 
     address: str = "127.0.0.1:7401"
     """Host and port to serve on."""
+    stop_grace_s: float = Field(default=8.0, ge=1)
+    """Seconds from SIGTERM to the end, whatever the models do: an encoding under way is taken up by the next encoder. A
+    second signal ends it at once."""
     t5_precision: Literal["int8", "nf4", "bf16", "fp32"] = "int8"
     """Precision of the T5 weights, on CUDA and on the CPU; `int8` (LLM.int8) and `nf4` are done by bitsandbytes."""
     t5_tokens: int | None = Field(default=None, ge=8, le=512)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from functools import partial
 
 from fluxsmith.v1 import trainer_pb2, trainer_pb2_grpc
 
@@ -23,12 +24,13 @@ def run(
     store_settings: StoreSettings,
     *,
     own_process: bool = False,
-    until: Until = told_to_stop,
+    until: Until | None = None,
     on_serving: OnServing = tell_nobody,
 ) -> None:
     """Start the workers, serve until told to stop, then let the workers put their jobs back. Raises `ServiceError`.
 
-    In a process of its own it also keeps that small, which others in the process might notice.
+    Without `until` a signal stops it, and the process ends within `settings.stop_grace_s` of that. In a process of its
+    own it also keeps that small, which others in the process might notice.
     """
     objects = ObjectStore(store_settings)
     supervisor = Supervisor(settings.workers, silent_s=max(30.0, 4 * settings.lease_s))
@@ -47,7 +49,7 @@ def run(
                 trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name,
                 lambda server: trainer_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, server),
                 on_stop=lambda: asyncio.to_thread(ending.close),
-                until=until,
+                until=until or partial(told_to_stop, settings.stop_grace_s),
                 on_serving=on_serving,
             )
         )

@@ -71,8 +71,8 @@ class ObjectReference:
 class EncoderAway(ServiceError):
     """The encoder did not do what it was asked for: it is away, too slow, or refuses."""
 
-    def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(message, reason="ENCODER_AWAY", remedy=remedy)
+    def __init__(self, message: str, remedy: str, *, detail: str = "") -> None:
+        super().__init__(message, reason="ENCODER_AWAY", remedy=remedy, detail=detail)
 
 
 def nothing() -> None:
@@ -145,15 +145,18 @@ class EncoderLink:
             call.cancel()  # no effect on one that has ended
 
     def _away(self, failure: Any) -> EncoderAway:
-        told = f"{failure.code().name}: {(failure.details() or 'no details')[:500]}"
-        if info := _error_info(failure):
+        code, details = failure.code().name, (failure.details() or "no details")[:500]
+        if info := _error_info(failure):  # its own words, which are for callers
             return EncoderAway(
-                f"the encoder at {self._address} refuses ({told}; {info.reason})", info.metadata.get("remedy", "")
+                f"the encoder refuses ({code}: {details}; {info.reason})",
+                info.metadata.get("remedy", ""),
+                detail=f"at {self._address}",
             )
         state = "is too slow" if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED else "does not answer"
         return EncoderAway(
-            f"the encoder at {self._address} {state} ({told})",
+            f"the encoder {state} ({code})",
             "Check that it runs and that FLUXSMITH_TRAINER_ENCODER_ADDRESS names it.",
+            detail=f"at {self._address}: {details}",
         )
 
 

@@ -98,6 +98,6 @@ def _try(work: Callable[[], None]) -> None:
     try:
         work()
     except ServiceError as error:
-        log.warning("put off: %s", error.line)
+        log.warning("put off: %s", error.log_line)
     except Exception:  # the broad except of this thread: the next round does what this one did not
         log.exception("housekeeping failed")

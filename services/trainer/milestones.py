@@ -5,6 +5,7 @@ Also decides when a run ends before its length, because the held-out loss no lon
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from services.trainer.previews import Previews
 from services.trainer.reporter import Reporter
 from services.trainer.results.history import Activity, History
 from services.trainer.train import NonFiniteLoss, Step, Training
+
+log = logging.getLogger(__name__)
 
 MOST_MISSED = 2
 
@@ -165,6 +168,7 @@ class Milestones:
             with self._history.timed(Activity.PREVIEWING):
                 events: list[Event] = [*self._previews.render(step, self._reporter.check)]
         except (EncoderAway, ObjectMissing, ObjectDamaged) as error:  # a store that is away ends this attempt instead
+            log.warning("no preview after step %d: %s", step, error.log_line)
             message = f"no preview after step {step}: {error.line}"
             missed = self._missed_in_a_row + 1
             if missed == MOST_MISSED:

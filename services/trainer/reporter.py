@@ -171,7 +171,7 @@ class Reporter:
             try:
                 return action()
             except Unavailable as error:
-                log.warning("%s: %s; trying again", self._job.job_id, error.message)
+                log.warning("%s: %s; trying again", self._job.job_id, error.told)
                 self.check()
                 time.sleep(RETRY_S)
 
@@ -236,7 +236,7 @@ class Reporter:
                 self._lost = True
                 return
             except Unavailable as error:
-                log.warning("heartbeat of %s failed, trying again: %s", self._job.job_id, error.message)
+                log.warning("heartbeat of %s failed, trying again: %s", self._job.job_id, error.told)
             except Exception:  # the lease must not end over what a single sign of life met
                 log.exception("heartbeat of %s failed, trying again", self._job.job_id)
 

@@ -180,7 +180,7 @@ class Run:
         try:
             self._savepoints.write(patient=patient)
         except Unavailable as error:
-            log.warning("%s: no checkpoint, an older one stands: %s", self._job.job_id, error.line)
+            log.warning("%s: no checkpoint, an older one stands: %s", self._job.job_id, error.log_line)
 
     def publish_what_there_is(self, **ending: Any) -> None:
         """After a failure or a cancellation: the best adapter so far, metrics and a report that says how it ended."""

@@ -21,7 +21,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.common.base_model import pick_device
 from services.common.caller import Caller, caller_from
 from services.common.errors import NotFound, NotReady
-from services.common.fields import check_length, invalid_field, page_limit, require_id
+from services.common.fields import check_length, invalid_field, page_limit, read_duration, require_id
 from services.common.object_store import ObjectStore
 from services.common.server import MAX_MESSAGE_BYTES
 from services.common.settings import ServiceSettings
@@ -45,7 +45,7 @@ from services.trainer.wire import (
     timestamp,
 )
 
-DEFAULT_LIFETIME, LONGEST_LIFETIME_S = timedelta(hours=1), 7 * 24 * 3600
+DEFAULT_LIFETIME, SHORTEST_LIFETIME, LONGEST_LIFETIME = timedelta(hours=1), timedelta(seconds=1), timedelta(days=7)
 Context = grpc.aio.ServicerContext[Any, Any]
 ChangeRequest = (
     pb.CancelTrainingJobRequest
@@ -165,13 +165,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def CreateDownloadUrl(
         self, request: pb.CreateDownloadUrlRequest, context: Context
     ) -> pb.CreateDownloadUrlResponse:
-        lifetime_s = request.lifetime.seconds + request.lifetime.nanos / 1e9
-        if request.HasField("lifetime") and not 1 <= lifetime_s <= LONGEST_LIFETIME_S:
-            raise invalid_field("lifetime", f"is {lifetime_s:g} s", "Use 1 s to 7 days.")
+        lifetime = _lifetime(request)
         job = await self._job(context, request.job_id)
         artifacts = await asyncio.to_thread(self._jobs.artifacts, job.job_id)
         artifact = _artifact(job, artifacts, request.artifact_name or LORA_FILE)
-        lifetime = timedelta(seconds=request.lifetime.seconds) if request.HasField("lifetime") else DEFAULT_LIFETIME
         expire_time = Timestamp()
         expire_time.FromDatetime(datetime.now(UTC) + lifetime)
         url = self._objects.download_url(self._objects.key_of(artifact.uri) or "", lifetime)
@@ -250,6 +247,14 @@ def fitting_page(jobs: list[pb.TrainingJob]) -> Iterator[pb.TrainingJob]:
 
 def _caller(context: Context) -> Caller:
     return caller_from(context.invocation_metadata() or ())
+
+
+def _lifetime(request: pb.CreateDownloadUrlRequest) -> timedelta:
+    """How long an address is to serve, in whole seconds, as the store counts them."""
+    if not request.HasField("lifetime"):
+        return DEFAULT_LIFETIME
+    lifetime = read_duration("lifetime", request.lifetime, least=SHORTEST_LIFETIME, most=LONGEST_LIFETIME)
+    return timedelta(seconds=int(lifetime.total_seconds()))
 
 
 def _artifact(job: Job, artifacts: Mapping[str, Artifact], name: str) -> Artifact:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
+import re
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 
 class TrainerSettings(BaseSettings):
     """What only the trainer needs."""
 
-    model_config = SettingsConfigDict(env_prefix="FLUXSMITH_TRAINER_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="FLUXSMITH_TRAINER_", frozen=True, hide_input_in_errors=True)
 
     address: str = "127.0.0.1:7402"
     """Host and port to serve on."""
+    stop_grace_s: float = Field(default=70.0, ge=1)
+    """Seconds from SIGTERM to the server's end; its workers have 60 of them for a checkpoint of each job. A second
+    signal ends the server at once."""
     encoder_address: str = "127.0.0.1:7401"
     """Host and port of the encoder, for previews and the report's contact sheet; jobs go on without it."""
-    database_url: str = "sqlite:///data/jobs.sqlite"
-    """SQLAlchemy URL of the database with jobs and events: `sqlite:///FILE` or `postgresql+psycopg://...`."""
+    database_url: str = Field(default="sqlite:///data/jobs.sqlite", repr=False)
+    """SQLAlchemy URL of the database with jobs and events: `sqlite:///FILE` or `postgresql+psycopg://...`. Never shown,
+    since it may hold a password."""
     workers: int = Field(default=1, ge=0, le=16)
     """Worker processes that this server starts, one a GPU; 0 where workers are started by other means."""
     lease_s: float = Field(default=15.0, ge=1)
@@ -54,7 +61,14 @@ class TrainerSettings(BaseSettings):
     @classmethod
     def _known_database(cls, url: str) -> str:
         if not url.startswith(("sqlite:///", "postgresql+psycopg://")):
-            raise ValueError("use sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+            scheme = re.match(r"[a-z0-9+]{1,30}://", url)
+            begins = f"it begins with {scheme[0]}; " if scheme else ""
+            raise ValueError(f"{begins}use sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+        try:
+            make_url(url)
+        except (ValueError, ArgumentError):  # which name a part of it
+            message = "it has no form of a URL; write what is no letter or digit in its password as %XX"
+            raise ValueError(message) from None
         return url
 
     @field_validator("heartbeat_s")

@@ -91,7 +91,7 @@ class Worker:
                 if not self._take():
                     self._stop.wait(IDLE_S)
             except Unavailable as error:
-                log.warning("%s Trying again in %.0f s", error.line, RETRY_S)
+                log.warning("%s Trying again in %.0f s", error.log_line, RETRY_S)
                 self._stop.wait(RETRY_S)
         self._send_away()
         for thread in self._active:
@@ -116,11 +116,11 @@ class Worker:
                 why = "its worker was stopped" if self._stop.is_set() else "it makes room for another job"
                 self._release(job, reporter, f"{why}; it goes on from its last checkpoint")
             except Unavailable as error:
-                log.warning("%s: %s", job.job_id, error.line)
+                log.warning("%s: %s", job.job_id, error.log_line)
                 message = f"{error.message}; it goes on from its last checkpoint"
                 self._release(job, reporter, message, delay_s=RELEASE_S)
             except CheckpointOfOtherBase as error:  # it loses nothing while it waits for its own base
-                log.error("%s: %s", job.job_id, error.line)
+                log.error("%s: %s", job.job_id, error.log_line)
                 self._park(job, reporter, because=error.line)
             except LostJob:
                 raise
@@ -201,7 +201,7 @@ class Worker:
             log.warning("%s", error)
             self._leave_nothing_of_deleted(job)
         except Unavailable as error:  # its lease runs out, and it is taken up again
-            log.warning("%s: %s", job.job_id, error.line)
+            log.warning("%s: %s", job.job_id, error.log_line)
         except Exception:  # the same, for what nobody has thought of
             log.exception("%s was given up", job.job_id)
 
@@ -234,7 +234,7 @@ class Worker:
             store = self._place.store.with_patience(0.0)
             remove_leftovers(store, job, artifacts, self._claims.checkpoints(job))
         except ServiceError as error:
-            log.warning("%s: %s", job.job_id, error.line)
+            log.warning("%s: %s", job.job_id, error.log_line)
 
     def _fail(self, job: Job, reporter: Reporter, error: Exception) -> None:
         """End the job as FAILED; what may be the service's fault is tried again first, a while later."""
@@ -271,7 +271,7 @@ class Worker:
             except Unavailable as error:
                 if self._stop.is_set():
                     raise
-                log.warning("%s Trying again in %.0f s", error.line, RETRY_S)
+                log.warning("%s Trying again in %.0f s", error.log_line, RETRY_S)
                 reporter.gets_on()
                 self._stop.wait(RETRY_S)
 
@@ -283,7 +283,7 @@ class Worker:
             with suppress(Unavailable):
                 self._place.store.with_patience(0.0).delete_prefix(job_prefix(job.tenant, job.job_id))
         except Unavailable as error:
-            log.warning("%s: %s", job.job_id, error.line)
+            log.warning("%s: %s", job.job_id, error.log_line)
 
     def _end_this_worker(self, hung: Job) -> None:
         """End the process, since a step that hangs cannot be interrupted; its jobs go on elsewhere."""
@@ -317,7 +317,7 @@ def main() -> int:
         service, settings = read_settings(ServiceSettings), read_settings(TrainerSettings)
         store_settings = read_settings(StoreSettings)
     except ServiceError as error:
-        print(f"error: {error.line}", file=sys.stderr)  # noqa: T201 - the log is not set up yet
+        print(f"error: {error.log_line}", file=sys.stderr)  # noqa: T201 - the log is not set up yet
         return 1
     set_up_logging(service.log_level)
     hide_progress_bars()
@@ -330,7 +330,7 @@ def main() -> int:
     try:
         work(service, settings, store_settings, stop, ready)
     except ServiceError as error:
-        log.error(error.line)
+        log.error(error.log_line)
         return 1
     return 0
 

@@ -18,6 +18,7 @@ from fluxsmith.client import Client
 from fluxsmith.data import Dataset
 from fluxsmith.encoding import EncodingOptions
 from fluxsmith.errors import FluxsmithError, NotFound
+from fluxsmith.text import on_one_line
 
 Source = Annotated[
     str,
@@ -68,7 +69,7 @@ def contact_sheet(
                 message = f"{source} is neither a folder here nor a dataset of this tenant."
                 raise NotFound(message, reason=error.reason, remedy=error.remedy) from error
     for path in written:
-        typer.echo(f"{path} ({size_text(path.stat().st_size)})")
+        typer.echo(on_one_line(f"{path} ({size_text(path.stat().st_size)})"))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from fluxsmith.events import (
     StepsCompleted,
     ValidationCompleted,
 )
+from fluxsmith.text import on_one_line
 from fluxsmith.training import JobState, TrainingJob
 
 _LINE_INTERVAL_S = 5.0
@@ -126,7 +127,7 @@ class BarDisplay:
 
     def preview(self, event: PreviewRendered, address: Callable[[], str]) -> None:
         """Show a line that stays, which most terminals open with a click."""
-        self._progress.console.print(Text(str(event), style=Style(link=address() or None)))
+        self._progress.console.print(Text(str(event), style=Style(link=on_one_line(address()) or None)))
 
     def queued(self, ahead: int) -> None:
         """Show how many jobs go before the one that waits."""

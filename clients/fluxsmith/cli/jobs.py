@@ -18,6 +18,7 @@ from fluxsmith.cli.following import follow
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import job_json, removed_text, report_lines, size_text, to_json
 from fluxsmith.errors import JobCancelled, JobFailed, NotFound
+from fluxsmith.text import on_one_line
 from fluxsmith.training import TrainingJob
 
 
@@ -106,7 +107,7 @@ def checkpoint(context: typer.Context, job_id: Job) -> None:
 
 
 def _say_state(job: TrainingJob, *, as_json: bool) -> None:
-    typer.echo(to_json(job) if as_json else f"job {job.id} is {job.state.lower()}")
+    typer.echo(to_json(job) if as_json else on_one_line(f"job {job.id} is {job.state.lower()}"))
 
 
 def download(  # a command's options are its parameters
@@ -144,7 +145,7 @@ def download(  # a command's options are its parameters
 
 
 def _show_file(path: Path, fetched: bool) -> None:
-    typer.echo(f"{path} ({size_text(path.stat().st_size) if fetched else 'unchanged'})")
+    typer.echo(on_one_line(f"{path} ({size_text(path.stat().st_size) if fetched else 'unchanged'})"))
 
 
 def _say_what_is_left(job: TrainingJob, session: Session) -> None:

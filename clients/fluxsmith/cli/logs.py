@@ -16,6 +16,7 @@ from fluxsmith.cli.text import event_json, event_line, failure_lines
 from fluxsmith.errors import NotFound
 from fluxsmith.events import Event, StepsCompleted
 from fluxsmith.jobs import JobHandle
+from fluxsmith.text import on_one_line
 from fluxsmith.training import JobState
 
 _POLL_S = 0.5
@@ -105,4 +106,5 @@ def _show_service(service: Service, data: Path | None, *, lines: int, follow: bo
 
 def _echo(lines: Iterable[str]) -> None:
     for line in lines:
-        typer.echo(line, nl=False)
+        end = "\n" if line.endswith("\n") else ""
+        typer.echo(on_one_line(line.removesuffix("\n")) + end, nl=False)

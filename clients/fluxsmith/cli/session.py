@@ -2,15 +2,17 @@
 
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 
 from fluxsmith._settings import Settings, resolve_settings
 from fluxsmith.client import Client
 from fluxsmith.errors import NotFound
+from fluxsmith.text import on_one_line
 
 # Wide enough that no column of a piped table is cut.
 _PIPE_WIDTH = 240
@@ -68,8 +70,21 @@ class ConsoleHandler(logging.Handler):
         self._console.print(escape(record.getMessage()), soft_wrap=True)
 
 
+class ShownConsole(Console):
+    """A console on which what terminals obey is an order only where it is rich's own; in any text it is shown."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        r"""Render as rich does, and write control characters of texts as `\x1b`."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=_shown(segment.text))
+
+
+def _shown(text: str) -> str:
+    return text if text.isprintable() else "\n".join(map(on_one_line, text.split("\n")))
+
+
 def _console(*, to_stderr: bool) -> Console:
-    console = Console(stderr=to_stderr, highlight=False)
+    console = ShownConsole(stderr=to_stderr, highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console

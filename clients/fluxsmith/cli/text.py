@@ -1,4 +1,7 @@
-"""Words for people, and JSON for programs: pure functions from values to text."""
+r"""Words for people, and JSON for programs: pure functions from values to text.
+
+Names of files and texts of services are written by others: control characters in them come out as `\x1b`.
+"""
 
 import dataclasses
 import json
@@ -14,6 +17,7 @@ from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.data import Dataset, DatasetProgress, SampleProblem
 from fluxsmith.errors import FluxsmithError
 from fluxsmith.events import Event
+from fluxsmith.text import on_one_line
 from fluxsmith.training import Fault, TrainingJob, TrainingResult
 
 _MAX_PROBLEMS = 10
@@ -21,13 +25,17 @@ _MAX_PROBLEMS = 10
 
 def error_line(text: str) -> str:
     """Return the one line that an error becomes."""
-    return f"error: {' '.join(text.split())}"
+    return f"error: {_spaced(text)}"
 
 
 def error_json(error: FluxsmithError, text: str) -> str:
     """Return what went wrong for scripts: `error` is that line without the word, the rest as in Python."""
     told = {"reason": error.reason, "message": error.message, "remedy": error.remedy}
-    return json.dumps({"error": " ".join(text.split()), **told, "retry_after_s": error.retry_after_s})
+    return json.dumps({"error": _spaced(text), **told, "retry_after_s": error.retry_after_s})
+
+
+def _spaced(text: str) -> str:
+    return on_one_line(" ".join(re.split(r"[ \t\r\n]+", text.strip(" \t\r\n"))))
 
 
 def size_text(size_bytes: int) -> str:
@@ -94,7 +102,7 @@ def problem_lines(dataset: Dataset) -> list[str]:
 
 
 def _problem_lines(word: str, problems: Sequence[SampleProblem], *, untold: int) -> list[str]:
-    lines = [f"{word}: {problem.sample_name}: {problem.message}" for problem in problems[:_MAX_PROBLEMS]]
+    lines = [on_one_line(f"{word}: {problem.sample_name}: {problem.message}") for problem in problems[:_MAX_PROBLEMS]]
     more = len(problems) - len(lines) + untold
     return [*lines, f"and {more} more"] if more else lines
 
@@ -138,7 +146,8 @@ def report_lines(job: TrainingJob, *, file: Fetched | None = None, command: Call
             facts["files"] = _files_text([artifact.artifact_name for artifact in result.artifacts])
     if file:
         facts["replaced" if file.replaced else "written"] = str(file.path)
-    return [*(f"{name:<13}  {fact}" for name, fact in facts.items()), *_better_lines(job, command)]
+    lines = [*(f"{name:<13}  {fact}" for name, fact in facts.items()), *_better_lines(job, command)]
+    return [on_one_line(line) for line in lines]
 
 
 def removed_text(job: TrainingJob, checkpoints: Sequence[Checkpoint]) -> str:
@@ -193,24 +202,29 @@ def _files_text(names: Sequence[str]) -> str:
 
 def to_json(value: object) -> str:
     """Return a dataclass, or a list or mapping of plain values and dataclasses, as JSON."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False)
+    return _safe(json.dumps(_plain(value), indent=2, ensure_ascii=False))
 
 
 def event_json(event: Event) -> str:
     """Return an event as a line of JSON; `type` is its name as in the contract, such as `steps_completed`."""
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower().removeprefix("job_")
-    return json.dumps({"type": kind, **_fields(event)}, ensure_ascii=False)
+    return _safe(json.dumps({"type": kind, **_fields(event)}, ensure_ascii=False))
 
 
 def job_json(job: TrainingJob) -> str:
     """Return a job as a line of JSON that stands among those of events."""
-    return json.dumps({"type": "job", **_fields(job)}, ensure_ascii=False)
+    return _safe(json.dumps({"type": "job", **_fields(job)}, ensure_ascii=False))
+
+
+def _safe(text: str) -> str:
+    """Return JSON with the control characters escaped that JSON itself allows, U+007F to U+009F."""
+    return re.sub(r"[\x7f-\x9f\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def event_line(event: Event) -> str:
     """Return an event as a line of a log."""
     moment = event.time.astimezone().strftime("%Y-%m-%d %H:%M:%S") if event.time else ""
-    return f"{moment}  {event}"
+    return on_one_line(f"{moment}  {event}")
 
 
 def failure_lines(job: TrainingJob) -> list[str]:
@@ -220,7 +234,8 @@ def failure_lines(job: TrainingJob) -> list[str]:
     whose = {Fault.USER: "of the request", Fault.SYSTEM: "of the service", Fault.RESOURCE: "too little memory"}
     fault = whose.get(job.failure.fault, "unknown")
     lines = [f"failed: {job.failure.message} ({job.failure.reason or 'no reason given'}; fault: {fault})"]
-    return [*lines, f"remedy: {job.failure.remedy}"] if job.failure.remedy else lines
+    lines += [f"remedy: {job.failure.remedy}"] if job.failure.remedy else []
+    return [on_one_line(line) for line in lines]
 
 
 def _fields(value: Any) -> dict[str, object]:

@@ -6,7 +6,8 @@ The encoder: turns captioned images into cached tensors that any number of train
 Conventions of both services
 
 Caller: every call may carry the metadata `fluxsmith-tenant` (1 to 63 characters of a-z, 0-9 and `-`, the last not at
-either end; unset means `default`). What one tenant makes, another does not see.
+either end; unset means `default`). What one tenant makes, another does not see. A call that carries it twice, or
+`authorization`, is refused.
 
 Errors: a gRPC status with one `google.rpc.ErrorInfo` in domain `fluxsmith`. Its `reason` is stable and meant for
 programs, its metadata `remedy` is a sentence that says what to do. Violations of single fields come as

@@ -2231,7 +2231,7 @@ class CreateDownloadUrlRequest(_message.Message):
     """Name within the job; unset means `lora.safetensors`."""
     @_builtins.property
     def lifetime(self) -> _duration_pb2.Duration:
-        """How long the address works, 1 s to 7 days; unset means 1 hour."""
+        """How long the address works, 1 s to 7 days, in whole seconds; unset means 1 hour. Nanos have the sign of the seconds."""
 
     def __init__(
         self,

@@ -72,7 +72,7 @@ class Checkpoints:
             try:
                 restored = read_set(self._store, checkpoint, self._job, self._fingerprints)
             except (CheckpointDamaged, CheckpointOfOtherData) as error:
-                log.warning("%s: %s", self._job.job_id, error.line)
+                log.warning("%s: %s", self._job.job_id, error.log_line)
                 self._write_events([JobWarning(reason="CHECKPOINT_SKIPPED", message=error.line)])
                 # Its objects stay until the job has ended: somebody may want to know what became of them.
                 self._claims.drop_checkpoints(self._job, [checkpoint.checkpoint_id])

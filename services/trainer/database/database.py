@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,12 +77,13 @@ def insert_if_new(connection: Connection, table: Table, **values: Any) -> bool:
     return connection.execute(query).first() is not None
 
 
-def unavailable(cause: str) -> Unavailable:
-    """The error for a database that does not do what it is asked for now."""
+def unavailable(cause: str, *, detail: str = "") -> Unavailable:
+    """The error for a database that does not do what it is asked for now. What it says itself may name its host."""
     return Unavailable(
         f"the job database does not serve: {cause}",
         reason="DATABASE_UNAVAILABLE",
         remedy="Check FLUXSMITH_TRAINER_DATABASE_URL, that its server runs and that its disk has room.",
+        detail=detail,
     )
 
 
@@ -93,7 +95,9 @@ def translated() -> Iterator[None]:
     except IntegrityError:
         raise  # an error of ours, not an outage
     except SQLAlchemyError as error:
-        raise unavailable(str(error).splitlines()[0]) from error
+        said = str(error).splitlines()[0]
+        of_sqlite = isinstance(getattr(error, "orig", None), sqlite3.Error)  # which has no host that it could name
+        raise unavailable(said if of_sqlite else type(error).__name__, detail="" if of_sqlite else said) from error
 
 
 def open_engines(database_url: str) -> tuple[Engine, Engine]:

@@ -150,9 +150,10 @@ def _transformer_config(settings: ServiceSettings) -> Mapping[str, Any]:
         )
     except (OSError, ValueError) as error:
         raise NotReady(
-            f"this server cannot read the sizes of its base model {settings.base_model!r}",
+            f"this server cannot read the sizes of its base model {Path(settings.base_model).name!r}",
             reason="BASE_MODEL_UNKNOWN",
             remedy="Ask for FLUX_1_DEV, or set FLUXSMITH_BASE_MODEL of the server to what its workers load.",
+            detail=f"FLUXSMITH_BASE_MODEL is {settings.base_model!r}",
         ) from error
 
 

@@ -121,7 +121,7 @@ class Records:
         try:
             return self._store.get(self._store.key_of(event.image.uri) or "", digest=event.image.content_digest)
         except ServiceError as error:  # the picture is safe where it is or lost; the run goes on either way
-            log.warning("%s: preview %s cannot be read: %s", self._job.job_id, event.image.artifact_name, error.message)
+            log.warning("%s: preview %s cannot be read: %s", self._job.job_id, event.image.artifact_name, error.told)
             return None
 
     def _contact_sheet(self) -> bytes | None:
@@ -129,6 +129,7 @@ class Records:
             sheet = self._link.contact_sheet(self._job.dataset.dataset_id)
             return self._store.get(self._store.key_of(sheet.uri) or "", digest=sheet.content_digest)
         except ServiceError as error:
+            log.warning("%s: no contact sheet: %s", self._job.job_id, error.log_line)
             warning = JobWarning(
                 reason="CONTACT_SHEET_SKIPPED", message=f"the report has no contact sheet: {error.line}"
             )

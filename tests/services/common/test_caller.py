@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.common.caller import TENANT_KEY, caller_from
+from services.common.caller import TENANT_KEY, TOKEN_KEY, caller_from
 from services.common.errors import InvalidInput
 
 
@@ -23,3 +23,12 @@ def test_malformed_tenant_is_refused(name: str | bytes) -> None:
         caller_from([(TENANT_KEY, name)])
     assert caught.value.reason == "TENANT_INVALID"
     assert caught.value.violations[0].field == f"metadata.{TENANT_KEY}"
+
+
+@pytest.mark.parametrize("key", [TENANT_KEY, TOKEN_KEY])
+@pytest.mark.parametrize("values", [("a", "a"), ("a", "b", "c")])
+def test_header_that_comes_twice_is_refused_though_both_be_right(key: str, values: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidInput, match=f"{key} comes {len(values)} times") as caught:
+        caller_from([(key, value) for value in values])
+    assert caught.value.reason == "METADATA_REPEATED"
+    assert "proxy" in caught.value.remedy

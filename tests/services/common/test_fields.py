@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from services.common.errors import InvalidInput
-from services.common.fields import check_length, page_limit, page_of
+from services.common.fields import check_length, page_limit, page_of, read_duration
 
 IDS = [f"ds-{number:02}" for number in range(10)]
 
@@ -40,3 +43,42 @@ def test_text_over_its_length_is_refused_with_its_field() -> None:
     with pytest.raises(InvalidInput, match="has 201 characters") as caught:
         check_length("display_name", "x" * 201, 200)
     assert caught.value.violations[0].field == "display_name"
+
+
+SECOND, WEEK = timedelta(seconds=1), timedelta(days=7)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "length"),
+    [
+        (1, 0, SECOND),
+        (604_800, 0, WEEK),
+        (1, 999_999_999, timedelta(seconds=1, microseconds=999_999)),
+        (3600, 500_000_000, timedelta(hours=1, milliseconds=500)),
+    ],
+)
+def test_duration_is_read(seconds: int, nanos: int, length: timedelta) -> None:
+    assert read_duration("lifetime", Duration(seconds=seconds, nanos=nanos), least=SECOND, most=WEEK) == length
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos"),
+    [
+        (0, 2**31 - 1),
+        (604_801, -2_000_000_000),
+        (604_801, -1),
+        (-1, 1),
+        (5, -1),
+        (5, 10**9),
+        (0, 0),
+        (0, 999_999_999),
+        (604_800, 1),
+        (-5, 0),
+        (2**63 - 1, 0),
+        (-(2**63), -999_999_999),
+    ],
+)
+def test_odd_duration_is_the_callers_fault(seconds: int, nanos: int) -> None:
+    with pytest.raises(InvalidInput, match=r"^lifetime ") as caught:
+        read_duration("lifetime", Duration(seconds=seconds, nanos=nanos), least=SECOND, most=WEEK)
+    assert caught.value.violations[0].field == "lifetime"

@@ -83,6 +83,15 @@ def test_get_and_listing_over_a_broken_network_are_unavailable_and_never_short(
 
 
 @pytest.mark.parametrize("broken", LOUD, ids=["refuse", "drop_answer", "hang"])
+def test_callers_do_not_learn_where_the_store_is(faulty: ObjectStore, proxy: FaultProxy, broken: Faults) -> None:
+    proxy.faults = broken
+    with pytest.raises(Unavailable) as caught:
+        faulty.exists("a")
+    assert faulty._endpoint not in caught.value.line
+    assert faulty._endpoint in caught.value.log_line
+
+
+@pytest.mark.parametrize("broken", LOUD, ids=["refuse", "drop_answer", "hang"])
 def test_exists_and_deletes_over_a_broken_network_are_unavailable(
     faulty: ObjectStore, store: ObjectStore, proxy: FaultProxy, tenant: str, broken: Faults
 ) -> None:

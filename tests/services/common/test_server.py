@@ -81,6 +81,14 @@ def test_faults_of_any_length_fit_into_an_answer() -> None:
     assert list(fitting(short)) == short
 
 
+def test_orders_for_a_terminal_in_what_callers_sent_come_back_as_text() -> None:
+    info = error_details_pb2.ErrorInfo()
+    assert _details(InvalidInput("m", reason="R", remedy="\x1b[2J"))[0].Unpack(info)
+    assert info.metadata["remedy"] == r"\x1b[2J"
+    (told,) = fitting([FieldViolation(field="a\x07", description="\x9b2J")])
+    assert (told.field, told.description) == (r"a\x07", r"\x9b2J")
+
+
 def test_text_is_cut_by_its_bytes() -> None:
     assert cut("short", 10) == "short"
     assert cut("\U0001f34e" * 10, 12) == "\U0001f34e\U0001f34e..."

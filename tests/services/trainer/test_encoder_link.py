@@ -71,9 +71,11 @@ def test_references_come_in_order_for_the_links_tenant(link: EncoderLink, addres
 
 def test_where_nothing_listens_is_told_within_seconds(link: EncoderLink, address: str) -> None:
     begin_s = time.monotonic()
-    with pytest.raises(EncoderAway, match=address) as caught:
+    with pytest.raises(EncoderAway, match="does not answer") as caught:
         link.embed(["a"])
     assert time.monotonic() - begin_s < GONE_S
+    assert "127.0.0.1" not in caught.value.line  # which the job's owner sees
+    assert address in caught.value.log_line
     assert "FLUXSMITH_TRAINER_ENCODER_ADDRESS" in caught.value.remedy
 
 

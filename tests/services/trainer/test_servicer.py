@@ -16,7 +16,7 @@ from fluxsmith.v1 import trainer_pb2_grpc
 
 from services.common.cache import manifest_key
 from services.common.object_store import ObjectStore
-from services.common.server import SERVER_OPTIONS, ErrorInterceptor
+from services.common.server import SERVER_OPTIONS, interceptors
 from services.common.settings import ServiceSettings
 from services.trainer.config import TrainConfig
 from services.trainer.database.job_store import JobStore
@@ -41,7 +41,7 @@ def address(job_store: JobStore, store: ObjectStore, service_settings: ServiceSe
     started, stop = threading.Event(), asyncio.Event()
 
     async def serve() -> None:
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
+        server = grpc.aio.server(interceptors=interceptors(), options=SERVER_OPTIONS)
         trainer_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, server)
         ports.append(server.add_insecure_port("127.0.0.1:0"))
         await server.start()

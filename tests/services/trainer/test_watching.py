@@ -18,7 +18,7 @@ from sqlalchemy import delete
 
 from services.common.errors import NotFound, NotReady
 from services.common.object_store import ObjectStore
-from services.common.server import SERVER_OPTIONS, ErrorInterceptor
+from services.common.server import SERVER_OPTIONS, interceptors
 from services.common.settings import ServiceSettings
 from services.trainer import watching
 from services.trainer.config import TrainConfig
@@ -73,7 +73,7 @@ async def sequences(watched: Watching, job: Job, after: int = 0) -> list[int]:
 @asynccontextmanager
 async def serving(jobs: JobStore, store: ObjectStore, service: ServiceSettings) -> AsyncIterator[Stub]:
     """The trainer's RPCs on a port of this process, and a stub for them."""
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=interceptors(), options=SERVER_OPTIONS)
     servicer = TrainerServicer(jobs=jobs, objects=store, service=service, settings=TrainerSettings())
     trainer_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -124,6 +125,16 @@ def test_server_that_is_gone_is_unavailable(database_url: str) -> None:
     with pytest.raises(Unavailable) as caught:
         JobStore(make_url(database_url).set(query={}, host="127.0.0.1", port=1).render_as_string(hide_password=False))
     assert caught.value.reason == "DATABASE_UNAVAILABLE"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_callers_do_not_learn_where_the_database_is_and_nobody_its_password(database_url: str) -> None:
+    away = make_url(database_url).set(query={}, host="127.0.0.1", port=1, password="hunter2")
+    with pytest.raises(Unavailable) as caught:
+        JobStore(away.render_as_string(hide_password=False))
+    assert "127.0.0.1" not in caught.value.line
+    assert "127.0.0.1" in caught.value.log_line
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 def until_unavailable(write: Write, store: JobStore, job: Job) -> int:

@@ -1,0 +1,115 @@
+"""The gate before every RPC: who calls is looked at, and each message is read, in one place for all of them.
+
+What it refuses is an error of the domain like any other, so it stands inside of the interceptor that makes statuses of
+those. An RPC that forgets to look at its caller is guarded all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from services.common.caller import caller_from
+from services.common.errors import InvalidInput
+
+log = logging.getLogger(__name__)
+
+OURS = "/fluxsmith."  # health and reflection are for everybody
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """Stands for bytes that are not a message of the kind that the RPC takes."""
+
+    size_bytes: int
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Raises `InvalidInput` for a caller that cannot be one and for bytes that are no message, also amid a stream."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Put the gate before the handler of a call, whichever of the four kinds it is."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        admit = partial(_admitted, handler_call_details.method, handler.request_streaming)
+        changes: dict[str, Any] = {"request_deserializer": _reader(handler.request_deserializer)}
+        for kind, gated in _GATED.items():
+            if behaviour := getattr(handler, kind):
+                changes[kind] = gated(behaviour, admit)
+        gated_handler: grpc.RpcMethodHandler[Any, Any] = handler._replace(**changes)
+        return gated_handler
+
+
+def _reader(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Read as before. What cannot be read is handed on, since an error here would be one of gRPC's own, UNKNOWN."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return Unreadable(size_bytes=len(data))
+
+    return read
+
+
+def _admitted(method: str, streaming: bool, request: Any, context: Context) -> Any:
+    """The request, or the stream of them, once the caller is what it must be."""
+    if method.startswith(OURS):
+        caller_from(context.invocation_metadata() or ())
+    return _messages(method, request, context) if streaming else _message(method, request, context)
+
+
+async def _messages(method: str, requests: AsyncIterator[Any], context: Context) -> AsyncGenerator[Any, None]:
+    async for request in requests:
+        yield _message(method, request, context)
+
+
+def _message(method: str, request: Any, context: Context) -> Any:
+    if isinstance(request, Unreadable):
+        log.warning("%s: %d bytes from %s are no message", method, request.size_bytes, context.peer())
+        raise InvalidInput(
+            f"{request.size_bytes} bytes are not a message of the kind that {method} takes",
+            reason="MESSAGE_UNREADABLE",
+            remedy="Send what the contract says, with a client of the service's version.",
+        )
+    return request
+
+
+_Admit = Callable[[Any, Context], Any]
+
+
+def _gated_unary(behaviour: Callable[[Any, Context], Awaitable[Any]], admit: _Admit) -> Any:
+    async def gated(request: Any, context: Context) -> Any:
+        return await behaviour(admit(request, context), context)
+
+    return gated
+
+
+def _gated_stream(behaviour: Callable[[Any, Context], AsyncGenerator[Any, None]], admit: _Admit) -> Any:
+    async def gated(request: Any, context: Context) -> AsyncGenerator[Any, None]:
+        async with aclosing(behaviour(admit(request, context), context)) as responses:
+            async for response in responses:
+                yield response
+
+    return gated
+
+
+_GATED: dict[str, Callable[[Any, _Admit], Any]] = {
+    "unary_unary": _gated_unary,
+    "stream_unary": _gated_unary,
+    "unary_stream": _gated_stream,
+    "stream_stream": _gated_stream,
+}
