@@ -52,7 +52,7 @@ def _dora(adapter: AdapterSnapshot, config: TrainConfig) -> dict[str, Tensor]:
 
 
 def _lycoris(adapter: AdapterSnapshot, config: TrainConfig) -> dict[str, Tensor]:
-    """`lycoris_<module with underscores>.lokr_w1` and so on, and `.alpha`: the rank, as the scale is in the matrices."""
+    """`lycoris_<module with underscores>.lokr_w1` and so on; `.alpha` is the rank, as the scale is in the matrices."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in with_scale(adapter, config).items():
         module, _, part = name.rpartition(".")

@@ -122,8 +122,8 @@ def with_length_ratios(adapter: AdapterSnapshot, transformer: nn.Module, config:
 def _length_ratio(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor) -> Tensor:
     a_RI, b_OR = a_RI.to(weight_OI.device), b_OR.to(weight_OI.device)
     ratios = []
-    for rows_OI, b_rows_OR in zip(weight_OI.split(ROWS), b_OR.split(ROWS), strict=True):
-        rows_OI = rows_OI.float()
+    for stored_OI, b_rows_OR in zip(weight_OI.split(ROWS), b_OR.split(ROWS), strict=True):
+        rows_OI = stored_OI.float()
         changed_O = torch.linalg.vector_norm(rows_OI + b_rows_OR @ a_RI, dim=1)
         ratios.append(torch.linalg.vector_norm(rows_OI, dim=1) / changed_O.clamp_min(torch.finfo().tiny))
     return torch.cat(ratios).cpu()
