@@ -325,9 +325,7 @@ class Run:
         else:
             self._publish_other_forms(best.snapshot, told, kohya=BEST_KOHYA_FILE, comfyui=BEST_COMFYUI_FILE)
 
-    def _publish_other_forms(
-        self, adapter: AdapterSnapshot, told: dict[str, str], *, kohya: str, comfyui: str
-    ) -> None:
+    def _publish_other_forms(self, adapter: AdapterSnapshot, told: dict[str, str], *, kohya: str, comfyui: str) -> None:
         """The forms for other programs: what keeps one from being written does not keep back the adapter itself."""
         if not self._config.kohya_file:
             return
