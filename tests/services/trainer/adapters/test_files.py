@@ -226,6 +226,17 @@ def test_file_has_the_precision_asked_for(
     assert float((theirs - ours).norm() / ours.norm()) < 0.02
 
 
+def test_lengths_of_dora_keep_float32_in_any_file(
+    transformer: FluxTransformer2DModel, pipeline: FluxPipeline, tmp_path: Path
+) -> None:
+    config = job(adapter_type="DORA", file_dtype="BF16")
+    adapter, ours = trained(transformer, config)
+    data = peft_file(adapter, config, {})
+    kinds = {(key.endswith("lora_magnitude_vector"), tensor.dtype) for key, tensor in load(data).items()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    assert float((said_by_pipeline(pipeline, data, tmp_path) - ours).norm() / ours.norm()) < 0.02
+
+
 def test_same_adapter_gives_the_same_bytes(transformer: FluxTransformer2DModel) -> None:
     provenance = {f"fluxsmith.{number}": "x" for number in range(20)}
     files = {peft_file(trained(transformer, job())[0], job(), provenance) for _ in range(2)}

@@ -65,14 +65,16 @@ class Trained:
 
 def diffusers_form(trained: Trained) -> dict[str, Tensor]:
     """Tensors of `lora.safetensors`."""
-    return load(peft_file(trained.adapter, trained.config, {}))
+    tensors: dict[str, Tensor] = load(peft_file(trained.adapter, trained.config, {}))
+    return tensors
 
 
 def second_form(trained: Trained) -> dict[str, Tensor]:
     """Tensors of the file for ComfyUI: one of the two forms there is for any type, never both."""
     files = [write(trained.adapter, trained.config, {}) for write in (kohya_file, comfyui_file)]
     (data,) = (data for data in files if data)
-    return load(data)
+    tensors: dict[str, Tensor] = load(data)
+    return tensors
 
 
 @each_place
