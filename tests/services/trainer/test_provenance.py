@@ -54,6 +54,16 @@ def test_programs_find_name_base_trigger_word_day_and_size(bench: Bench) -> None
         assert told["fluxsmith.base_kind"] == "schnell"
 
 
+def test_header_tells_where_the_file_comes_from(bench: Bench) -> None:
+    told = header(bench.file(run(bench), "lora.safetensors"))
+    assert told["fluxsmith.dataset_digest"] == bench.reference.manifest_digest
+    assert (told["fluxsmith.base_model"], told["fluxsmith.base_kind"]) == ("flux-tiny", "unknown")
+    assert told["fluxsmith.encoder_fingerprint"] == bench.manifest.encoder_fingerprint
+    assert TrainConfig(**json.loads(told["fluxsmith.config"])) == CONFIG
+    assert (told["ss_num_train_images"], told["ss_seed"]) == ("3", "3")
+    assert told["ss_network_dim"] == told["ss_network_alpha"] == "2"
+
+
 def test_equal_adapters_differ_in_nothing_but_what_is_told_of_them(bench: Bench) -> None:
     first, second = run(bench, display_name="one"), run(bench, display_name="two")
     told = [header(bench.file(job, "lora.safetensors")) for job in (first, second)]

@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import logging
 import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import grpc
 import pytest
@@ -168,24 +166,6 @@ def test_events_tell_the_whole_story(bench: Bench) -> None:
     assert steps == [1, 2, 3, 4]
     assert [event.step for event in events if isinstance(event, ValidationCompleted)] == [0, 2, 4]
     assert [event.kind for event in events[-2:]] == ["artifact_published", "state_changed"]
-
-
-def test_header_tells_where_the_file_comes_from(bench: Bench, tmp_path: Path) -> None:
-    job = bench.run(CONFIG)
-    assert job.result
-    (tmp_path / "lora").write_bytes(bench.objects.get(bench.objects.key_of(job.result.lora.uri) or ""))
-    with safetensors.safe_open(tmp_path / "lora", "pt") as file:
-        header = file.metadata()
-    assert header["fluxsmith.dataset_digest"] == bench.reference.manifest_digest
-    assert header["fluxsmith.base_model"] == "flux-tiny"
-    assert header["fluxsmith.encoder_fingerprint"] == bench.manifest.encoder_fingerprint
-    assert TrainConfig(**json.loads(header["fluxsmith.config"])) == CONFIG
-    assert (header["ss_num_train_images"], header["ss_seed"]) == ("3", "3")
-    assert (header["ss_network_dim"], header["ss_network_alpha"], header["fluxsmith.base_kind"]) == (
-        "2",
-        "2",
-        "unknown",
-    )
 
 
 def test_same_job_twice_gives_the_same_file(bench: Bench) -> None:
