@@ -26,11 +26,12 @@ FLUX_DEV = {
 }
 
 
-def count(transformer: FluxTransformer2DModel, config: TrainConfig) -> tuple[int, int]:
-    """Modules that such a job adapts, and numbers that it trains."""
+def count(transformer: FluxTransformer2DModel, config: TrainConfig) -> tuple[int, int, int]:
+    """Modules that such a job adapts, numbers that it trains, and how many of those are lengths of DoRA."""
     with attached(transformer, config):
-        numbers = sum(parameter.numel() for parameter in adapter_parameters(transformer).values())
-        return len(adapter_layers(transformer)), numbers
+        numbers = {name: parameter.numel() for name, parameter in adapter_parameters(transformer).items()}
+        lengths = sum(count for name, count in numbers.items() if "magnitude" in name)
+        return len(adapter_layers(transformer)), sum(numbers.values()), lengths
 
 
 def table(transformer: FluxTransformer2DModel, rank: int = 16) -> str:
@@ -38,8 +39,9 @@ def table(transformer: FluxTransformer2DModel, rank: int = 16) -> str:
     rows = ["| type | targets | modules | parameters | file FP32 | file BF16 |", "|---|---|---|---|---|---|"]
     for kind in AdapterType:
         for preset in TargetPreset:
-            modules, numbers = count(transformer, TrainConfig(rank=rank, adapter_type=kind, targets=preset))
-            sizes = " | ".join(f"{size * numbers / 1e6:.0f} MB" for size in (4, 2))
+            modules, numbers, lengths = count(transformer, TrainConfig(rank=rank, adapter_type=kind, targets=preset))
+            # Lengths keep float32 in any file.
+            sizes = " | ".join(f"{(size * (numbers - lengths) + 4 * lengths) / 1e6:.0f} MB" for size in (4, 2))
             rows.append(f"| {kind} | {preset} | {modules} | {numbers / 1e6:.1f} M | {sizes} |")
     return "\n".join(rows)
 

@@ -95,6 +95,7 @@ class TrainKeywords(TypedDict, total=False):
     warm_start_uri: str | None
     file_dtype: FileDtype | None
     kohya_file: bool | None
+    tag_frequency: bool | None
     held_out_share: float | None
     early_stopping_patience: int | None
     early_stopping_min_delta: float | None

@@ -145,8 +145,11 @@ class TrainConfig:
     file_dtype: FileDtype | None = None
     """Precision of the numbers in the LoRA files. Default FP32."""
     kohya_file: bool | None = None
-    """Also publish the LoRA as `lora.kohya.safetensors`, the form that ComfyUI and Forge read. LORA only. Default
-    yes."""
+    """Also publish the adapter in the form that ComfyUI reads: a LORA as `lora.kohya.safetensors`, which is Forge's and
+    InvokeAI's too, another type as `lora.comfyui.safetensors`. Default yes."""
+    tag_frequency: bool | None = None
+    """Also write into the files how many captions have each tag between their commas, which other programs list;
+    captions may be private. Default no."""
     held_out_share: float | None = None
     """Share of the dataset's samples that is not trained on but measured on, in place of a held-out dataset; at
     least one sample. 0 to 0.5; default 0."""

@@ -19,6 +19,7 @@ from services.trainer.config import TrainConfig, parse_config, valid_part
 from services.trainer.config.fields import ConfigFields
 from services.trainer.data.references import DatasetReferences
 from services.trainer.database.job_store import JobStore, new_job_id, request_id_reused
+from services.trainer.foreseen import foreseen
 from services.trainer.jobs import DatasetReference, Job, NewJob
 from services.trainer.settings import TrainerSettings
 
@@ -92,6 +93,7 @@ class Admission:
                 job_id=job_id,
                 max_user_jobs=self._settings.max_user_jobs,
                 max_tenant_jobs=self._settings.max_tenant_jobs,
+                warnings=foreseen(config, self._linear_names if config.target_regex else ()),
             )
         except Unavailable:
             raise  # it may be there all the same

@@ -9,6 +9,7 @@ from diffusers import FluxTransformer2DModel
 
 from services.common.base_model import base_folder
 from services.common.settings import ServiceSettings
+from services.trainer.base_kind import BaseKind, kind_of_folder, name_of_folder
 from services.trainer.checkpoints.fingerprints import base_fingerprint
 from services.trainer.transformer import load_transformer
 
@@ -17,22 +18,24 @@ from services.trainer.transformer import load_transformer
 class Base:
     """The resident transformer, the folder with scheduler_config.json of the same model, and its name for people.
 
-    `fingerprint` tells its weights from others'.
+    `fingerprint` tells its weights from others', `kind` the member of the family that it is.
     """
 
     transformer: FluxTransformer2DModel
     scheduler_folder: Path
     name: str
     fingerprint: str = ""
+    kind: BaseKind = BaseKind.UNKNOWN
 
 
 def load_base(settings: ServiceSettings) -> Base:
     """Load it; raises `BaseModelError`."""
     folder = base_folder(settings, ("transformer", "scheduler"))
-    name = settings.base_model if settings.base_model_revision else folder.resolve().name
+    name = settings.base_model if settings.base_model_revision else name_of_folder(folder)
     return Base(
         transformer=load_transformer(settings),
         scheduler_folder=folder / "scheduler",
         name=name,
         fingerprint=base_fingerprint(folder / "transformer"),
+        kind=kind_of_folder(folder, name),
     )

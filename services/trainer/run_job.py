@@ -11,18 +11,17 @@ import logging
 import statistics
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 from diffusers import FluxTransformer2DModel
 
-from services.common.cache import EncodingHead
 from services.common.errors import ServiceError, Unavailable
 from services.common.object_store import ObjectStore
 from services.trainer.adapters.adapter import NonFiniteAdapter, attached
-from services.trainer.adapters.files import AdapterSnapshot, adapter_form, peft_file, snapshot
+from services.trainer.adapters.comfyui import comfyui_file
+from services.trainer.adapters.files import AdapterSnapshot, adapter_form, peft_file, snapshot, with_length_ratios
 from services.trainer.adapters.kohya import kohya_file
 from services.trainer.adapters.uploads import read_warm_start
 from services.trainer.adapters.warm_start import load_into
@@ -32,7 +31,6 @@ from services.trainer.checkpoints.fingerprints import Fingerprints, versions
 from services.trainer.checkpoints.savepoints import WARM_START, Savepoints
 from services.trainer.checkpoints.sets import CheckpointOfOtherBase
 from services.trainer.checkpoints.state import RunState
-from services.trainer.config import TrainConfig
 from services.trainer.config.unused import unused
 from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.data.job_data import Data, read_data
@@ -42,13 +40,16 @@ from services.trainer.failures import failure_of
 from services.trainer.flow_matching import Batch
 from services.trainer.jobs import Job, JobState, JobWarning, StateChanged, StoredEvent, TrainingResult
 from services.trainer.memory import MemoryPeak
-from services.trainer.milestones import Milestones, StopEarly
+from services.trainer.milestones import Best, Milestones, MilestonesState, StopEarly
 from services.trainer.previews import Previews
+from services.trainer.provenance import provenance, tag_frequency, thumbnail
 from services.trainer.reporter import CancelJob, PauseJob, Reporter, StopWorker
 from services.trainer.results.history import Activity
 from services.trainer.results.job_files import (
+    BEST_COMFYUI_FILE,
     BEST_FILE,
     BEST_KOHYA_FILE,
+    COMFYUI_FILE,
     KOHYA_FILE,
     LORA_FILE,
     epoch_prefix,
@@ -65,10 +66,6 @@ from services.trainer.validation import held_out_loss
 log = logging.getLogger(__name__)
 
 SHORT_RUN_STEPS = 100
-# Files travel further than jobs: what changes no weight, or tells of the store, stays out of their headers.
-NOT_IN_FILES = {name for name in TrainConfig.model_fields if name.startswith(("preview_", "checkpoint"))} | {
-    "warm_start_uri"
-}
 NOT_THE_JOBS_END = (LostJob, Unavailable, CheckpointOfOtherBase)
 
 
@@ -133,7 +130,7 @@ class Run:
             self._records.held_out_names = tuple(sample.sample_name for sample in data.held_out.samples)
         total_steps = config.steps or config.total_steps(data.training.batches_per_epoch(config.batch_size))
         self._reporter.total_steps = total_steps
-        self._provenance = provenance(self._job, self._base, data.training.head)
+        self._provenance = provenance(self._job, self._base, data)
         checkpoints = Checkpoints(
             self._job, self._store, self._place.jobs.claims, self._reporter.write, self._fingerprints(data)
         )
@@ -170,6 +167,8 @@ class Run:
                 last = snapshot(transformer, config)
         # An encoding that stalls now, with all steps done, is waited for: what has been learnt is safe here.
         self._provenance |= self._reporter.patiently(data.provenance)
+        if config.tag_frequency:
+            self._provenance |= tag_frequency(data.training.samples)
         return self._publish(milestones, last, stopped_early=stopped_early)
 
     def write_last_checkpoint(self, *, patient: bool) -> None:
@@ -188,7 +187,7 @@ class Run:
             return
         self._reporter.flush()
         if self._milestones and self._milestones.best:
-            self._publish_best(self._milestones.best.snapshot)
+            self._publish_best(self._milestones.best)
         self._note_memory()
         self._records.close(**ending, **self._so_far())
 
@@ -236,12 +235,19 @@ class Run:
 
     def _go_on_from(self, state: RunState, training: Training, milestones: Milestones, savepoints: Savepoints) -> None:
         training.load_state(state.training)
-        milestones.load_state(state.milestones)
+        milestones.load_state(self._measured(state.milestones))
         step = training.steps_done
         self._records.replay(all_events(self._place.jobs, self._job), step)
         self._reporter.resume(step, state.skipped_steps, self._records.history.durations_s.tolist())
         self._reporter.write([StateChanged(state=JobState.RUNNING, message=f"goes on after step {step}")])
         savepoints.goes_on()
+
+    def _measured(self, state: MilestonesState) -> MilestonesState:
+        """The same state; of the best adapter what a checkpoint does not keep is measured again."""
+        if not state.best:
+            return state
+        best = with_length_ratios(state.best.snapshot, self._base.transformer, self._config)
+        return replace(state, best=replace(state.best, snapshot=best))
 
     def _warm_start(self) -> bytes | None:
         if not self._config.warm_start_uri:
@@ -287,13 +293,14 @@ class Run:
     def _publish(self, milestones: Milestones, last: AdapterSnapshot, *, stopped_early: bool) -> TrainingResult:
         """Publish everything; the event of the LoRA itself comes with the job's end, in one transaction."""
         best = milestones.best
+        told = self._told(self._reporter.step)
         lora = self._reporter.patiently(
-            lambda: put_file(self._store, self._job, LORA_FILE, peft_file(last, self._config, self._provenance))
+            lambda: put_file(self._store, self._job, LORA_FILE, peft_file(last, self._config, told))
         )
         self._records.artifacts[LORA_FILE] = lora
-        self._publish_kohya(last, KOHYA_FILE)
+        self._publish_other_forms(last, told, kohya=KOHYA_FILE, comfyui=COMFYUI_FILE)
         if best:
-            self._publish_best(best.snapshot)
+            self._publish_best(best)
         self._note_memory()
         result = TrainingResult(
             lora=lora,
@@ -309,25 +316,31 @@ class Run:
         self._records.close(state=JobState.SUCCEEDED, result=result, **self._so_far())
         return result.model_copy(update={"artifacts": tuple(self._records.artifacts.values())})
 
-    def _publish_best(self, adapter: AdapterSnapshot) -> None:
+    def _publish_best(self, best: Best) -> None:
+        told = self._told(best.step)
         try:
-            self._records.publish(BEST_FILE, peft_file(adapter, self._config, self._provenance))
+            self._records.publish(BEST_FILE, peft_file(best.snapshot, self._config, told))
         except NonFiniteAdapter as error:
             self._reporter.write([JobWarning(reason="BEST_SKIPPED", message=f"no {BEST_FILE}: {error}")])
         else:
-            self._publish_kohya(adapter, BEST_KOHYA_FILE)
+            self._publish_other_forms(best.snapshot, told, kohya=BEST_KOHYA_FILE, comfyui=BEST_COMFYUI_FILE)
 
-    def _publish_kohya(self, adapter: AdapterSnapshot, name: str) -> None:
-        """The form for other programs: what keeps it from being written does not keep back the adapter itself."""
+    def _publish_other_forms(self, adapter: AdapterSnapshot, told: dict[str, str], *, kohya: str, comfyui: str) -> None:
+        """The forms for other programs: what keeps one from being written does not keep back the adapter itself."""
         if not self._config.kohya_file:
             return
-        try:
-            data = kohya_file(adapter, self._config, self._provenance)
-        except NonFiniteAdapter as error:
-            self._reporter.write([JobWarning(reason="KOHYA_SKIPPED", message=f"no {name}: {error}")])
-        else:
-            if data:
-                self._records.publish(name, data)
+        for write, name, reason in ((kohya_file, kohya, "KOHYA_SKIPPED"), (comfyui_file, comfyui, "COMFYUI_SKIPPED")):
+            try:
+                data = write(adapter, self._config, told)
+            except NonFiniteAdapter as error:
+                self._reporter.write([JobWarning(reason=reason, message=f"no {name}: {error}")])
+            else:
+                if data:
+                    self._records.publish(name, data)
+
+    def _told(self, step: int) -> dict[str, str]:
+        """What the files of the adapter after a step say of where they come from."""
+        return self._provenance | thumbnail(self._records.history.previews, step)
 
     def _so_far(self) -> dict[str, int]:
         return {"step": self._reporter.step, "total_steps": self._reporter.total_steps}
@@ -336,7 +349,10 @@ class Run:
         self._records.history.note_memory(self._memory.look())
 
     def _warn(self, data: Data) -> None:
-        """Say what the job's owner may not have meant."""
+        """Say what the job's owner may not have meant; the report has what was said at its creation too."""
+        for stored in all_events(self._place.jobs, self._job):
+            if isinstance(stored.event, JobWarning):
+                self._records.history.add(stored.event)
         total = self._reporter.total_steps
         warnings = [JobWarning(reason="UNUSED_SETTING", message=text) for text in unused(self._config, total)]
         if total < SHORT_RUN_STEPS:
@@ -366,16 +382,3 @@ def refuse_untrained(reporter: Reporter) -> None:
     """Raise `NonFiniteLoss` when no step changed anything, which a short run can end with."""
     if reporter.skipped_steps == reporter.step:
         raise NonFiniteLoss(f"all {reporter.step} steps had a loss or gradient that is not finite, and were skipped")
-
-
-def provenance(job: Job, base: Base, head: EncodingHead) -> dict[str, str]:
-    """What a file says of where it comes from, as far as it is known when a job begins."""
-    config = job.config.model_dump_json(exclude=NOT_IN_FILES)
-    return {
-        "modelspec.title": job.display_name or "fluxsmith LoRA",
-        "fluxsmith.version": version("fluxsmith"),
-        "fluxsmith.base_model": base.name,
-        "fluxsmith.config": config,
-        "fluxsmith.config_digest": hashlib.sha256(config.encode()).hexdigest(),
-        "fluxsmith.encoder_fingerprint": head.encoder_fingerprint,
-    }

@@ -54,12 +54,12 @@ class Reference:
     """Digests of all adapter files of the result by their names, the best one's among them."""
 
 
-def reference_of(row: Row, happenings: Sequence[Happening]) -> Reference:
+def reference_of(row: Row, happenings: Sequence[Happening], store: ObjectStore) -> Reference:
     """The reference that an undisturbed job is; raises `ValueError` when it did not succeed."""
     if row.state != "SUCCEEDED" or row.result is None:
         raise ValueError(f"the reference job ended {row.state}: {row.failure}")
     return Reference(
-        lora_digest=row.result["lora"]["content_digest"],
+        lora_digest=_learnt(store, row.result["lora"]),
         total_steps=row.step,
         steps={step["step"]: _measured(step) for happening in happenings for step in _steps(happening)},
         losses={
@@ -68,7 +68,7 @@ def reference_of(row: Row, happenings: Sequence[Happening]) -> Reference:
             if happening.kind == "validation_completed"
         },
         held_out=_held_out(row.result),
-        adapters=_adapters(row.result),
+        adapters=_adapters(row.result, store),
     )
 
 
@@ -108,7 +108,7 @@ def _faults(
     for text in file_faults(row, happenings, ledger.checkpoints(row.job_id), store):
         yield Charge.TORN, text
     if reference is not None and state == "SUCCEEDED":
-        for text in bit_faults(row, happenings, reference):
+        for text in bit_faults(row, happenings, reference, store):
             yield Charge.UNEQUAL, text
 
 
@@ -191,15 +191,15 @@ def parts_of(manifest: bytes) -> dict[str, str]:
     return {part["key"]: part["digest"] for part in json.loads(manifest)["parts"].values()}
 
 
-def bit_faults(row: Row, happenings: Sequence[Happening], reference: Reference) -> Iterator[str]:
+def bit_faults(row: Row, happenings: Sequence[Happening], reference: Reference, store: ObjectStore) -> Iterator[str]:
     """What differs from a run that nothing happened to."""
     result = row.result or {}
-    if result["lora"]["content_digest"] != reference.lora_digest:
-        yield f"the LoRA is {result['lora']['content_digest'][:12]}, undisturbed it is {reference.lora_digest[:12]}"
+    if (lora := _learnt(store, result["lora"])) != reference.lora_digest:
+        yield f"the LoRA is {lora[:12]}, undisturbed it is {reference.lora_digest[:12]}"
     if row.step != reference.total_steps:
         yield f"{row.step} steps instead of {reference.total_steps}"
-    if _adapters(result) != reference.adapters:
-        yield f"adapter files are {_adapters(result)} instead of {reference.adapters}"
+    if (adapters := _adapters(result, store)) != reference.adapters:
+        yield f"adapter files are {adapters} instead of {reference.adapters}"
     if _held_out(result) != reference.held_out:
         yield f"held-out losses are {_held_out(result)} instead of {reference.held_out}"
     measured = {happening.facts["step"] for happening in happenings if happening.kind == "validation_completed"}
@@ -234,12 +234,19 @@ def _skip_message(happening: Happening) -> str:
     return str(happening.facts["message"]) if happening.facts.get("reason") == "CHECKPOINT_SKIPPED" else ""
 
 
-def _adapters(result: dict[str, Any]) -> dict[str, str]:
+def _learnt(store: ObjectStore, file: dict[str, Any]) -> str:
+    """Digest of the tensors in an adapter file: its header has the day on which its job began."""
+    try:
+        data = store.get(store.key_of(file["uri"]) or "")
+    except ObjectMissing:
+        return "nothing"
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+
+
+def _adapters(result: dict[str, Any], store: ObjectStore) -> dict[str, str]:
     files = [*result["artifacts"], result["lora"]]
     return {
-        file["artifact_name"]: file["content_digest"]
-        for file in files
-        if file["artifact_name"].endswith(".safetensors")
+        file["artifact_name"]: _learnt(store, file) for file in files if file["artifact_name"].endswith(".safetensors")
     }
 
 

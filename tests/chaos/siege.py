@@ -88,7 +88,7 @@ class Siege:
                 log = self.stand.stack.log_path("trainer")
                 raise Stuck(f"{name} is {row.state} after {REFERENCE_S / 60:.0f} minutes; the trainer's log is {log}")
             self.told(f"{name}: {row.step} steps")
-            self.references[kind.name] = reference_of(row, self.stand.ledger.happenings(row.job_id))
+            self.references[kind.name] = reference_of(row, self.stand.ledger.happenings(row.job_id), self.stand.store)
 
     def lay(
         self,

@@ -163,11 +163,11 @@ def test_a_checkpoint_with_a_torn_part_is_seen(store: ObjectStore) -> None:
 
 def test_other_bits_are_seen_in_the_file_and_in_any_step(store: ObjectStore) -> None:
     job, happenings = published(store)
-    reference = reference_of(job, happenings)
-    assert not list(bit_faults(job, happenings, reference))
-    assert list(bit_faults(job, happenings, dataclasses.replace(reference, lora_digest="0" * 64)))
-    assert list(bit_faults(job, happenings, dataclasses.replace(reference, losses={8: 0.1})))
+    reference = reference_of(job, happenings, store)
+    assert not list(bit_faults(job, happenings, reference, store))
+    assert list(bit_faults(job, happenings, dataclasses.replace(reference, lora_digest="0" * 64), store))
+    assert list(bit_faults(job, happenings, dataclasses.replace(reference, losses={8: 0.1}), store))
     best = {**reference.adapters, "lora-best.safetensors": "0" * 64}
-    assert list(bit_faults(job, happenings, dataclasses.replace(reference, adapters=best)))
+    assert list(bit_faults(job, happenings, dataclasses.replace(reference, adapters=best), store))
     nearly = {**reference.steps, 3: (reference.steps[3][0] + 1e-16, 0.5, 0.1)}
-    assert list(bit_faults(job, happenings, dataclasses.replace(reference, steps=nearly)))
+    assert list(bit_faults(job, happenings, dataclasses.replace(reference, steps=nearly), store))

@@ -52,6 +52,13 @@ def client_of(stack: Stack, tenant: str = "default") -> fluxsmith.Client:
     return fluxsmith.Client(encoder=stack.encoder_address, trainer=stack.trainer_address, tenant=tenant)
 
 
+def learnt(job: fluxsmith.JobHandle, folder: Path) -> bytes:
+    """The tensors of the LoRA that a job has made, as bytes; its header has the day on which the job began."""
+    job.wait(timeout_s=150)
+    data = job.download(folder / f"{job.id}.safetensors").read_bytes()
+    return data[8 + int.from_bytes(data[:8], "little") :]
+
+
 def write_drawings(folder: Path, count: int, *, shade: int = 0) -> Path:
     for number in range(count):
         (folder / f"circle-{number}.png").write_bytes(drawing(number, shade=shade))

@@ -14,7 +14,7 @@ import pytest
 from fluxsmith import DatasetState, JobState, StepsCompleted, read_folder
 
 from services.stack import Stack
-from tests.integration.conftest import client_of, write_drawings
+from tests.integration.conftest import client_of, learnt, write_drawings
 
 
 def test_a_client_killed_in_mid_stream_loses_nothing(stack: Stack, client: fluxsmith.Client, tmp_path: Path) -> None:
@@ -47,20 +47,17 @@ def test_a_client_killed_in_mid_stream_loses_nothing(stack: Stack, client: fluxs
     assert steps == list(range(1, 61))
 
 
-def test_a_killed_worker_loses_its_job_to_the_next(own_stack: Stack, drawings: Path) -> None:
+def test_a_killed_worker_loses_its_job_to_the_next(own_stack: Stack, drawings: Path, tmp_path: Path) -> None:
     with client_of(own_stack) as client:
         dataset = client.datasets.create_from_folder(drawings)
-        undisturbed = client.train(dataset, rank=2, steps=40, seed=3).wait(timeout_s=120).result
+        undisturbed = learnt(client.train(dataset, rank=2, steps=40, seed=3), tmp_path)
         job = client.train(dataset, rank=2, steps=40, seed=3)
         for event in job.watch():
             if isinstance(event, StepsCompleted):
                 os.kill(child_of(own_stack, "trainer"), signal.SIGKILL)
                 break
-        finished = job.wait(timeout_s=150)
-    assert finished.attempt == 2
-    assert finished.result is not None
-    assert undisturbed is not None
-    assert finished.result.lora_digest == undisturbed.lora_digest
+        assert learnt(job, tmp_path) == undisturbed
+        assert job.refresh().attempt == 2
 
 
 def test_a_killed_trainer_takes_no_job_with_it(own_stack: Stack, drawings: Path) -> None:

@@ -1,7 +1,7 @@
 """What a job publishes: the adapter at one moment, and its safetensors file in the form of diffusers and peft.
 
-Keys are `transformer.<module>.lora_A.weight` and so on; rank and scale stand in the header where
-`FluxPipeline.load_lora_weights` reads them. The form of ComfyUI and Forge is in `kohya.py`.
+Keys are `transformer.<module>.lora_A.weight` and so on. The scale is in the matrices, so that alpha is the rank: most
+programs never read the header in which peft tells alpha. Forms for other programs are in `kohya.py` and `comfyui.py`.
 
 Legend: O outputs of a layer, I inputs, R rank.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
@@ -33,9 +34,10 @@ from services.trainer.config import TrainConfig
 from services.trainer.config.choices import AdapterType, FileDtype
 
 FILE_PREFIX = "transformer."
+ROWS = 1024  # of a weight that are measured at a time: 63 MB in float32 of FLUX.1-dev's widest
 DTYPES = {FileDtype.FP32: torch.float32, FileDtype.BF16: torch.bfloat16, FileDtype.FP16: torch.float16}
-# The factor of a layer's change that takes up its scale. The readers of LoKr and LoHa disagree about alpha; without
-# any, all of them use the tensors as they are.
+EXACT = (".alpha", ".dora_scale", ".lora_magnitude_vector")  # tensors that keep float32 in any file
+# The factor of a LoKr's or LoHa's change that takes up its scale; of the others it is B.
 SCALED = {AdapterType.LOKR: ".lokr_w1", AdapterType.LOHA: ".hada_w1_a"}
 
 
@@ -44,13 +46,14 @@ class AdapterSnapshot:
     """The adapter at one moment, on the CPU and apart from the one that trains on.
 
     `tensors` in float32 by the names of `adapter_parameters`; `ranks` and `scales` (what a layer's change is multiplied
-    by: alpha / rank or alpha / sqrt(rank)) by module.
+    by: alpha / rank or alpha / sqrt(rank)) by module. `length_ratios` are what `with_length_ratios` measures.
     """
 
     adapter_type: AdapterType
     tensors: Mapping[str, Tensor]
     ranks: Mapping[str, int]
     scales: Mapping[str, float]
+    length_ratios: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,36 @@ def snapshot(transformer: nn.Module, config: TrainConfig) -> AdapterSnapshot:
     tensors = {
         name: parameter.detach().to("cpu", copy=True) for name, parameter in adapter_parameters(transformer).items()
     }
-    return adapter_form(transformer, config).snapshot(tensors)
+    return with_length_ratios(adapter_form(transformer, config).snapshot(tensors), transformer, config)
+
+
+def with_length_ratios(adapter: AdapterSnapshot, transformer: nn.Module, config: TrainConfig) -> AdapterSnapshot:
+    """The same adapter with |W| / |W + scale B A| of each row (O,) by module, which ComfyUI's form of DoRA needs.
+
+    Measured in float32 on the base's own weights W, so its adapter must be attached: while it is not, another job may
+    have the base. Takes about the time of merging the adapter; nothing for other types or without `kohya_file`.
+    """
+    if adapter.adapter_type is not AdapterType.DORA or not config.kohya_file:
+        return adapter
+    ratios = {
+        name: _length_ratio(
+            layer.get_base_layer().weight.detach(),
+            adapter.tensors[f"{name}.lora_A.weight"],
+            adapter.tensors[f"{name}.lora_B.weight"] * adapter.scales[name],
+        )
+        for name, layer in adapter_layers(transformer).items()
+    }
+    return replace(adapter, length_ratios=ratios)
+
+
+def _length_ratio(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor) -> Tensor:
+    a_RI, b_OR = a_RI.to(weight_OI.device), b_OR.to(weight_OI.device)
+    ratios = []
+    for stored_OI, b_rows_OR in zip(weight_OI.split(ROWS), b_OR.split(ROWS), strict=True):
+        rows_OI = stored_OI.float()
+        changed_O = torch.linalg.vector_norm(rows_OI + b_rows_OR @ a_RI, dim=1)
+        ratios.append(torch.linalg.vector_norm(rows_OI, dim=1) / changed_O.clamp_min(torch.finfo().tiny))
+    return torch.cat(ratios).cpu()
 
 
 def _difference(tensors: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,38 +151,50 @@ def peft_file(adapter: AdapterSnapshot, config: TrainConfig, provenance: Mapping
     `provenance` goes into the header, over what is there by default. Raises `NonFiniteAdapter` for a number that the
     file's precision cannot hold.
     """
-    baked = adapter.adapter_type in SCALED
     tensors = {
         # Peft's own files name DoRA's lengths without `.weight`.
         FILE_PREFIX + name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): tensor
-        for name, tensor in (_with_scale(adapter) if baked else adapter.tensors).items()
+        for name, tensor in with_scale(adapter, config).items()
     }
-    description = _description(adapter, config, baked=baked)
+    description = _description(adapter, config)
     prefixed = {FILE_PREFIX + key: value for key, value in description.items()}
     metadata = {"lora_adapter_metadata": json.dumps(prefixed, sort_keys=True)}
     return file_bytes(tensors, config, metadata | header(adapter, config) | dict(provenance))
 
 
-def _with_scale(adapter: AdapterSnapshot) -> dict[str, Tensor]:
-    suffix = SCALED[adapter.adapter_type]
-    return {
-        name: tensor * adapter.scales[name.removesuffix(suffix)] if name.endswith(suffix) else tensor
-        for name, tensor in adapter.tensors.items()
-    }
+def with_scale(adapter: AdapterSnapshot, config: TrainConfig) -> dict[str, Tensor]:
+    """The tensors of the same adapter with scale 1.
 
-
-def _description(adapter: AdapterSnapshot, config: TrainConfig, *, baked: bool) -> dict[str, Any]:
-    """Fields of peft's configuration from which a reader builds the same layers with the same scales.
-
-    alpha is chosen so that alpha / rank is the scale, also for rsLoRA: a reader need not know of it.
+    DoRA's lengths stay: they are those of the rows of W + scale B A, and that sum is the same. FP16 has few bits below
+    6e-5, where B times a small scale may lie, so that there A takes up the scale's power of two.
     """
+    fp16 = config.file_dtype is FileDtype.FP16
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in adapter.tensors.items():
+        module, _, side = name.removesuffix(".weight").rpartition(".")
+        lent = 2.0 ** max(0, math.floor(-math.log2(adapter.scales[module]))) if fp16 else 1.0
+        match side:
+            case "lora_A":
+                tensors[name] = tensor / lent
+            case "lora_B":
+                tensors[name] = tensor * (adapter.scales[module] * lent)
+            case "lokr_w1" | "hada_w1_a":
+                tensors[name] = tensor * adapter.scales[module]
+            case _:
+                tensors[name] = tensor
+    return tensors
+
+
+def _description(adapter: AdapterSnapshot, config: TrainConfig) -> dict[str, Any]:
+    """Fields of peft's configuration from which a reader builds the same layers: alpha is each one's rank."""
     ranks = adapter.ranks
-    alphas = {name: float(rank) if baked else adapter.scales[name] * rank for name, rank in ranks.items()}
-    rank, alpha = _most_common(ranks.values()), _most_common(alphas.values())
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    others = {_anchored(name): other for name, other in ranks.items() if other != rank}
+    alpha = float(rank)
     common = {
         "r": rank,
-        "rank_pattern": {_anchored(name): other for name, other in ranks.items() if other != rank},
-        "alpha_pattern": {_anchored(name): other for name, other in alphas.items() if other != alpha},
+        "rank_pattern": others,
+        "alpha_pattern": {pattern: float(other) for pattern, other in others.items()},
         # By suffix, as peft takes a list, the model's own `proj_out` would hit those of the blocks.
         "target_modules": sorted(ranks) if all("." in name for name in ranks) else exactly(ranks),
     }
@@ -168,28 +212,25 @@ def _anchored(name: str) -> str:
     return f"^{re.escape(name)}$"  # peft matches patterns by suffix
 
 
-def _most_common(numbers: Any) -> Any:
-    return Counter(numbers).most_common(1)[0][0]
-
-
 def header(adapter: AdapterSnapshot, config: TrainConfig) -> dict[str, str]:
     """What programs look for in the header of any LoRA file: kohya's `ss_*` and ModelSpec 1.0.0.
 
-    No date, so that the same adapter gives the same file; provenance may carry one.
+    The scale is in the matrices, so alpha is the rank. Which FLUX.1 it is for is known to provenance, which wins.
     """
     lycoris = adapter.adapter_type in SCALED
     arguments = {"algo": adapter.adapter_type.lower()} if lycoris else {}
     ranks = set(adapter.ranks.values())
+    rank = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "flux-1-dev/lora",
+        "modelspec.architecture": "flux-1/lora",
         "modelspec.implementation": "https://github.com/black-forest-labs/flux",
         "modelspec.title": "fluxsmith LoRA",
         "ss_base_model_version": "flux1",
         "ss_network_module": "lycoris.kohya" if lycoris else "networks.lora_flux",
-        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
-        "ss_network_alpha": str(config.alpha),
+        "ss_network_dim": rank,
+        "ss_network_alpha": rank,
         "ss_network_args": json.dumps(arguments),
         "ss_network_dropout": str(config.adapter_dropout),
         "ss_learning_rate": str(config.learning_rate),
@@ -206,11 +247,12 @@ class DtypeTooSmall(NonFiniteAdapter):
 def file_bytes(tensors: Mapping[str, Tensor], config: TrainConfig, metadata: Mapping[str, str]) -> bytes:
     """Tensors in the precision that the job asks for, as a safetensors file with a header in order.
 
-    Tensors with alphas keep theirs: they are small, and bf16 has no 260. Raises `DtypeTooSmall`.
+    Alphas and DoRA's lengths stay in float32: they are small, bf16 has no 260, and would round a length by up to 0.4 %.
+    Raises `DtypeTooSmall`.
     """
     dtype = DTYPES[config.file_dtype]
     cast = {
-        name: (tensor if name.endswith(".alpha") else tensor.to(dtype)).contiguous() for name, tensor in tensors.items()
+        name: (tensor if name.endswith(EXACT) else tensor.to(dtype)).contiguous() for name, tensor in tensors.items()
     }
     for name, tensor in cast.items():
         if not torch.isfinite(tensor).all():

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.trainer.adapters.files import AdapterSnapshot, file_bytes, header
+from services.trainer.adapters.files import AdapterSnapshot, file_bytes, header, with_scale
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import AdapterType
 
@@ -74,11 +74,9 @@ def kohya_file(adapter: AdapterSnapshot, config: TrainConfig, provenance: Mappin
     """
     if adapter.adapter_type is not AdapterType.LORA:
         return None
+    tensors = with_scale(adapter, config)
     factors = {
-        name: LoraFactors(
-            a_RI=adapter.tensors[f"{name}.lora_A.weight"],
-            b_OR=adapter.tensors[f"{name}.lora_B.weight"] * adapter.scales[name],
-        )
+        name: LoraFactors(a_RI=tensors[f"{name}.lora_A.weight"], b_OR=tensors[f"{name}.lora_B.weight"])
         for name in adapter.ranks
     }
     return file_bytes(to_kohya(factors), config, header(adapter, config) | dict(provenance))
@@ -89,7 +87,7 @@ def to_kohya(factors: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for layer in sorted({_layer_of(name) for name in factors}):
         fused = _fused([factors.get(name) for name in modules_of(layer)], _shares(layer))
-        up_OR = _halves_swapped(fused.b_OR) if layer == _SWAPPED else fused.b_OR
+        up_OR = halves_swapped(fused.b_OR) if layer == _SWAPPED else fused.b_OR
         tensors[f"{PREFIX}{layer}.lora_down.weight"] = fused.a_RI
         tensors[f"{PREFIX}{layer}.lora_up.weight"] = up_OR
         tensors[f"{PREFIX}{layer}.alpha"] = torch.tensor(float(len(fused.a_RI)))
@@ -107,7 +105,7 @@ def from_kohya(tensors: Mapping[str, Tensor]) -> dict[str, LoraFactors]:
             raise ValueError(f"{layer} has rank {rank} on one side and {up_OR.shape[1]} on the other")
         alpha = tensors.get(f"{PREFIX}{layer}.alpha")
         scale = 1.0 if alpha is None else float(alpha) / rank
-        up_OR = scale * (_halves_swapped(up_OR) if layer == _SWAPPED else up_OR)
+        up_OR = scale * (halves_swapped(up_OR) if layer == _SWAPPED else up_OR)
         parts = _split(LoraFactors(a_RI=down_RI, b_OR=up_OR), _shares(layer), layer)
         factors |= {name: part for name, part in zip(modules_of(layer), parts, strict=True) if part}
     return factors
@@ -189,6 +187,7 @@ def _matrix(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     return tensors[name].float()
 
 
-def _halves_swapped(up_OR: Tensor) -> Tensor:
+def halves_swapped(up_OR: Tensor) -> Tensor:
+    """The second half of the rows, then the first."""
     first, second = up_OR.chunk(2)
     return torch.cat([second, first])

@@ -152,7 +152,11 @@ class ConfigFields(BaseModel):
     file_dtype: FileDtype = FileDtype.FP32
     """Precision of the numbers in the LoRA files."""
     kohya_file: bool = True
-    """Also publish the LoRA as `lora.kohya.safetensors`, the form that ComfyUI and Forge read. LORA only."""
+    """Also publish the adapter in the form that ComfyUI reads: a LORA as `lora.kohya.safetensors`, which is Forge's and
+    InvokeAI's too, another type as `lora.comfyui.safetensors`."""
+    tag_frequency: bool = False
+    """Also write into the files how many captions have each tag between their commas, which other programs list;
+    captions may be private."""
     held_out_share: float = Field(default=0.0, ge=0, le=0.5)
     """Share of the dataset's samples that is not trained on but measured on, in place of a held-out dataset; at
     least one sample."""

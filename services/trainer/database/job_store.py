@@ -33,7 +33,16 @@ from services.trainer.database.retention import Retention
 from services.trainer.database.rows import append_events, job_of, published_files, read_checkpoints, read_job
 from services.trainer.database.shares import enter
 from services.trainer.database.tables import checkpoints, deletions, events, jobs, now_s
-from services.trainer.jobs import Artifact, Job, JobState, NewJob, StateChanged, StoredCheckpoint, StoredEvent
+from services.trainer.jobs import (
+    Artifact,
+    Job,
+    JobState,
+    JobWarning,
+    NewJob,
+    StateChanged,
+    StoredCheckpoint,
+    StoredEvent,
+)
 
 __all__ = ["Head", "JobStore", "LostJob", "new_job_id", "request_id_reused"]
 
@@ -70,12 +79,13 @@ class JobStore:
         job_id: str = "",
         max_user_jobs: int = 0,
         max_tenant_jobs: int = 0,
+        warnings: Sequence[JobWarning] = (),
     ) -> Job:
         """Queue a job, once for a `request_id`; raises what `created_by` does, also for another payload.
 
         `job_id` is the identifier for a job that is new, from `new_job_id`; made here unless given. Raises
         `QuotaExceeded` (`USER_QUOTA`, `TENANT_QUOTA`) when user or tenant have as many unfinished jobs as given; 0 is
-        no limit. What was created before is found at the limit too.
+        no limit. What was created before is found at the limit too. `warnings` become events of a job that is new.
         """
         digest = creation_digest(new)
         if request_id and (known := self._created(tenant, request_id, digest)):
@@ -99,7 +109,7 @@ class JobStore:
                     create_time_s=now_s(),
                 )
             )
-            append_events(connection, job_id, [StateChanged(state=JobState.QUEUED)])
+            append_events(connection, job_id, [StateChanged(state=JobState.QUEUED), *warnings])
             return read_job(connection, tenant, job_id)
 
     def created_by(self, tenant: str, request_id: str) -> Job | None:

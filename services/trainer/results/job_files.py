@@ -7,8 +7,10 @@ from services.trainer.jobs import Artifact, Job
 
 LORA_FILE = "lora.safetensors"
 KOHYA_FILE = "lora.kohya.safetensors"
+COMFYUI_FILE = "lora.comfyui.safetensors"
 BEST_FILE = "lora-best.safetensors"
 BEST_KOHYA_FILE = "lora-best.kohya.safetensors"
+BEST_COMFYUI_FILE = "lora-best.comfyui.safetensors"
 METRICS_FILE = "metrics.csv"
 REPORT_FILE = "report.html"
 

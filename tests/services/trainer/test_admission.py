@@ -155,3 +155,16 @@ def test_many_calls_at_once_with_one_request_id_make_one_job(
         made = set(pool.map(create, range(40)))
     assert len(made) == 1
     assert holds(store, tenant) == made
+
+
+def test_job_that_few_programs_read_says_so_from_its_first_moment(
+    admission: Admission, job_store: JobStore, tenant: str, encoded: str
+) -> None:
+    told = {}
+    for kind in ("DORA", "LORA"):
+        asked = Asked(dataset_id=encoded, config={"adapter_type": kind})
+        job = admission.create(tenant, asked, request_id=f"r-{kind}")
+        assert admission.create(tenant, asked, request_id=f"r-{kind}") == job
+        told[kind] = [stored.event for stored in job_store.events_after(job.job_id, 0)]
+    assert [event.kind for event in told["DORA"]] == ["state_changed", "warning"]
+    assert [event.kind for event in told["LORA"]] == ["state_changed"]

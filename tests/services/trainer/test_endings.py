@@ -51,15 +51,18 @@ def test_cancelled_job_publishes_what_it_has_learnt_and_measured(bench: Bench) -
     assert b"cancelled" in bench.file(job, "report.html").lower()
 
 
-def test_form_that_does_not_fit_keeps_nothing_else_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", ["kohya", "comfyui"])
+def test_form_that_does_not_fit_keeps_nothing_else_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
     def too_small(*_: object) -> bytes:
         raise DtypeTooSmall("lora_up has 7e+04, and FP16 ends at 6.55e+04")
 
-    monkeypatch.setattr(run_job, "kohya_file", too_small)
+    monkeypatch.setattr(run_job, f"{form}_file", too_small)
     job = bench.run(CONFIG)
     assert job.state is JobState.SUCCEEDED
     assert {"lora.safetensors", "lora-best.safetensors", "report.html"} <= set(bench.jobs.artifacts(job.job_id))
-    assert "FP16 ends" in bench.warnings(job)["KOHYA_SKIPPED"]
+    assert "FP16 ends" in bench.warnings(job)[f"{form.upper()}_SKIPPED"]
 
 
 def test_lora_that_does_not_fit_fails_with_the_remedy_and_a_report(

@@ -6,13 +6,16 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import FluxTransformer2DModel
+from safetensors.torch import load
 
 from services.common import cache
 from services.common.cache import CachedObject, CachedVariant
 from services.trainer.config import TrainConfig
-from services.trainer.jobs import Job, JobState, TrainingResult, ValidationCompleted
+from services.trainer.config.choices import AdapterType
+from services.trainer.jobs import Job, JobState, JobWarning, NewJob, TrainingResult, ValidationCompleted
 from services.trainer.results import records
 from tests.services.trainer import test_run_job
+from tests.services.trainer.disturbed import digest, stop_after
 from tests.services.trainer.test_run_job import CONFIG, Bench
 
 bench, refusing_server = test_run_job.bench, test_run_job.refusing_server  # fixtures are found by these names
@@ -96,3 +99,33 @@ def test_metrics_are_in_the_store_while_the_job_runs(
     handle.remove()
     assert seen[0] == set()  # nothing is there before the first step
     assert seen[-1] == {"metrics.csv", f"events.out.tfevents.{job.job_id}"}
+
+
+def test_job_whose_form_few_programs_read_has_another_of_its_end_and_its_best(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = OVERFITTING.model_copy(update={"adapter_type": AdapterType.DORA, "max_gradient_norm": 100.0})
+    undisturbed, _ = overfitted(bench, config)
+    with monkeypatch.context() as patched:
+        stop_after(bench, 4, bench.stop.set, patched)
+        bench.run(config)
+    bench.stop.clear()
+    job = bench.run_next()
+    assert job.result
+    assert job.result.best_step in range(1, 5)
+    names = [f"{name}.comfyui.safetensors" for name in ("lora", "lora-best")]
+    last, best = (
+        {key: tensor for key, tensor in load(bench.file(job, name)).items() if "scale" in key} for name in names
+    )
+    assert any(not torch.equal(last[key], best[key]) for key in last)
+    for name in names:  # that of the best was measured again, from the checkpoint
+        assert digest(bench, job, name) == digest(bench, undisturbed, name)
+    assert "lora.kohya.safetensors" not in bench.jobs.artifacts(job.job_id)
+
+
+def test_report_has_what_was_said_when_the_job_was_created(bench: Bench) -> None:
+    said = JobWarning(reason="FEW_READERS", message="few programs read LOKR")
+    new = NewJob(dataset=bench.reference, config=CONFIG)
+    job = bench.jobs.create(bench.tenant, new, warnings=[said])
+    assert said in bench.events(job)
+    assert said.message.encode() in bench.file(bench.run_next(), "report.html")

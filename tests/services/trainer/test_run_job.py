@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import grpc
 import pytest
@@ -122,6 +121,11 @@ class Bench:
         return self.objects.get(self.objects.key_of(artifact.uri) or "", digest=artifact.content_digest)
 
 
+def undated(data: bytes) -> bytes:
+    """A file without the day in its header, on which two jobs need not have begun both."""
+    return re.sub(rb'"modelspec.date":"[0-9-]{10}"', b"", data)
+
+
 @pytest.fixture(scope="module")
 def refusing_server() -> Iterator[str]:
     """Address of a server that knows no call: says no at once, where nobody at all would be waited for."""
@@ -165,24 +169,11 @@ def test_events_tell_the_whole_story(bench: Bench) -> None:
     assert [event.kind for event in events[-2:]] == ["artifact_published", "state_changed"]
 
 
-def test_header_tells_where_the_file_comes_from(bench: Bench, tmp_path: Path) -> None:
-    job = bench.run(CONFIG)
-    assert job.result
-    (tmp_path / "lora").write_bytes(bench.objects.get(bench.objects.key_of(job.result.lora.uri) or ""))
-    with safetensors.safe_open(tmp_path / "lora", "pt") as file:
-        header = file.metadata()
-    assert header["fluxsmith.dataset_digest"] == bench.reference.manifest_digest
-    assert header["fluxsmith.base_model"] == "flux-tiny"
-    assert header["fluxsmith.encoder_fingerprint"] == bench.manifest.encoder_fingerprint
-    assert TrainConfig(**json.loads(header["fluxsmith.config"])) == CONFIG
-    assert (header["ss_num_train_images"], header["ss_seed"]) == ("3", "3")
-
-
 def test_same_job_twice_gives_the_same_file(bench: Bench) -> None:
     first, again = bench.run(CONFIG, held_out=False), bench.run(CONFIG, held_out=False)
     assert first.result
     assert again.result
-    assert first.result.lora.content_digest == again.result.lora.content_digest
+    assert undated(bench.file(first, "lora.safetensors")) == undated(bench.file(again, "lora.safetensors"))
     assert first.result.lora.uri != again.result.lora.uri
 
 
@@ -393,4 +384,4 @@ def test_all_draws_of_a_run_are_functions_of_its_seed(bench: Bench) -> None:
     drawing = {"ema_decay": 0.9, "adapter_dropout": 0.1, "gradient_accumulation_steps": 2, "caption_dropout": 0.5}
     config = CONFIG.model_copy(update={**drawing, "sigma_stratified": True, "guidance": GuidanceMode.SAMPLED})
     files = [bench.file(bench.run(config, held_out=False), "lora.safetensors") for _ in range(2)]
-    assert files[0] == files[1]
+    assert undated(files[0]) == undated(files[1])

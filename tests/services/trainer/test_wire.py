@@ -109,6 +109,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "warm_start_uri": {"warm_start_uri": "s3://bucket/t/jobs/job-1/1/lora.safetensors"},
     "file_dtype": {"file_dtype": FileDtype.BF16},
     "kohya_file": {"kohya_file": False},
+    "tag_frequency": {"tag_frequency": True},
     "held_out_share": {"held_out_share": 0.25},
     "early_stopping_patience": {"early_stopping_patience": 3},
     "early_stopping_min_delta": {"early_stopping_min_delta": 0.0625},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from services.trainer.adapters.files import AdapterSnapshot, peft_file, snapshot
 from services.trainer.config import TrainConfig
 from services.trainer.transformer import GuidanceBypass
 from tests.services.trainer.adapters.test_adapter import LAYER, answer, job, randomize, take_step
+from tests.services.trainer.conftest import draw
 
 PATTERN = {"rank_pattern": {r"single_.*\.proj_mlp": 6, r".*\.to_k": 2}}
 PARTIAL = {"target_regex": r"proj_out|single_transformer_blocks\.[12]\.proj_out|transformer_blocks\.0\.attn\.to_[qv]"}
@@ -173,26 +175,43 @@ def test_file_has_a_key_for_every_tensor_and_no_other(transformer: FluxTransform
 def test_header_says_what_other_programs_look_for(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
     adapter, _ = trained(transformer, job())
     _, header = written(peft_file(adapter, job(), {"modelspec.title": "cats", "fluxsmith.config": "{}"}), tmp_path)
-    assert (header["ss_network_dim"], header["ss_network_alpha"], header["ss_learning_rate"]) == ("4", "2.0", "0.0001")
+    assert (header["ss_network_dim"], header["ss_network_alpha"], header["ss_learning_rate"]) == ("4", "4", "0.0001")
     assert (header["ss_network_module"], header["ss_base_model_version"]) == ("networks.lora_flux", "flux1")
-    assert (header["modelspec.sai_model_spec"], header["modelspec.architecture"]) == ("1.0.0", "flux-1-dev/lora")
+    assert (header["modelspec.sai_model_spec"], header["modelspec.architecture"]) == ("1.0.0", "flux-1/lora")
     assert (header["modelspec.title"], header["fluxsmith.config"], header["format"]) == ("cats", "{}", "pt")
     assert header["modelspec.hash_sha256"] == f"0x{header['sshs_model_hash']}"
     described = json.loads(header["lora_adapter_metadata"])
-    assert (described["transformer.r"], described["transformer.lora_alpha"]) == (4, 2.0)
+    assert (described["transformer.r"], described["transformer.lora_alpha"]) == (4, 4.0)
 
 
-@pytest.mark.parametrize(("fields", "alpha"), [({}, 2.0), ({"use_rslora": True}, 4.0)])
-def test_header_has_the_effective_alpha(
-    transformer: FluxTransformer2DModel, tmp_path: Path, fields: dict[str, Any], alpha: float
+@pytest.mark.parametrize("fields", [{}, {"use_rslora": True}, {"init_weights": "PISSA"}, {"adapter_type": "DORA"}])
+def test_header_says_that_alpha_is_the_rank(
+    transformer: FluxTransformer2DModel, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     config = job(**fields, rank_pattern={r".*\.to_k": 16})
     adapter, _ = trained(transformer, config)
-    described = json.loads(written(peft_file(adapter, config, {}), tmp_path)[1]["lora_adapter_metadata"])
-    assert described["transformer.lora_alpha"] == alpha  # 2 / sqrt(4) = 4 / 4
-    expected = {"use_rslora": 8.0}.get(next(iter(fields), ""))  # 2 / sqrt(16) = 8 / 16
-    assert set(described["transformer.alpha_pattern"].values()) == ({expected} if expected else set())
+    tensors, header = written(peft_file(adapter, config, {}), tmp_path)
+    described = json.loads(header["lora_adapter_metadata"])
+    for name in adapter.ranks:
+        rank = len(tensors[f"transformer.{name}.lora_A.weight"])
+        pattern = f"^{re.escape(name)}$"
+        assert described["transformer.rank_pattern"].get(pattern, described["transformer.r"]) == rank
+        assert described["transformer.alpha_pattern"].get(pattern, described["transformer.lora_alpha"]) == rank
     assert not described["transformer.use_rslora"]
+    assert header["ss_network_alpha"] == header["ss_network_dim"] == "Dynamic"
+
+
+@pytest.mark.parametrize("dtype", ["FP32", "BF16", "FP16"])
+def test_folded_scale_costs_no_precision(transformer: FluxTransformer2DModel, dtype: str) -> None:
+    config = job(rank=128, alpha=1.0, file_dtype=dtype)
+    with attached(transformer, config):
+        adapter_parameters(transformer)[f"{LAYER}.lora_B.weight"].data = 1e-4 * draw("small b", 192, 128)
+        adapter = snapshot(transformer, config)
+    b_OR, a_RI = (adapter.tensors[f"{LAYER}.lora_{side}.weight"] for side in "BA")
+    tensors = load(peft_file(adapter, config, {}))
+    up, down = (tensors[f"transformer.{LAYER}.lora_{side}.weight"].float() for side in "BA")
+    change, error = b_OR @ a_RI / 128, up @ down - b_OR @ a_RI / 128
+    assert float(error.norm() / change.norm()) < {"FP32": 1e-6, "BF16": 3e-3, "FP16": 5e-4}[dtype]
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("FP32", torch.float32), ("BF16", torch.bfloat16), ("FP16", torch.half)])
@@ -205,6 +224,17 @@ def test_file_has_the_precision_asked_for(
     assert {tensor.dtype for tensor in load(data).values()} == {dtype}
     theirs = said_by_pipeline(pipeline, data, tmp_path)
     assert float((theirs - ours).norm() / ours.norm()) < 0.02
+
+
+def test_lengths_of_dora_keep_float32_in_any_file(
+    transformer: FluxTransformer2DModel, pipeline: FluxPipeline, tmp_path: Path
+) -> None:
+    config = job(adapter_type="DORA", file_dtype="BF16")
+    adapter, ours = trained(transformer, config)
+    data = peft_file(adapter, config, {})
+    kinds = {(key.endswith("lora_magnitude_vector"), tensor.dtype) for key, tensor in load(data).items()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    assert float((said_by_pipeline(pipeline, data, tmp_path) - ours).norm() / ours.norm()) < 0.02
 
 
 def test_same_adapter_gives_the_same_bytes(transformer: FluxTransformer2DModel) -> None:

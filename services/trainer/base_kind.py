@@ -1,0 +1,77 @@
+"""Which FLUX.1 a base model is, as far as its configuration and its names tell: files say it in their headers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from services.common.base_model import COMMIT
+
+# The two differ in the embedding of guidance alone; another model of the family has other sizes.
+_FLUX_1 = {
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+}
+_PIPELINE = "FluxPipeline"
+
+
+class BaseKind(StrEnum):
+    """A member of the family. A fine-tune counts as what it was made from, whose configuration it has."""
+
+    DEV = "dev"
+    SCHNELL = "schnell"
+    KREA = "krea"
+    UNKNOWN = "unknown"
+
+    @property
+    def architecture(self) -> str:
+        """Its ModelSpec identifier as sd-scripts writes it; Krea's architecture is dev's."""
+        known = {BaseKind.DEV: "flux-1-dev", BaseKind.KREA: "flux-1-dev", BaseKind.SCHNELL: "flux-1-schnell"}
+        return known.get(self, "flux-1")
+
+
+def kind_of(transformer_config: Mapping[str, Any], pipeline: str, names: Iterable[str]) -> BaseKind:
+    """The kind of a base with this `transformer/config.json`, pipeline class (empty: not known) and names.
+
+    Krea has dev's configuration to the letter, so only a name tells it apart; a Krea without it counts as dev.
+    """
+    if pipeline not in {"", _PIPELINE} or any(transformer_config.get(key) != size for key, size in _FLUX_1.items()):
+        return BaseKind.UNKNOWN
+    if not transformer_config.get("guidance_embeds"):
+        return BaseKind.SCHNELL
+    return BaseKind.KREA if any("krea" in name.lower() for name in names) else BaseKind.DEV
+
+
+def kind_of_folder(folder: Path, name: str) -> BaseKind:
+    """The kind of the base in a folder of diffusers' layout that people call `name`."""
+    index, transformer = (_json(folder / path) for path in ("model_index.json", "transformer/config.json"))
+    paths = [name, *(str(found.get("_name_or_path", "")) for found in (index, transformer))]
+    # Of a path its end: a folder above may be called anything.
+    names = [re.split(r"[/\\]", path.rstrip("/\\"))[-1] for path in paths]
+    return kind_of(transformer, str(index.get("_class_name", "")), names)
+
+
+def name_of_folder(folder: Path) -> str:
+    """What to call the base in a folder: its name, or the hub's where it is a snapshot in the hub's cache."""
+    path = folder.resolve()
+    if COMMIT.fullmatch(path.name) and path.parent.name == "snapshots":
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return path.name
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object of a file, empty where there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
