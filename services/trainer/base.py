@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import FluxTransformer2DModel
 
+from services.common.base_kind import assumption
 from services.common.base_model import base_folder
 from services.common.settings import ServiceSettings
 from services.trainer.checkpoints.fingerprints import base_fingerprint
 from services.trainer.transformer import load_transformer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,8 @@ class Base:
 def load_base(settings: ServiceSettings) -> Base:
     """Load it; raises `BaseModelError`."""
     folder = base_folder(settings, ("transformer", "scheduler"))
+    if assumed := assumption(folder):
+        log.warning(assumed)
     name = settings.base_model if settings.base_model_revision else folder.resolve().name
     return Base(
         transformer=load_transformer(settings),

@@ -13,25 +13,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from services.common.safetensors_header import Entry, Source
 from services.trainer.adapters.file_names import ALPHA, DORA_SCALE, LENGTHS, LOHA, LOKR, A, B, Layer
 from services.trainer.adapters.outline import LARGEST_ALPHA
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
 Parts = dict[str, Tensor]
-
-
-def read_tensor(source: Source, entry: Entry) -> Tensor:
-    """One floating-point tensor of a file, in float32."""
-    data = bytearray(source.read(entry.begin, entry.end - entry.begin))
-    return torch.frombuffer(data, dtype=_DTYPES[entry.dtype]).reshape(entry.shape).float()
 
 
 def layer_scale(layer: Layer, parts: Mapping[str, Tensor], told: float | None) -> float:

@@ -20,11 +20,12 @@ def adapter_shapes(
     return {
         f"{module}.{name}": shape
         for module, rank in ranks.items()
-        for name, shape in _of_layer(layers[module], rank, config)
+        for name, shape in layer_shapes(layers[module], rank, config)
     }
 
 
-def _of_layer(layer: Linear, rank: int, config: ConfigFields) -> Iterator[tuple[str, Shape]]:
+def layer_shapes(layer: Linear, rank: int, config: ConfigFields) -> Iterator[tuple[str, Shape]]:
+    """Names and shapes of what a job trains for one layer."""
     match config.adapter_type:
         case AdapterType.LORA | AdapterType.DORA:
             yield "lora_A.weight", (rank, layer.inputs)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from services.common.safetensors_header import Header, NotSafetensors, Source, read_header
+from services.common.safetensors_header import Header, Source, read_header
+from services.common.tensor_file import read_tensor
 from services.trainer.adapters.adapter import (
     ADAPTER,
     NonFiniteAdapter,
@@ -16,7 +17,7 @@ from services.trainer.adapters.adapter import (
     adapter_parameters,
     refuse_non_finite,
 )
-from services.trainer.adapters.file_tensors import layer_scale, modules_tensors, read_tensor
+from services.trainer.adapters.file_tensors import layer_scale, modules_tensors
 from services.trainer.adapters.files import SCALED
 from services.trainer.adapters.fit import module_of, refuse_unlike
 from services.trainer.adapters.outline import Outline, outline_of
@@ -103,5 +104,5 @@ def _known(outline: Outline, file: FileAdapter) -> Outline:
 def _refused() -> Iterator[None]:
     try:
         yield
-    except (NotSafetensors, ValueError, NonFiniteAdapter) as error:
+    except (ValueError, NonFiniteAdapter) as error:
         raise unreadable(error) from None
