@@ -154,10 +154,9 @@ def file_of(tensors: Tensors, **metadata: str) -> bytes:
 def effect_of(file: FileAdapter) -> Effect:
     """What a file adds to each module's weight."""
     found: Effect = {}
-    for module in file.modules:
-        parts = {
-            name.removeprefix(f"{module}."): tensor for name, tensor in file.tensors.items() if name.startswith(module)
-        }
+    for module in file.scales:
+        own = f"{module}."
+        parts = {name.removeprefix(own): tensor for name, tensor in file.tensors.items() if name.startswith(own)}
         if "lora_A.weight" in parts:
             change = parts["lora_B.weight"] @ parts["lora_A.weight"]
         elif "hada_w1_a" in parts:
