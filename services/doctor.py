@@ -25,8 +25,9 @@ from packaging.requirements import Requirement
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from services.common.base_model import base_folder, pick_device
-from services.common.errors import ServiceError
+from services.common.base_kind import assumption
+from services.common.base_model import base_folder, is_folder, pick_device
+from services.common.errors import NotReady, ServiceError
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings, StoreSettings, read_settings
 from services.encoder.settings import EncoderSettings
@@ -95,15 +96,19 @@ def settings() -> Check:
 def model() -> Check:
     """Whether the base model is whole, as far as a look at its folder tells."""
     settings = read_settings(ServiceSettings)
-    if not _model_folder(settings).is_dir() and settings.base_model_revision:
+    if not is_folder(str(_model_folder(settings))) and settings.base_model_revision:
         found = f"{settings.base_model} is fetched from the hub when the services start"
         return Check(name="model", state=OK, found=found)
     folder = base_folder(_placed(settings), PARTS)
-    size = sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
+    size = sum(path.stat().st_size for path in folder.glob("*/*.safetensors") if path.is_file())
     if not size:
         remedy = "Fetch the model again; its files end in .safetensors (with git-lfs: git lfs pull)."
         return Check(name="model", state=FAIL, found=f"{folder} holds no weights", remedy=remedy)
-    return Check(name="model", state=OK, found=f"{folder}, {size / 1e9:.2f} GB of weights")
+    found = f"{folder}, {size / 1e9:.2f} GB of weights"
+    if assumed := assumption(folder):
+        remedy = "Put the model_index.json that belongs to the model beside its parts."
+        return Check(name="model", state=WARN, found=f"{found}; {assumed}", remedy=remedy)
+    return Check(name="model", state=OK, found=found)
 
 
 def gpu() -> Check:
@@ -139,7 +144,11 @@ def _cuda_remedy() -> str:
 def memory() -> Check:
     """Whether a job with the default configuration fits the GPU; `fluxsmith doctor` asks the trainer besides."""
     settings = _placed(read_settings(ServiceSettings))
-    estimate = MemoryEstimator(settings).estimate({})
+    try:
+        estimate = MemoryEstimator(settings).estimate({})
+    except NotReady:
+        found = "what a job needs is not known, since the base model's sizes cannot be read"
+        return Check(name="memory of machine", state=WARN, found=found, remedy="See what is said of the model.")
     needed = f"a job with the default settings at 1024 px should have {estimate.recommended_bytes / 1e9:.1f} GB"
     if pick_device(settings.device).type != "cuda" or not torch.cuda.is_available():
         return Check(name="memory of machine", state=OK, found=f"{needed} of main memory")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from httpx2 import HTTPError
@@ -21,35 +22,27 @@ from huggingface_hub.errors import (
     XetDownloadError,
 )
 
-from services.common.errors import ServiceError
+from services.common.base_kind import CONFIG, INDEX, BaseModelError, refuse_other_model, transformer_config
 
 if TYPE_CHECKING:  # who loads a model without settings, as the benchmarks do, needs no pydantic-settings
     from services.common.settings import ServiceSettings
+
+log = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ERRORS = (OSError, ValueError, HTTPError, EntryNotFoundError, RevisionResolutionError, XetDownloadError)
 
 
-class BaseModelError(ServiceError):
-    """The base model cannot be loaded from where the settings say."""
-
-    def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(message, reason="BASE_MODEL_INVALID", remedy=remedy)
-
-
 def base_folder(settings: ServiceSettings, parts: Iterable[str]) -> Path:
     """The folder of the base model, fetched from the hub only when FLUXSMITH_BASE_MODEL is no folder.
 
-    Only `parts` (subfolders of diffusers' layout) are fetched, and all of them must be there.
+    Only `parts` (subfolders of diffusers' layout) are fetched, and all of them must be there. Raises `BaseModelError`
+    also for a model that is no text-to-image model of FLUX.1, before anything large is fetched.
     """
     parts = tuple(parts)
-    folder = Path(settings.base_model)
-    if not folder.is_dir():
-        if not settings.base_model_revision:
-            raise BaseModelError(
-                f"FLUXSMITH_BASE_MODEL is {settings.base_model!r}, which is not a folder",
-                "Name a folder in diffusers' layout, or a hub identifier together with FLUXSMITH_BASE_MODEL_REVISION.",
-            )
+    folder = configured_folder(settings)
+    refuse_other_model(folder)
+    if settings.base_model_revision and not is_folder(settings.base_model):
         folder = _fetched(settings.base_model, settings.base_model_revision, parts)
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
@@ -60,17 +53,50 @@ def base_folder(settings: ServiceSettings, parts: Iterable[str]) -> Path:
     return folder
 
 
+def configured_folder(settings: ServiceSettings) -> Path:
+    """The folder of the base model with at least what says which model it is; of the hub's nothing more is fetched.
+
+    Raises `BaseModelError` where there is none.
+    """
+    if is_folder(settings.base_model):
+        return Path(settings.base_model)
+    if not settings.base_model_revision:
+        raise BaseModelError(
+            f"FLUXSMITH_BASE_MODEL is {settings.base_model!r}, which is not a folder",
+            "Name a folder in diffusers' layout, or a hub identifier together with FLUXSMITH_BASE_MODEL_REVISION.",
+        )
+    return _fetched(settings.base_model, settings.base_model_revision, ())
+
+
+def known_transformer(settings: ServiceSettings) -> dict[str, Any] | None:
+    """The transformer's configuration for a server, whose workers may be the only ones to have the base: then None.
+
+    Raises `BaseModelError` for a base that is there and is no text-to-image model of FLUX.1.
+    """
+    try:
+        folder = configured_folder(settings)
+    except BaseModelError as error:
+        log.warning("what depends on the base model's layers is left to the workers to check: %s", error.line)
+        return None
+    refuse_other_model(folder)
+    return transformer_config(folder)
+
+
+def is_folder(name: str) -> bool:
+    """Whether there is a folder of this name; no for what cannot be a name."""
+    try:
+        return Path(name).is_dir()
+    except OSError:
+        return False
+
+
 def _fetched(identifier: str, revision: str, parts: Iterable[str]) -> Path:
     if not COMMIT.fullmatch(revision):
         raise BaseModelError(
             f"FLUXSMITH_BASE_MODEL_REVISION is {revision!r}, which is not a commit",
             "Give the 40 hexadecimal digits of a commit: what a branch or tag names may change between two starts.",
         )
-    patterns = [
-        "model_index.json",
-        "transformer/config.json",
-        *(f"{part}/*" for part in parts),
-    ]  # `*` matches across folders here
+    patterns = [INDEX, CONFIG, *(f"{part}/*" for part in parts)]  # `*` matches across folders here
     try:
         return Path(snapshot_download(identifier, revision=revision, allow_patterns=patterns))
     except HUB_ERRORS as error:

@@ -135,6 +135,14 @@ class ObjectStore:
         """Read an object whole; raise `ObjectDamaged` unless it has the digest that was noted when it was written."""
         return self._read(key, lambda noted: noted)
 
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """Read `length` bytes, 1 or more, from `offset` on; fewer where the object ends before."""
+        return self._patiently(lambda: self._get_range_once(key, offset, length))
+
+    def size_bytes(self, key: str) -> int:
+        """Size of the object under this key."""
+        return self._patiently(lambda: self._size_once(key))
+
     def exists(self, key: str) -> bool:
         """Whether there is an object under this key."""
         try:
@@ -218,9 +226,18 @@ class ObjectStore:
         with self._translated(key), self._opened(key) as response:
             return response.read(), response.headers.get(DIGEST_METADATA)
 
+    def _get_range_once(self, key: str, offset: int, length: int) -> bytes:
+        with self._translated(key), self._opened(key, offset, length) as response:
+            return response.read()
+
+    def _size_once(self, key: str) -> int:
+        with self._translated(key):
+            return self._client.stat_object(self._bucket, key).size or 0
+
     @contextmanager
-    def _opened(self, key: str) -> Iterator[urllib3.BaseHTTPResponse]:
-        response = self._client.get_object(self._bucket, key)
+    def _opened(self, key: str, offset: int = 0, length: int = 0) -> Iterator[urllib3.BaseHTTPResponse]:
+        """The object on its way, or so many bytes of it; 0 means all."""
+        response = self._client.get_object(self._bucket, key, offset=offset, length=length)
         try:
             yield response
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ import tokenizers
 import torch
 import transformers
 
+from services.common.base_kind import assumption
 from services.common.base_model import BaseModelError, base_folder, pick_device, pick_dtype
 from services.common.cache import FORMAT_VERSION
 from services.common.settings import ServiceSettings
@@ -22,6 +24,8 @@ from services.encoder.inference import IMAGE_PARTS, TEXT_PARTS, EncoderModels, L
 from services.encoder.loading import LoadChoices, load_tokenizers, loaders
 from services.encoder.model_folder import PARTS, checked
 from services.encoder.settings import EncoderSettings
+
+log = logging.getLogger(__name__)
 
 __all__ = ["EncoderModels", "ModelThread", "load_models"]
 
@@ -51,9 +55,12 @@ class ModelThread:
 def load_models(service: ServiceSettings, encoder: EncoderSettings) -> EncoderModels:
     """Check VAE, CLIP, T5 and tokenizers, and load them, or with `models=one` let their first use load them.
 
-    Nothing of the transformer is read. Raises `BaseModelError` when a part is missing, broken or not FLUX.1's.
+    Nothing of the transformer is read but its configuration. Raises `BaseModelError` when a part is missing, broken or
+    not FLUX.1's.
     """
     folder = base_folder(service, PARTS)
+    if assumed := assumption(folder):
+        log.warning(assumed)
     facts = checked(folder)
     clip_tokenizer, t5_tokenizer = load_tokenizers(folder, facts.vocabularies, encoder.t5_tokens)
     device = pick_device(service.device)

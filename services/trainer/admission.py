@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+from services.common.base_model import known_transformer
 from services.common.cache import hold_key
 from services.common.errors import InvalidInput, ServiceError, Unavailable
 from services.common.fields import invalid_field
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings
-from services.trainer.adapters.targets import linear_names_of, target_ranks
-from services.trainer.adapters.uploads import warm_start_key
+from services.trainer.adapters.fit import adapter_shapes, refuse_other_rank, refuse_other_type, refuse_unlike
+from services.trainer.adapters.targets import target_ranks
+from services.trainer.adapters.uploads import outline_of_warm_start
 from services.trainer.config import TrainConfig, parse_config, valid_part
 from services.trainer.config.fields import ConfigFields
 from services.trainer.data.references import DatasetReferences
 from services.trainer.database.job_store import JobStore, new_job_id, request_id_reused
+from services.trainer.estimate.architecture import Architecture, Linear
 from services.trainer.foreseen import foreseen
 from services.trainer.jobs import DatasetReference, Job, NewJob
 from services.trainer.settings import TrainerSettings
-
-log = logging.getLogger(__name__)
 
 HIGHEST_PRIORITY = 100
 
@@ -120,7 +120,8 @@ class Admission:
             partial(self._refuse_unmatched_targets, known.model_copy(update={"target_regex": ""})),
         ]
         if known.warm_start_uri:
-            checks.append(partial(warm_start_key, self._objects, tenant, known.warm_start_uri))
+            whole = not is_refused(partial(parse_config, asked.config))
+            checks.append(partial(self._refuse_other_file, tenant, known, whole=whole))
         refuse_all(checks)
         return parse_config(asked.config)
 
@@ -140,22 +141,26 @@ class Admission:
         return dataset, held_out
 
     def _refuse_unmatched_targets(self, config: ConfigFields) -> None:
-        if (config.target_regex or config.rank_pattern) and self._linear_names:
-            target_ranks(self._linear_names, config)
+        if (config.target_regex or config.rank_pattern) and self._layers:
+            target_ranks(self._layers, config)
+
+    def _refuse_other_file(self, tenant: str, config: ConfigFields, *, whole: bool) -> None:
+        """Read the header of the file to begin with; with a `whole` configuration it must be like the job's adapter."""
+        outline = outline_of_warm_start(self._objects, tenant, config.warm_start_uri)
+        if not whole:
+            return
+        refuse_other_type(outline, config)
+        if self._layers:
+            ranks = target_ranks(self._layers, config)
+            refuse_unlike(outline, config, adapter_shapes(self._layers, ranks, config))
+        else:
+            refuse_other_rank(outline, config)
 
     @cached_property
-    def _linear_names(self) -> tuple[str, ...]:
-        """Names of the base's linear layers; none where only the workers have the base, who check for themselves."""
-        from diffusers import FluxTransformer2DModel  # noqa: PLC0415 - as in targets.py
-
-        try:
-            config = FluxTransformer2DModel.load_config(
-                self._service.base_model, subfolder="transformer", revision=self._service.base_model_revision
-            )
-        except (OSError, ValueError) as error:
-            log.warning("target_regex and rank_pattern are left to the workers to check: %s", error)
-            return ()
-        return linear_names_of(config)
+    def _layers(self) -> dict[str, Linear]:
+        """The base's linear layers; none where only the workers have the base, who check for themselves."""
+        config = known_transformer(self._service)
+        return Architecture.of(config, text_tokens=0).linears() if config else {}
 
 
 def contradictions(asked: Asked, config: ConfigFields) -> Iterator[Callable[[], None]]:
@@ -199,6 +204,15 @@ def contradictions(asked: Asked, config: ConfigFields) -> Iterator[Callable[[], 
         "comes without held-out data",
         "Name a held-out dataset, or set held_out_share.",
     )
+
+
+def is_refused(check: Callable[[], object]) -> bool:
+    """Whether a check raises `InvalidInput`."""
+    try:
+        check()
+    except InvalidInput:
+        return True
+    return False
 
 
 def refuse_all(checks: list[Callable[[], object]]) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 
 from fluxsmith.v1 import trainer_pb2, trainer_pb2_grpc
 
+from services.common.base_model import known_transformer
 from services.common.object_store import ObjectStore
 from services.common.server import OnServing, Until, serve, tell_nobody, told_to_stop
 from services.common.settings import ServiceSettings, StoreSettings
@@ -32,6 +33,7 @@ def run(
     Without `until` a signal stops it, and the process ends within `settings.stop_grace_s` of that. In a process of its
     own it also keeps that small, which others in the process might notice.
     """
+    known_transformer(service)  # a base of another class is refused here, not only by each worker
     objects = ObjectStore(store_settings)
     supervisor = Supervisor(settings.workers, silent_s=max(30.0, 4 * settings.lease_s))
     with ExitStack() as ending:

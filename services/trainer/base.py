@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import FluxTransformer2DModel
 
+from services.common.base_kind import assumption
 from services.common.base_model import base_folder
 from services.common.settings import ServiceSettings
 from services.trainer.base_kind import BaseKind, kind_of_folder, name_of_folder
 from services.trainer.checkpoints.fingerprints import base_fingerprint
 from services.trainer.transformer import load_transformer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,8 @@ class Base:
 def load_base(settings: ServiceSettings) -> Base:
     """Load it; raises `BaseModelError`."""
     folder = base_folder(settings, ("transformer", "scheduler"))
+    if assumed := assumption(folder):
+        log.warning(assumed)
     name = settings.base_model if settings.base_model_revision else name_of_folder(folder)
     return Base(
         transformer=load_transformer(settings),

@@ -23,6 +23,7 @@ from services.trainer.adapters.adapter import NonFiniteAdapter, attached
 from services.trainer.adapters.comfyui import comfyui_file
 from services.trainer.adapters.files import AdapterSnapshot, adapter_form, peft_file, snapshot, with_length_ratios
 from services.trainer.adapters.kohya import kohya_file
+from services.trainer.adapters.outline import Outline
 from services.trainer.adapters.uploads import read_warm_start
 from services.trainer.adapters.warm_start import load_into
 from services.trainer.base import Base
@@ -144,7 +145,7 @@ class Run:
         with self._turn.hold(self._swap), attached(transformer, config, pissa_start) as adapter:
             set_gradient_checkpointing(transformer, on=config.gradient_checkpointing)
             if warm_start is not None:
-                load_into(transformer, config, warm_start)
+                self._tell_left_out(load_into(transformer, config, warm_start))
             training = Training(transformer, config, total_steps, self._reporter.check)
             self._swap.carry(adapter, training)
             self._milestones = milestones = self._follow(training, data)
@@ -255,6 +256,12 @@ class Run:
         data = read_warm_start(self._store, self._job.tenant, self._config.warm_start_uri)
         self._provenance[WARM_START] = hashlib.sha256(data).hexdigest()
         return data
+
+    def _tell_left_out(self, outline: Outline) -> None:
+        if outline.left_out:
+            what = outline.left_out_in_words()
+            message = f"warm_start_uri: {what} of the file left out, which jobs do not train"
+            self._reporter.write([JobWarning(reason="WARM_START_LEFT_OUT", message=message)])
 
     def _fingerprints(self, data: Data) -> Fingerprints:
         held_out = self._job.held_out

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from services.common.errors import FieldViolation, InvalidInput
@@ -19,6 +18,7 @@ from services.common.fields import shortened
 from services.trainer.config.choices import TargetPreset
 from services.trainer.config.expressions import matched_in_full
 from services.trainer.config.fields import ConfigFields
+from services.trainer.estimate.architecture import Architecture
 
 _IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 _TEXT_ATTENTION = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
@@ -76,11 +76,8 @@ def linear_names(transformer: nn.Module) -> tuple[str, ...]:
 
 
 def linear_names_of(transformer_config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same for a transformer given by its `config.json`; needs no weights and about no memory."""
-    from diffusers import FluxTransformer2DModel  # noqa: PLC0415 - seconds and 200 MB, which a server seldom needs
-
-    with torch.device("meta"):
-        return linear_names(FluxTransformer2DModel.from_config(dict(transformer_config)))
+    """The same for a transformer given by its `config.json`, by arithmetic: a server never imports diffusers."""
+    return tuple(Architecture.of(transformer_config, text_tokens=0).linears())
 
 
 def matching(pattern: str, names: Sequence[str], field: str) -> tuple[str, ...]:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from services.common.errors import InvalidInput, LimitExceeded, NotFound
 from services.common.fields import invalid_field
-from services.common.object_store import ObjectDamaged, ObjectMissing, ObjectStore
+from services.common.object_store import ListedObject, ObjectDamaged, ObjectMissing, ObjectStore
+from services.common.safetensors_header import Source, read_header
+from services.trainer.adapters.fit import refusal
+from services.trainer.adapters.outline import Outline, outline_of
 
 UPLOAD_LIFETIME = timedelta(hours=1)
 MOST_BYTES = 5 * 1024**3  # what S3 takes in one PUT; rank 128 on every linear layer of FLUX.1-dev is 2.7 GB in float32
@@ -36,7 +40,7 @@ class AdapterUpload:
 def adapter_upload(store: ObjectStore, tenant: str, content_digest: str) -> AdapterUpload:
     """Where to put a LoRA file with this sha256; raises `InvalidInput` for what is none.
 
-    The store takes any bytes there: `read_warm_start` checks them.
+    The store takes any bytes there: `outline_of_warm_start` and `read_warm_start` check them.
     """
     if not _DIGEST.fullmatch(content_digest):
         raise invalid_field(
@@ -53,6 +57,10 @@ def warm_start_key(store: ObjectStore, tenant: str, uri: str) -> str:
 
     Raises `InvalidInput` for an address that is not the tenant's own, whatever lies there; `NotFound`; `LimitExceeded`.
     """
+    return _found(store, tenant, uri).key
+
+
+def _found(store: ObjectStore, tenant: str, uri: str) -> ListedObject:
     key = store.key_of(uri) or ""
     if not key.startswith(f"{tenant}/") or not _OWN_KEY.fullmatch(key.removeprefix(f"{tenant}/")):
         raise invalid_field(
@@ -61,16 +69,41 @@ def warm_start_key(store: ObjectStore, tenant: str, uri: str) -> str:
             "Use the address of a finished job's LoRA, of a checkpoint's, or of one that you have uploaded.",
             reason="WARM_START_FORBIDDEN",
         )
-    sizes = [entry.size_bytes for entry in store.listed(key) if entry.key == key]
-    if not sizes:
+    found = next((entry for entry in store.listed(key) if entry.key == key), None)
+    if not found:
         raise _not_found(uri)
-    if sizes[0] > MOST_BYTES:
+    if found.size_bytes > MOST_BYTES:
         raise LimitExceeded(
-            f"the file at {uri[:200]!r} has {sizes[0]} bytes",
+            f"the file at {uri[:200]!r} has {found.size_bytes} bytes",
             reason="WARM_START_TOO_LARGE",
             remedy=f"Use a LoRA file of at most {MOST_BYTES} bytes.",
         )
-    return key
+    return found
+
+
+def outline_of_warm_start(store: ObjectStore, tenant: str, uri: str) -> Outline:
+    """What the header of a LoRA file to begin with says; nothing else of the file is read, nor its digest checked.
+
+    Raises as `warm_start_key` does, and `InvalidInput` (WARM_START_UNREADABLE) for what no job can begin with.
+    """
+    found = _found(store, tenant, uri)
+    source = Source(size_bytes=found.size_bytes, read=partial(store.get_range, found.key))
+    try:
+        return outline_of(read_header(source))
+    except ObjectMissing as error:
+        raise _not_found(uri) from error
+    except ValueError as error:
+        raise unreadable(error) from None
+
+
+def unreadable(error: Exception) -> InvalidInput:
+    """The refusal of a file that cannot be read, with the remedy that the error knows."""
+    return refusal(
+        f"names a file that no job can begin with: {error}",
+        reason="WARM_START_UNREADABLE",
+        remedy=getattr(error, "remedy", "")
+        or "Give a LoRA, DoRA, LoKr or LoHa of FLUX.1's transformer in a form that docs/adapters.md lists.",
+    )
 
 
 def read_warm_start(store: ObjectStore, tenant: str, uri: str) -> bytes:

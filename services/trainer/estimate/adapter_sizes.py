@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from services.trainer.config.choices import AdapterType, Optimizer
+from services.trainer.adapters.fit import layer_shapes
+from services.trainer.config.choices import Optimizer
 from services.trainer.config.fields import ConfigFields
 from services.trainer.estimate.architecture import Linear
 
 FLOAT = 4  # bytes; adapters train in float32 whatever the base's precision
 SMALLEST_8BIT = 4096  # numbers; bitsandbytes keeps smaller matrices in 32 bits
 BLOCK_8BIT = 256  # numbers that share a scale
+_ZERO = ("lora_B.weight", "hada_w1_a", "lokr_w1")  # at the start, so that the adapter changes nothing
 
 
 class Matrix(NamedTuple):
@@ -39,28 +41,10 @@ def optimizer_bytes(matrices: Iterable[Matrix], optimizer: Optimizer) -> int:
 
 
 def _of_layer(layer: Linear, rank: int, config: ConfigFields) -> list[Matrix]:
-    down, up = Matrix(rank, layer.inputs), Matrix(layer.outputs, rank, zero=True)
-    match config.adapter_type:
-        case AdapterType.LORA:
-            return [down, up]
-        case AdapterType.DORA:
-            return [down, up, Matrix(layer.outputs, 1)]
-        case AdapterType.LOHA:
-            return [down, up, down, Matrix(layer.outputs, rank)]
-        case AdapterType.LOKR:
-            return _lokr(layer, rank, config.lokr_factor or -1)
-
-
-def _lokr(layer: Linear, rank: int, factor: int) -> list[Matrix]:
-    """Peft's division: a small matrix, and a larger one that is of low rank where that is smaller."""
-    from peft.tuners.lokr.layer import factorization  # noqa: PLC0415 - seconds, which a server seldom needs
-
-    small_in, large_in = factorization(layer.inputs, factor)
-    small_out, large_out = factorization(layer.outputs, factor)
-    small = Matrix(small_out, small_in, zero=True)
-    if rank >= max(large_out, large_in) / 2:
-        return [small, Matrix(large_out, large_in)]
-    return [small, Matrix(large_out, rank), Matrix(rank, large_in)]
+    return [
+        Matrix(shape[0], shape[1] if len(shape) > 1 else 1, zero=name in _ZERO)
+        for name, shape in layer_shapes(layer, rank, config)
+    ]
 
 
 def _state(matrix: Matrix, optimizer: Optimizer) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from services.common.base_kind import DEFAULTS
+
 TIME_CHANNELS = 256  # of the sinusoids that sigma and guidance become
 MLP_RATIO = 4
 
@@ -43,17 +45,18 @@ class Architecture:
 
     @staticmethod
     def of(config: Mapping[str, Any], *, text_tokens: int) -> Architecture:
-        """The one that a `config.json` describes; raises `KeyError` when it lacks a size."""
+        """The one that a `config.json` describes, where diffusers' defaults stand for what it does not say."""
+        config = {**DEFAULTS, **config}
         return Architecture(
             hidden=config["num_attention_heads"] * config["attention_head_dim"],
             head_width=config["attention_head_dim"],
             double_blocks=config["num_layers"],
             single_blocks=config["num_single_layers"],
             channels=config["in_channels"],
-            output_channels=config.get("patch_size", 1) ** 2 * (config.get("out_channels") or config["in_channels"]),
+            output_channels=config["patch_size"] ** 2 * (config["out_channels"] or config["in_channels"]),
             t5_width=config["joint_attention_dim"],
             clip_width=config["pooled_projection_dim"],
-            guidance_embeds=config.get("guidance_embeds", False),
+            guidance_embeds=config["guidance_embeds"],
             text_tokens=text_tokens,
         )
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from services.common.base_model import pick_device, pick_dtype
+from services.common.base_kind import BaseModelError
+from services.common.base_model import known_transformer, pick_device, pick_dtype
 from services.common.errors import NotReady
 from services.common.fields import invalid_field
 from services.common.settings import ServiceSettings
@@ -28,6 +29,7 @@ from services.trainer.estimate.memory_map import PX_A_TOKEN, MemoryMap, Part
 
 DEFAULT_SIDE_PX, SMALLEST_SIDE_PX, LARGEST_SIDE_PX = 1024, 64, 4096
 USUAL_SIDES_PX = (1024, 768, 512, 256)
+NO_NUMBER = (ValueError, LookupError, TypeError, OverflowError)
 DEV_TEXT_TOKENS, SCHNELL_TEXT_TOKENS = 512, 256
 
 
@@ -137,31 +139,25 @@ def _refuse_side(side_px: int) -> None:
 
 
 def _transformer_config(settings: ServiceSettings) -> Mapping[str, Any]:
-    path = Path(settings.base_model) / "transformer" / "config.json"
     try:
-        if path.is_file():
-            return dict(json.loads(path.read_text()))
-        from diffusers import FluxTransformer2DModel  # noqa: PLC0415 - as in targets.py
-
-        return dict(
-            FluxTransformer2DModel.load_config(
-                settings.base_model, subfolder="transformer", revision=settings.base_model_revision
-            )
-        )
-    except (OSError, ValueError) as error:
-        raise NotReady(
-            f"this server cannot read the sizes of its base model {Path(settings.base_model).name!r}",
-            reason="BASE_MODEL_UNKNOWN",
-            remedy="Ask for FLUX_1_DEV, or set FLUXSMITH_BASE_MODEL of the server to what its workers load.",
-            detail=f"FLUXSMITH_BASE_MODEL is {settings.base_model!r}",
-        ) from error
+        if config := known_transformer(settings):
+            return config
+        error = None
+    except BaseModelError as told:
+        error = told
+    raise NotReady(
+        f"this server cannot read the sizes of its base model {Path(settings.base_model).name!r}",
+        reason="BASE_MODEL_UNKNOWN",
+        remedy="Ask for FLUX_1_DEV, or set FLUXSMITH_BASE_MODEL of the server to what its workers load.",
+        detail=f"FLUXSMITH_BASE_MODEL is {settings.base_model!r}",
+    ) from error
 
 
 def _text_tokens(folder: Path, config: Mapping[str, Any]) -> int:
     """Length of a caption as the encoder pads it: dev's or schnell's, or less where a small tokenizer says so."""
     most = DEV_TEXT_TOKENS if config.get("guidance_embeds") else SCHNELL_TEXT_TOKENS
     try:
-        told = json.loads((folder / "tokenizer_2" / "tokenizer_config.json").read_text())["model_max_length"]
-        return min(int(told), most)
-    except (OSError, ValueError, KeyError):  # a trainer's folder may hold the transformer alone
+        told = int(json.loads((folder / "tokenizer_2" / "tokenizer_config.json").read_text())["model_max_length"])
+    except (*NO_NUMBER, OSError, RecursionError):  # a trainer's folder may hold the transformer alone
         return most
+    return min(told, most) if told > 0 else most

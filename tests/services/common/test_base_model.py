@@ -50,7 +50,10 @@ class Hub(BaseHTTPRequestHandler):
             self.do_HEAD()
 
     def _content(self, file: str) -> bytes:
-        return f"{file} for {self.headers.get('Authorization', 'nobody')}".encode()
+        caller = self.headers.get("Authorization", "nobody")
+        if file == "model_index.json":
+            return json.dumps({"_class_name": "FluxPipeline", "for": caller}).encode()
+        return f"{file} for {caller}".encode()
 
     def _answer(self, status: int, code: str, body: bytes) -> None:
         body = body if status == 200 else json.dumps({"error": code}).encode()
@@ -129,7 +132,7 @@ def test_only_the_parts_are_fetched_with_their_nested_files(fetched: dict[str, t
 
 def test_the_token_of_the_environment_is_sent(fetched: dict[str, tuple[str, str]]) -> None:
     folder = Path(fetched["a/model"][0])
-    assert (folder / "model_index.json").read_text() == "model_index.json for Bearer hf_secret"
+    assert json.loads((folder / "model_index.json").read_text())["for"] == "Bearer hf_secret"
 
 
 @pytest.mark.parametrize("model", ["a/gated", "a/gated-to-strangers"])

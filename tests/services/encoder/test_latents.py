@@ -12,6 +12,7 @@ from PIL import Image
 from services.common import cache
 from services.common.errors import InvalidInput
 from services.common.object_store import ObjectStore
+from services.common.safetensors_header import Source
 from services.encoder.latents import decode_to_png, read_latents
 from services.encoder.models import ModelThread
 
@@ -40,5 +41,5 @@ def test_latents_are_decoded_into_a_picture_beside_them(
 )
 def test_latents_of_another_form_are_refused(data: bytes) -> None:
     with pytest.raises(InvalidInput) as caught:
-        read_latents(data)
+        read_latents(Source.of(data))
     assert caught.value.reason == "LATENTS_INVALID"

@@ -9,13 +9,15 @@ import pytest
 import safetensors
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
+from services.common.errors import InvalidInput
 from services.trainer.adapters.adapter import NonFiniteAdapter
 from services.trainer.adapters.files import AdapterSnapshot
-from services.trainer.adapters.kohya import LoraFactors, from_kohya, kohya_file, to_kohya
+from services.trainer.adapters.kohya import LoraFactors, kohya_file, to_kohya
 from services.trainer.adapters.targets import linear_names_of, target_names
+from services.trainer.adapters.warm_start import read_adapter
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import AdapterType, TargetPreset
 from services.trainer.transformer import prepared
@@ -51,6 +53,17 @@ WIDTHS = {"attn.to_q": 3072, "attn.to_k": 3072, "attn.to_v": 3072, "proj_mlp": 1
 def lora(name: str, outputs: int, inputs: int, rank: int) -> LoraFactors:
     """Factors that depend on the name."""
     return LoraFactors(a_RI=draw(f"{name} a", rank, inputs), b_OR=draw(f"{name} b", outputs, rank))
+
+
+def from_kohya(tensors: dict[str, Tensor]) -> dict[str, LoraFactors]:
+    """Each module's factors as a job that begins with the file reads them, the scale included."""
+    file = read_adapter(save({key: tensor.contiguous() for key, tensor in tensors.items()}))
+    return {
+        name: LoraFactors(
+            a_RI=file.tensors[f"{name}.lora_A.weight"], b_OR=file.tensors[f"{name}.lora_B.weight"] * file.scales[name]
+        )
+        for name in file.modules
+    }
 
 
 def layers(preset: TargetPreset) -> set[str]:
@@ -250,7 +263,7 @@ def test_number_too_large_once_scaled_is_refused() -> None:
     ids=["unknown layer", "one side", "two ranks", "text encoder", "no thirds"],
 )
 def test_other_tensors_are_refused(tensors: dict[str, Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"\w"):
+    with pytest.raises(InvalidInput):
         from_kohya(tensors)
 
 

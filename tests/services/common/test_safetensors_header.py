@@ -1,0 +1,102 @@
+"""The header of a safetensors file: read as the library reads it where it is one, and else refused in words."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from services.common.safetensors_header import MOST_TENSORS, NotSafetensors, Source, read_header
+
+TENSORS = {"a": torch.ones(2, 3), "b": torch.ones((), dtype=torch.float8_e4m3fn), "c": torch.ones(0, 4)}
+
+
+def with_header(text: bytes | dict[str, Any], data: bytes = b"") -> Source:
+    """A file with this header and these bytes of tensors."""
+    text = text if isinstance(text, bytes) else json.dumps(text).encode()
+    return Source.of(len(text).to_bytes(8, "little") + text + data)
+
+
+def entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4), **more: Any) -> dict[str, Any]:
+    return {"x": {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}}
+
+
+def test_header_is_what_the_library_reads(tmp_path: Any) -> None:
+    (tmp_path / "x").write_bytes(data := save(TENSORS, {"who": "ada"}))
+    header = read_header(Source.of(data))
+    with safe_open(tmp_path / "x", "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        assert header.metadata == file.metadata()
+    found = {name: (each.dtype, list(each.shape)) for name, each in header.tensors.items()}
+    assert found == {name: (each.get_dtype(), each.get_shape()) for name, each in slices.items()}
+    assert header.float32_bytes == 4 * 7
+
+
+def test_nothing_but_the_header_is_read() -> None:
+    data, ends = save({"x": torch.zeros(1000)}), []
+
+    def read(offset: int, length: int) -> bytes:
+        ends.append(offset + length)
+        return data[offset : offset + length]
+
+    read_header(Source(size_bytes=len(data), read=read))
+    assert max(ends) == len(data) - 4000
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (Source.of(b""), "too few"),
+        (Source.of((1 << 40).to_bytes(8, "little")), "and one may have"),
+        (Source.of((100).to_bytes(8, "little") + b"{}"), "ends within"),
+        (with_header(b"nonsense"), "not JSON"),
+        (with_header(b"\xff\xfe"), "not JSON"),
+        (with_header(b"[" * 100_000), "not JSON"),
+        (with_header(b"9" * 5000), "not JSON"),
+        (with_header(b"[" * 300_000), "brackets"),
+        (with_header([]), "no object"),
+        (with_header(b'{"x": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}', bytes(4)), "NaN"),
+        (with_header(b'{"x": 1, "x": 2}'), "twice"),
+        (with_header({"__metadata__": None}), "__metadata__"),
+        (with_header({"__metadata__": {"a": 1}}), "__metadata__"),
+        (with_header({"x": None}), "is not given by"),
+        (with_header(entry(more=1), bytes(4)), "is not given by"),
+        (with_header(entry(dtype="F33"), bytes(4)), "unknown type"),
+        (with_header(entry(dtype=["F32"]), bytes(4)), "unknown type"),
+        (with_header(entry(shape=[-1]), bytes(4)), "shape"),
+        (with_header(entry(shape=[True]), bytes(4)), "shape"),
+        (with_header(entry(shape=[1.0]), bytes(4)), "shape"),
+        (with_header(entry(shape=[1] * 9), bytes(4)), "shape"),
+        (with_header(entry(shape=[1 << 60]), bytes(4)), "shape"),
+        (with_header(entry(shape=[2]), bytes(4)), "are not F32"),
+        (with_header(entry(offsets=[4, 0]), bytes(4)), "are not F32"),
+        (with_header(entry(offsets=[0]), bytes(4)), "offsets"),
+        (with_header(entry(offsets=[4, 8]), bytes(8)), "was due"),
+        (with_header(entry(), bytes(8)), "accounts for"),
+        (with_header(entry(), b""), "accounts for"),
+        (with_header(entry() | {"y": entry()["x"]}, bytes(4)), "was due"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused_in_words(source: Source, says: str) -> None:
+    with pytest.raises(NotSafetensors, match=says):
+        read_header(source)
+
+
+def test_number_of_tensors_is_bounded_and_told_in_time() -> None:
+    tensors = {str(number): entry(shape=[0], offsets=[0, 0])["x"] for number in range(MOST_TENSORS)}
+    begin_s = time.monotonic()
+    assert len(read_header(with_header(tensors)).tensors) == MOST_TENSORS
+    with pytest.raises(NotSafetensors, match="20,001 tensors"):
+        read_header(with_header(tensors | {"one more": entry(shape=[0], offsets=[0, 0])["x"]}))
+    assert time.monotonic() - begin_s < 10
+
+
+def test_file_that_changes_while_it_is_read_is_refused() -> None:
+    data = save(TENSORS)
+    with pytest.raises(NotSafetensors, match="changed"):
+        read_header(Source(size_bytes=len(data), read=lambda offset, length: data[offset : offset + min(length, 8)]))
