@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from services.common.base_kind import assumption
+from services.common.base_check import assumption
 from services.common.base_model import base_folder, is_folder, pick_device
 from services.common.errors import NotReady, ServiceError
 from services.common.object_store import ObjectStore

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
     XetDownloadError,
 )
 
-from services.common.base_kind import CONFIG, INDEX, BaseModelError, refuse_other_model, transformer_config
+from services.common.base_check import CONFIG, INDEX, BaseModelError, refuse_other_model, transformer_config
 
 if TYPE_CHECKING:  # who loads a model without settings, as the benchmarks do, needs no pydantic-settings
     from services.common.settings import ServiceSettings

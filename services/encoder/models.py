@@ -16,7 +16,7 @@ import tokenizers
 import torch
 import transformers
 
-from services.common.base_kind import assumption
+from services.common.base_check import assumption
 from services.common.base_model import BaseModelError, base_folder, pick_device, pick_dtype
 from services.common.cache import FORMAT_VERSION
 from services.common.settings import ServiceSettings

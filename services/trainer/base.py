@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diffusers import FluxTransformer2DModel
 
-from services.common.base_kind import assumption
+from services.common.base_check import assumption
 from services.common.base_model import base_folder
 from services.common.settings import ServiceSettings
 from services.trainer.base_kind import BaseKind, kind_of_folder, name_of_folder

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from services.common.base_kind import DEFAULTS
+from services.common.base_check import DEFAULTS
 
 TIME_CHANNELS = 256  # of the sinusoids that sigma and guidance become
 MLP_RATIO = 4

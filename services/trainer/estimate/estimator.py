@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from services.common.base_kind import BaseModelError
+from services.common.base_check import BaseModelError
 from services.common.base_model import known_transformer, pick_device, pick_dtype
 from services.common.errors import NotReady
 from services.common.fields import invalid_field

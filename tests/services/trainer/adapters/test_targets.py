@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from services.common.base_kind import DEFAULTS
+from services.common.base_check import DEFAULTS
 from services.common.errors import InvalidInput
 from services.trainer.adapters.targets import exactly, linear_names, linear_names_of, target_names, target_ranks
 from services.trainer.config import TrainConfig
