@@ -3,13 +3,14 @@
 import time
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import typer
 
 from fluxsmith.cli.asking import file_address
 from fluxsmith.cli.display import Display
 from fluxsmith.cli.session import Session
-from fluxsmith.errors import FluxsmithError, Unavailable
+from fluxsmith.errors import FluxsmithError, JobCancelled, JobFailed, Unavailable
 from fluxsmith.events import Event, PreviewRendered, StateChanged, StepsCompleted
 from fluxsmith.jobs import JobHandle
 from fluxsmith.training import JobState, TrainingJob
@@ -29,6 +30,12 @@ def follow(job: JobHandle, display: Display, session: Session) -> TrainingJob:
         for event in job.watch(after_sequence=max(job.snapshot.first_sequence - 1, 0)):
             follower.take(event)
         return job.wait()
+    except (JobFailed, JobCancelled) as error:
+        display.close()
+        if error.job.step:
+            fetch = session.command("download", job.id, job.id, "--all")
+            session.say(f"see how far it came with: {fetch}   then open {Path(job.id) / 'report.html'}")
+        raise
     except KeyboardInterrupt:
         display.close()
         session.say(_parting_text(job.id, follower.state, session))
