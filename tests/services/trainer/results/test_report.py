@@ -5,13 +5,19 @@ from __future__ import annotations
 import ast
 import math
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from services.encoder.images.contact_sheet import Tile, contact_sheet_png
 from services.trainer.config import TrainConfig
 from services.trainer.jobs import Artifact, Fault, JobFailure, JobState, JobWarning, ValidationCompleted
+from services.trainer.results.example import Sampling
 from services.trainer.results.history import Activity, History
 from services.trainer.results.report import render_report, settings_of
+from services.trainer.results.samples import MOST_SHOWN
 from tests.services.trainer.results.test_event_files import JOB
 from tests.services.trainer.results.test_history import png_of, preview_of, steps_of
 
@@ -90,7 +96,7 @@ def test_hostile_texts_stay_texts(history: History) -> None:
     history.add(preview_of(4, HOSTILE), png=png_of(16))
     history.add(JobWarning(reason=HOSTILE, message=HOSTILE))
     hostile_file = LORA.model_copy(update={"artifact_name": HOSTILE, "content_digest": HOSTILE})
-    page = Page(render_report(job, history, artifacts=[hostile_file], base_model=HOSTILE))
+    page = Page(render_report(job, history, artifacts=[hostile_file], sampling=Sampling(base=HOSTILE)))
     assert not page.all("script")
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert all((image["src"] or "").startswith("data:image/") for image in page.all("img"))
@@ -100,15 +106,79 @@ def test_hostile_texts_stay_texts(history: History) -> None:
 
 def test_the_page_asks_for_nothing_outside_itself(history: History) -> None:
     page = Page(render_report(DONE, history, contact_sheet_png=png_of(300), artifacts=[LORA]))
-    addresses = [
-        value for _, attributes in page.elements for name in ("src", "href") if (value := attributes.get(name))
-    ]
-    assert len(addresses) == 5
-    assert all(address.startswith("data:image/") for address in addresses)
+    pictures = [attributes["src"] or "" for _, attributes in page.elements if "src" in attributes]
+    assert len(pictures) == 5
+    assert all(address.startswith("data:image/") for address in pictures)
+    assert {tag for tag, attributes in page.elements if "href" in attributes} == {"a"}
     assert not page.all("link")
     policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv"))
     assert policy
     assert policy.startswith("default-src 'none'; img-src data:")
+
+
+def test_files_are_links_to_what_lies_beside_the_page(history: History) -> None:
+    names = ["lora.safetensors", "previews/000004-0.png", "a b#?.txt", "javascript:alert(1)", "//x.example/y"]
+    files = [LORA.model_copy(update={"artifact_name": name}) for name in names]
+    page = Page(render_report(DONE, history, artifacts=files))
+    addresses = [attributes["href"] or "" for attributes in page.all("a")]
+    assert all(address.startswith(("#", "./")) for address in addresses)
+    found = [unquote(address.removeprefix("./")) for address in addresses if address.startswith("./")]
+    assert sorted(found) == sorted(names)
+    assert "./a%20b%23%3F.txt" in addresses
+    assert "fluxsmith download job-1 job-1 --all" in page.text
+
+
+def test_a_preview_enlarges_and_leads_to_its_neighbors_and_its_file() -> None:
+    history, events = History(), [(0, "a", "0-0"), (0, "b", "0-1"), (4, "a", "4-0"), (4, "b", "4-1")]
+    files = [LORA.model_copy(update={"artifact_name": f"previews/{name}.png"}) for _, _, name in events]
+    for (step, prompt, _), file in zip(events, files, strict=True):
+        history.add(preview_of(step, prompt).model_copy(update={"image": file}), png=png_of(8))
+    page = Page(render_report(DONE, history, artifacts=files))
+    places = [attributes["id"] for attributes in page.all("td") if "id" in attributes]
+    assert places == ["preview-0", "preview-1", "preview-2", "preview-3"]
+    opened = [a["href"] for a in page.all("a") if a.get("class") == "open"]
+    assert opened == [f"#{place}" for place in places]
+    links = [a["href"] for a in page.all("a") if not a.get("class")][:14]
+    assert links[:3] == ["#prompt-0", "./previews/0-0.png", "#preview-1"]
+    assert links[3:7] == ["#preview-0", "#prompt-0", "./previews/4-0.png", "#preview-2"]
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert all(a["href"][1:] in ids for a in page.all("a") if (a["href"] or "").startswith("#"))  # type: ignore[index]
+
+
+def test_the_first_figure_is_one_that_was_measured() -> None:
+    history = History()
+    history.add(steps_of(*np.linspace(4.0, 1.0, 100)))
+    page = Page(render_report(DONE, history))
+    assert next(data for tag, data in page.texts if tag == "dt") == "training loss"
+    first, last = 4.0 - 3 * 9.5 / 99, 1.0 + 3 * 9.5 / 99
+    assert f"{first:.4g} → {last:.4g} mean of the first 20 steps → of the last" in page.text
+    assert page.text.index("steps 100") < page.text.index("held-out loss not measured")
+    history.add(ValidationCompleted(step=100, loss=2.0))
+    measured = Page(render_report(DONE, history))
+    assert next(data for tag, data in measured.texts if tag == "dt") == "held-out loss"
+
+
+def test_samples_are_laid_out_by_the_page_in_its_own_colors(history: History) -> None:
+    tiles = [
+        Tile(image=Image.new("RGB", (64, 48), "green"), heading="a.png", facts="64 x 48 px", captions=("a <b>", "")),
+        Tile(image=None, heading="b.png", facts="", captions=(), problem="it is damaged"),
+        Tile(image=Image.new("RGB", (64, 64), "blue"), heading="c.png", facts="", captions=("x",) * 9),
+    ]
+    sheet = contact_sheet_png(tiles, title="pictures")
+    page = Page(render_report(DONE, history, contact_sheet_png=sheet, held_out_names=["c.png"]))
+    shown = [image for image in page.all("img") if "px" in str(image["alt"]) or "c.png" in str(image["alt"])]
+    assert [(image["width"], image["height"]) for image in shown] == [("256", "192"), ("256", "256")]
+    assert not [image for image in page.all("img") if image.get("class") == "sheet "]
+    for said in ("a.png 64 x 48 px a <b> (the empty caption)", "b.png it is damaged", "c.png held out", "5 more cap"):
+        assert said in page.text
+
+
+def test_only_so_many_samples_are_shown_and_the_others_counted(history: History) -> None:
+    tile = Tile(image=Image.new("RGB", (8, 8), "green"), heading="a.png", facts="", captions=())
+    sheet = contact_sheet_png([tile] * (MOST_SHOWN + 7), title="pictures")
+    page = Page(render_report(DONE, history, contact_sheet_png=sheet))
+    assert sum(image["alt"] == "a.png, " for image in page.all("img")) == MOST_SHOWN
+    assert "and 7 more pictures" in page.text
 
 
 def test_a_failure_and_its_remedy_come_first(history: History) -> None:
@@ -124,7 +194,8 @@ def test_a_failure_and_its_remedy_come_first(history: History) -> None:
 def test_a_job_of_which_nothing_is_known_has_a_page() -> None:
     text = Page(render_report(JOB, History())).text
     assert "job-1 running" in text
-    assert "held-out loss not measured no held-out data" in text
+    assert "Result" not in text
+    assert "How far it came steps 0 held-out loss not measured no held-out data" in text
     assert "No step was done." in text
     assert "Previews" not in text
     assert "There is no contact sheet" in text
@@ -234,7 +305,7 @@ def test_the_time_of_a_job_that_did_not_get_far_is_all_accounted_for() -> None:
 @pytest.mark.parametrize("prompt", ["red apple", 'it\'s "quoted"', "two\nlines \\ and </code>"])
 def test_the_example_of_use_is_python_with_the_prompt(prompt: str, history: History) -> None:
     job = DONE.model_copy(update={"config": TrainConfig(preview_prompts=(prompt,))})
-    code = Page(render_report(job, history, artifacts=[LORA], base_model="a/b")).code()
+    code = Page(render_report(job, history, artifacts=[LORA], sampling=Sampling(base="a/b"))).code()
     constants = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
     assert {prompt, "a/b", "lora.safetensors", 28, 3.5} <= set(constants)
 
@@ -244,8 +315,8 @@ def test_use_is_shown_of_the_file_that_is_there(history: History) -> None:
     metrics = LORA.model_copy(update={"artifact_name": "metrics.csv"})
     assert "Use it" not in Page(render_report(failed, history, artifacts=[metrics])).text
     best = Page(render_report(failed, history, artifacts=[metrics, BEST])).code()
-    assert 'weight_name="lora-best.safetensors"' in best
-    assert 'weight_name="lora.safetensors"' in Page(render_report(DONE, history, artifacts=[BEST, LORA])).code()
+    assert "weight_name='lora-best.safetensors'" in best
+    assert "weight_name='lora.safetensors'" in Page(render_report(DONE, history, artifacts=[BEST, LORA])).code()
 
 
 def test_the_best_adapter_is_named_when_it_is_not_the_last(history: History) -> None:
