@@ -8,11 +8,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from services.trainer.base import Base
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import AdapterType
-from services.trainer.previews import Size
+
+if TYPE_CHECKING:  # the page itself needs no torch
+    from services.trainer.base import Base
+    from services.trainer.previews import Size
 
 ON_THE_HUB = {name: f"black-forest-labs/{name}" for name in ("FLUX.1-dev", "FLUX.1-schnell", "FLUX.1-Krea-dev")}
 COMMIT = re.compile(r"[0-9a-f]{40}")
