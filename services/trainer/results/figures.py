@@ -62,8 +62,8 @@ def _training_figures(history: History) -> list[Figure]:
     if not count:
         return [Figure(label="training loss", value=f"{losses[0]:.4g}", note="of one step")]
     value = f"{losses[:count].mean():.4g} → {losses[-count:].mean():.4g}"
-    steps = f"{count} steps" if count > 1 else "step"
-    return [Figure(label="training loss", value=value, note=f"mean of the first {steps} → of the last")]
+    steps = f"mean of the first and the last {count} steps" if count > 1 else "of the first and the last step"
+    return [Figure(label="training loss", value=value, note=steps)]
 
 
 def _held_out_figures(job: Job, history: History) -> tuple[Figure, ...]:

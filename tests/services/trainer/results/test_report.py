@@ -151,7 +151,7 @@ def test_the_first_figure_is_one_that_was_measured() -> None:
     page = Page(render_report(DONE, history))
     assert next(data for tag, data in page.texts if tag == "dt") == "training loss"
     first, last = 4.0 - 3 * 9.5 / 99, 1.0 + 3 * 9.5 / 99
-    assert f"{first:.4g} → {last:.4g} mean of the first 20 steps → of the last" in page.text
+    assert f"{first:.4g} → {last:.4g} mean of the first and the last 20 steps" in page.text
     assert page.text.index("steps 100") < page.text.index("held-out loss not measured")
     history.add(ValidationCompleted(step=100, loss=2.0))
     measured = Page(render_report(DONE, history))
