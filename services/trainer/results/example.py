@@ -61,10 +61,13 @@ def base_of(name: str, folder: Path, *, address: str) -> tuple[str, str]:
     return (str(folder.resolve()) if _is_loopback(address) else name), ""
 
 
-def example_of_use(config: TrainConfig, lora_file: str, sampling: Sampling) -> str:
-    """The code, which loads `lora_file` from the current folder by the way that its adapter type needs."""
+def example_of_use(config: TrainConfig, lora_file: str, sampling: Sampling, *, prompt: str = "") -> str:
+    """The code, which loads `lora_file` from the current folder by the way that its adapter type needs.
+
+    `prompt` is the one to draw, by default the first that the job was given.
+    """
     revision = f", revision={sampling.revision!r}" if sampling.revision else ""
-    prompt = next(iter(config.preview_prompts), "a prompt like your captions")
+    prompt = prompt or next(iter(config.preview_prompts), "a prompt like your captions")
     imports = ["import torch", "from diffusers import FluxPipeline"]
     if config.adapter_type is AdapterType.LOHA:
         imports = ["import json", "", "import safetensors", *imports, _LOHA_IMPORT]

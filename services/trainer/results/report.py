@@ -124,7 +124,8 @@ def render_report(
             contact_sheet=small_picture(contact_sheet_png, CONTACT_SHEET_PX) if contact_sheet_png else None,
             held_out_names=_shortened(held_out_names),
             lora_file=lora_file,
-            example=example_of_use(job.config, lora_file, sampling),
+            # As it was drawn, with the dataset's trigger word.
+            example=example_of_use(job.config, lora_file, sampling, prompt=previews[0].prompt if previews else ""),
             best_adapter=_best_adapter(artifacts, history, start),
         )
     )

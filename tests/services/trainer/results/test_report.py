@@ -303,11 +303,18 @@ def test_the_time_of_a_job_that_did_not_get_far_is_all_accounted_for() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["red apple", 'it\'s "quoted"', "two\nlines \\ and </code>"])
-def test_the_example_of_use_is_python_with_the_prompt(prompt: str, history: History) -> None:
+def test_the_example_of_use_is_python_with_the_prompt(prompt: str) -> None:
     job = DONE.model_copy(update={"config": TrainConfig(preview_prompts=(prompt,))})
-    code = Page(render_report(job, history, artifacts=[LORA], sampling=Sampling(base="a/b"))).code()
+    code = Page(render_report(job, History(), artifacts=[LORA], sampling=Sampling(base="a/b"))).code()
     constants = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
     assert {prompt, "a/b", "lora.safetensors", 28, 3.5} <= set(constants)
+
+
+def test_the_example_of_use_draws_the_prompt_as_it_was_drawn() -> None:
+    history = History()
+    history.add(preview_of(4, "sks, an apple"), png=png_of(8))
+    job = DONE.model_copy(update={"config": TrainConfig(preview_prompts=("[trigger], an apple",))})
+    assert "'sks, an apple'" in Page(render_report(job, history, artifacts=[LORA])).code()
 
 
 def test_use_is_shown_of_the_file_that_is_there(history: History) -> None:
