@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.progress import ProgressColumn, Task
 from rich.progress_bar import ProgressBar
@@ -27,7 +27,7 @@ class RowColumn(ProgressColumn):
         """Return the line of a task."""
         moves = task.fields["moves"] and not task.finished
         return Row(
-            spinner=_SPINNER.render(task.get_time()) if moves else "",
+            spinner=_SPINNER.render(task.get_time()) if moves else None,
             description=task.description,
             done=int(task.completed),
             total=None if task.total is None else int(task.total),
@@ -41,7 +41,7 @@ class RowColumn(ProgressColumn):
 class Row:
     """A description, a count, facts and a bar, side by side as far as there is room."""
 
-    spinner: Text | str
+    spinner: RenderableType | None
     description: str
     done: int
     total: int | None
@@ -59,7 +59,8 @@ class Row:
         head = Text(self.description, no_wrap=True)
         # A name may be longer than the line.
         head.truncate(max(options.max_width // 3, 8), overflow="ellipsis")
-        head = Text.assemble(self.spinner, " " if self.spinner else "", head, (count, "progress.download"))
+        moving = [self.spinner, " "] if isinstance(self.spinner, Text) else []
+        head = Text.assemble(*moving, head, (count, "progress.download"))
         facts, bar_cells = _fitting(self.facts, options.max_width - head.cell_len)
         yield from head.render(console)
         if bar_cells:

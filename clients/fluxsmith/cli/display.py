@@ -141,12 +141,23 @@ class BarDisplay:
         whole = step if state is JobState.SUCCEEDED else total
         self._show("train", step, whole or None, facts, moves=False, counted=not in_words)
 
-    def _show(self, description: str, done: int, total: int | None, facts: Sequence[str], **fields: bool) -> None:
-        """Draw a bar; `fields` are those of `RowColumn`, both yes unless given."""
-        fields = {"moves": True, "counted": True, **fields}
+    def _show(
+        self,
+        description: str,
+        done: int,
+        total: int | None,
+        facts: Sequence[str],
+        *,
+        moves: bool = True,
+        counted: bool = True,
+    ) -> None:
         if description not in self._tasks:
-            self._tasks[description] = self._progress.add_task(description, total=total, facts=facts, **fields)
-        self._progress.update(self._tasks[description], completed=done, total=total, facts=facts, **fields)
+            self._tasks[description] = self._progress.add_task(
+                description, total=total, facts=facts, moves=moves, counted=counted
+            )
+        self._progress.update(
+            self._tasks[description], completed=done, total=total, facts=facts, moves=moves, counted=counted
+        )
 
 
 class LineDisplay:

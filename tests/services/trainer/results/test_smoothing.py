@@ -37,7 +37,7 @@ def test_mean_is_that_of_as_many_steps_before_as_after(count: int) -> None:
 @pytest.mark.parametrize("shape", ["line", "decay"])
 def test_mean_of_a_falling_loss_does_not_lag(shape: str) -> None:
     steps = np.arange(1, 1001)
-    losses = 4.0 - 0.003 * steps if shape == "line" else 1.0 + 3.0 * np.exp(-steps / 300)
+    losses: services.Floats = np.asarray(4.0 - 0.003 * steps if shape == "line" else 1.0 + 3.0 * np.exp(-steps / 300))
     width = services.mean_width(len(losses))
     shown, true = services.centered_means(losses, width), losses[width // 2 : len(losses) - width // 2]
     assert np.abs(shown - true).max() < 0.003
