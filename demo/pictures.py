@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import FluxPipeline
 from matplotlib.figure import Figure
@@ -13,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from demo.history import History
 from services.common.logs import set_up_logging
+from services.trainer.results.smoothing import centered_means, mean_width, without_spikes
 
 SIDE_PX = 64  # what flux-tiny was trained at
 SHOWN_PX = 192
@@ -82,9 +85,13 @@ def draw_losses(history: History, path: Path) -> None:
     """The held-out curve, and the training losses it is compared with (noisy: each step draws its own noise levels)."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(
-        list(history.training_losses), list(history.training_losses.values()), color="0.75", label="training, each step"
-    )
+    finite = {step: loss for step, loss in history.training_losses.items() if math.isfinite(loss)}
+    steps, losses = list(finite), without_spikes(np.array(list(finite.values())))
+    axes.plot(steps, losses, color="0.8", label="training, each step")
+    if (width := mean_width(len(steps))) > 1:
+        middle = steps[width // 2 : len(steps) - width // 2]
+        label = f"training, centered mean of {width} steps"
+        axes.plot(middle, centered_means(losses, width), color="tab:blue", label=label)
     axes.plot(
         list(history.held_out_losses),
         list(history.held_out_losses.values()),

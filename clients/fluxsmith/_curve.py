@@ -3,34 +3,26 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from fluxsmith._smoothing import centered_means, mean_width, without_spikes
+
 _WIDTH, _HEIGHT = 640, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 24, 24  # margins, for the figures on the axes and the legend
-_DECAY = 0.95  # the loss of single steps jumps with the drawn noise level; this averages over about 20
 _MOST_POINTS = 400  # more than the drawing has pixels to tell apart
-_MOST_SHOWN = 0.99  # of the single steps; higher ones are drawn at the top
+_CHARACTER_PX = 6.2  # of the legend, about
 _TRAINED, _HELD_OUT = "#4c78a8", "#e45756"
 
 Points = Sequence[tuple[float, float]]
 
 
-def smoothed(losses: Points) -> list[tuple[float, float]]:
-    """Return the running mean in which newer steps count more."""
-    total = weight = 0.0
-    means = []
-    for step, loss in losses:
-        total, weight = total * _DECAY + loss, weight * _DECAY + 1.0
-        means.append((step, total / weight))
-    return means
-
-
 def loss_curve(trained: Mapping[int, float], held_out: Mapping[int, float], *, last_step: int) -> str:
-    """Draw the losses of steps, their running mean, and those on the held-out data; empty while there are none.
+    """Draw the losses of steps, their centered mean, and those on the held-out data; empty while there are none.
 
     Not finite ones are left out.
     """
     single, measured = _usual(_finite(trained)), _finite(held_out)
     if not single and not measured:
         return ""
+    width = mean_width(len(single))
     mean = smoothed(single)
     shown = [loss for _, loss in (*single, *measured)]
     frame = _Frame(last_step, min(shown), max(shown))
@@ -39,13 +31,27 @@ def loss_curve(trained: Mapping[int, float], held_out: Mapping[int, float], *, l
         f"<title>held-out loss {loss:.4f} after step {step}</title></circle>"
         for step, loss in measured
     )
-    lines = frame.line(single, _TRAINED, "stroke-opacity=.25") + frame.line(mean, _TRAINED, "stroke-width=2")
-    legend = _legend([("loss", _TRAINED, bool(mean)), ("held-out loss", _HELD_OUT, bool(measured))])
+    pale = "stroke-opacity=.3" if width > 1 else "stroke-width=1.5"
+    lines = frame.line(single, _TRAINED, pale) + (frame.line(mean, _TRAINED, "stroke-width=2") if width > 1 else "")
+    legend = _legend(
+        [
+            ("loss of each step", _TRAINED, pale, bool(single)),
+            (f"centered mean of {width} steps", _TRAINED, "stroke-width=2", width > 1),
+            ("held-out loss", _HELD_OUT, "stroke-width=2", bool(measured)),
+        ]
+    )
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" style="width:100%;max-width:{_WIDTH}px" role="img" '
         f'aria-label="losses by step" font-size="11" fill="currentColor">'
         f"{frame.axes()}{lines}{frame.line(measured, _HELD_OUT, 'stroke-width=1.5')}{dots}{legend}</svg>"
     )
+
+
+def smoothed(losses: Points) -> list[tuple[float, float]]:
+    """Return the centered means, each at the step in the middle of those that it is of."""
+    width = mean_width(len(losses))
+    means = centered_means([loss for _, loss in losses], width)
+    return [(step, mean) for (step, _), mean in zip(losses[width // 2 :], means, strict=False)]
 
 
 class _Frame:
@@ -92,11 +98,9 @@ def _finite(losses: Mapping[int, float]) -> list[tuple[float, float]]:
 
 
 def _usual(losses: Points) -> list[tuple[float, float]]:
-    """Return them with spikes cut: one would press the drawing flat, and lift the mean of a whole stretch."""
-    if not losses:
-        return []
-    top = sorted(loss for _, loss in losses)[math.ceil(_MOST_SHOWN * len(losses)) - 1]
-    return [(step, min(loss, top)) for step, loss in losses]
+    """Return them with spikes cut: one would also press the drawing flat."""
+    kept = without_spikes([loss for _, loss in losses])
+    return [(step, loss) for (step, _), loss in zip(losses, kept, strict=True)]
 
 
 def _quoted(style: str) -> str:
@@ -112,10 +116,12 @@ def _round_values(low: float, high: float, count: int) -> list[float]:
     return [round(number * gap, 12) for number in range(math.ceil(low / gap), math.floor(high / gap) + 1)]
 
 
-def _legend(entries: Iterable[tuple[str, str, bool]]) -> str:
-    told = [(text, color) for text, color, is_drawn in entries if is_drawn]
-    return "".join(
-        f'<g transform="translate({_LEFT + 110 * at})"><text x="22" y="14">{text}</text>'
-        f'<line x2="16" y1="10" y2="10" stroke="{color}" stroke-width="2"/></g>'
-        for at, (text, color) in enumerate(told)
-    )
+def _legend(entries: Iterable[tuple[str, str, str, bool]]) -> str:
+    """Return a stroke and a text for each entry (text, color, style) that is drawn, side by side."""
+    parts, left = [], float(_LEFT)
+    for text, color, style, is_drawn in entries:
+        if is_drawn:
+            stroke = f'<line x2="16" y1="10" y2="10" stroke="{color}" {_quoted(style)}/>'
+            parts.append(f'<g transform="translate({left:.0f})"><text x="22" y="14">{text}</text>{stroke}</g>')
+            left += 40 + _CHARACTER_PX * len(text)
+    return "".join(parts)

@@ -69,7 +69,8 @@ class StepsCompleted(Event):
             return f"no step of {self.total_steps}"
         losses = [step.loss for step in self.steps if step.counts]
         skipped = sum(step.skipped for step in self.steps)
-        facts = [f"loss {sum(losses) / len(losses):.4f}" if losses else "no finite loss"]
+        mean = f"loss {sum(losses) / len(losses):.4f}" if losses else "no finite loss"
+        facts = [f"{mean} (mean of {len(losses)} steps)" if len(losses) > 1 else mean]
         facts += [f"{skipped} skipped"] if skipped else []
         return f"step {self.steps[-1].step} of {self.total_steps}: {', '.join(facts)}"
 

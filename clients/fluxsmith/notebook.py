@@ -11,7 +11,8 @@ from datetime import timedelta
 from IPython.display import DisplayHandle, display
 
 from fluxsmith import _html
-from fluxsmith._curve import loss_curve, smoothed
+from fluxsmith._curve import loss_curve
+from fluxsmith._smoothing import recent_loss_text
 from fluxsmith.events import Event, JobWarning, PreviewRendered, StepsCompleted, ValidationCompleted
 from fluxsmith.training import JobState, TrainingJob
 
@@ -36,7 +37,7 @@ class JobView:
         """Remember what the event tells."""
         match event:
             case StepsCompleted():
-                self._losses |= {step.step: step.loss for step in event.steps if step.counts}
+                self._take_steps(event)
             case ValidationCompleted():
                 self._held_out[event.step] = event.loss
             case PreviewRendered():
@@ -65,10 +66,18 @@ class JobView:
             shown = [(self._pictures[event.sequence], f"step {event.step}: {event.prompt}") for event in newest]
             self._strip.show(_html.pictures(shown), f"{len(shown)} previews")
 
+    def _take_steps(self, event: StepsCompleted) -> None:
+        for step in event.steps:
+            # They come again when a lost worker's job goes on from a checkpoint.
+            while self._losses and next(reversed(self._losses)) >= step.step:
+                self._losses.popitem()
+            if step.counts:
+                self._losses[step.step] = step.loss
+
     def _progress(self, job: TrainingJob) -> str:
         facts = _facts(job)
-        if mean := smoothed(sorted(self._losses.items())):
-            facts.append(f"loss {mean[-1][1]:.4f}")
+        if self._losses:
+            facts.append(recent_loss_text(list(self._losses.values())))
         if self._held_out:
             facts.append(f"held-out loss {self._held_out[max(self._held_out)]:.4f}")
         notes = self._warnings[-_MOST_NOTES:]

@@ -45,6 +45,7 @@ from services.trainer.milestones import Best, Milestones, MilestonesState, StopE
 from services.trainer.previews import Previews
 from services.trainer.provenance import provenance, tag_frequency, thumbnail
 from services.trainer.reporter import CancelJob, PauseJob, Reporter, StopWorker
+from services.trainer.results.example import Sampling
 from services.trainer.results.history import Activity
 from services.trainer.results.job_files import (
     BEST_COMFYUI_FILE,
@@ -115,7 +116,9 @@ class Run:
         self._reporter = reporter
         self._turn = turn
         self._swap = Swap(place.base.transformer)
-        self._records = Records(job, self._store, reporter, link, place.base.name)
+        self._records = Records(
+            job, self._store, reporter, link, Sampling.from_base(place.base, address=place.settings.address)
+        )
         self._memory = MemoryPeak(next(place.base.transformer.parameters()).device)
         self._milestones: Milestones | None = None
         self._savepoints: Savepoints | None = None
@@ -127,6 +130,7 @@ class Run:
         refuse_guidance(transformer, config)
         with self._records.history.timed(Activity.READING):
             data = read_data(self._job, transformer, self._store, self._reporter.check)
+        self._records.sampling = self._records.sampling.at(data.usual_size(), text_tokens=data.training.text_tokens())
         if config.held_out_share and data.held_out:
             self._records.held_out_names = tuple(sample.sample_name for sample in data.held_out.samples)
         total_steps = config.steps or config.total_steps(data.training.batches_per_epoch(config.batch_size))

@@ -11,6 +11,7 @@ from fluxsmith import (
     DatasetPhase,
     DatasetProgress,
     EncodingProgress,
+    Event,
     JobState,
     JobWarning,
     PreviewRendered,
@@ -23,6 +24,7 @@ from fluxsmith import (
 )
 from fluxsmith.cli.display import BarDisplay, LineDisplay, display_for
 from fluxsmith.cli.meter import TrainingMeter
+from rich.cells import cell_len
 from rich.console import Console
 
 
@@ -37,17 +39,24 @@ def steps(*numbers: int, loss: float = 1.0, duration_s: float = 0.5, total: int 
 def test_meter_gives_loss_speed_and_time_left() -> None:
     meter = TrainingMeter()
     meter.take(steps(1, 2, 3, 4))
-    assert meter.loss == pytest.approx(1.0)
+    assert meter.loss == "loss 1.0000 (mean of last 4)"
     assert meter.step_s == pytest.approx(0.5)
     assert meter.left_s == pytest.approx(48.0)
-    assert str(meter) == "loss 1.0000  0.50 s/step  48 s left"
+    assert str(meter) == "loss 1.0000 (mean of last 4)  0.50 s/step  48 s left"
 
 
-def test_smoothed_loss_follows_newer_steps() -> None:
+def test_loss_is_the_mean_of_the_steps_that_its_name_says() -> None:
     meter = TrainingMeter()
-    meter.take(steps(*range(1, 51), loss=2.0))
-    meter.take(steps(*range(51, 101), loss=1.0))
-    assert meter.loss == pytest.approx(1.0, abs=0.1)
+    for number in range(1, 101):
+        meter.take(steps(number, loss=10.0 - 0.05 * number))
+    assert meter.loss == f"loss {10.0 - 0.05 * (81 + 100) / 2:.4f} (mean of last 20)"
+
+
+def test_losses_of_steps_that_are_done_again_do_not_count() -> None:
+    meter = TrainingMeter()
+    meter.take(steps(*range(1, 91), loss=9.0))
+    meter.take(steps(51, 52, loss=3.0))
+    assert meter.loss == "loss 3.0000 (mean of last 2)"
 
 
 def test_slow_first_step_is_forgotten() -> None:
@@ -84,7 +93,7 @@ def test_skipped_steps_are_counted_and_leave_the_loss_alone() -> None:
     meter = TrainingMeter()
     for event in (steps(1), skipped(2), skipped(3), steps(4)):
         meter.take(event)
-    assert str(meter) == "loss 1.0000  0.50 s/step  48 s left  2 skipped"
+    assert str(meter) == "loss 1.0000 (mean of last 2)  0.50 s/step  48 s left  2 skipped"
 
 
 def test_meter_without_any_loss_still_tells_the_speed() -> None:
@@ -118,8 +127,8 @@ def test_last_step_is_told_before_the_end_without_a_time_left() -> None:
         display.event(steps(number))
     display.event(StateChanged(sequence=2, state=JobState.CANCELLED))
     assert out.getvalue().splitlines() == [
-        "step 1 of 100  loss 1.0000  0.50 s/step  50 s left",
-        "step 3 of 100  loss 1.0000  0.50 s/step",
+        "step 1 of 100  loss 1.0000 (last step)  0.50 s/step  50 s left",
+        "step 3 of 100  loss 1.0000 (mean of last 3)  0.50 s/step",
         "cancelled",
     ]
 
@@ -227,7 +236,7 @@ MOVING = DatasetProgress(
 def test_line_of_an_encoding_has_speed_time_left_and_bytes() -> None:
     out = StringIO()
     LineDisplay(Console(file=out), clock=lambda: 0.0).dataset("ink")(MOVING)
-    assert out.getvalue() == "encode ink: 12 of 40 samples, 3.1 a second, 9 s left, 12.0 MB written\n"
+    assert out.getvalue() == "encode ink: 12 of 40 samples, 9 s left, 3.1 a second, 12.0 MB written\n"
 
 
 def test_end_of_an_encoding_is_told_once() -> None:
@@ -246,7 +255,7 @@ def test_bar_of_an_encoding_has_speed_time_left_and_bytes(width: int) -> None:
     with BarDisplay(Console(file=out, force_terminal=True, width=width)) as display:
         display.dataset("ink")(MOVING)
     assert "12/40" in out.getvalue()
-    assert "3.1 a second, 9 s left, 12.0 MB written" in out.getvalue()
+    assert "9 s left, 3.1 a second, 12.0 MB written" in out.getvalue()
 
 
 def test_bar_shows_steps_and_figures() -> None:
@@ -256,3 +265,50 @@ def test_bar_shows_steps_and_figures() -> None:
         display.event(steps(1, 2))
     assert "2/100" in out.getvalue()
     assert "loss 1.0000" in out.getvalue()
+
+
+def drawn_last(width: int, *events: Event) -> str:
+    """The line that a bar leaves on a terminal of this width, without color."""
+    out = StringIO()
+    with BarDisplay(Console(file=out, force_terminal=True, width=width, color_system=None)) as display:
+        for event in events:
+            display.event(event)
+    lines = [line for line in out.getvalue().rpartition("\x1b[2K")[2].splitlines() if "train" in line]
+    assert len(lines) == 1, lines
+    assert cell_len(lines[0]) == width
+    return lines[0].rstrip()
+
+
+@pytest.mark.parametrize("width", [120, 80, 60, 40])
+def test_bar_keeps_progress_and_time_left_on_one_line_of_any_width(width: int) -> None:
+    line = drawn_last(width, steps(*range(1, 484), duration_s=0.5, total=1000))
+    assert line.startswith("train 483/1000 ")
+    assert "4:18 min left" in line
+    assert ("loss 1.0000 (mean of last 20)" in line) is (width >= 60)
+    assert "…" not in line
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (JobState.SUCCEEDED, "ended early at step 60 of 100"),
+        (JobState.FAILED, "failed at step 60 of 100"),
+        (JobState.CANCELLED, "cancelled at step 60 of 100"),
+    ],
+)
+def test_bar_of_a_run_that_ended_early_says_so(state: JobState, said: str, width: int) -> None:
+    line = drawn_last(width, steps(*range(1, 61)), StateChanged(sequence=2, state=state))
+    assert line.startswith("train")
+    assert said in line
+    assert "left" not in line
+    assert "60/100" not in line
+
+
+def test_bar_of_a_run_that_ended_early_is_full_and_stands_still() -> None:
+    out = StringIO()
+    display = BarDisplay(Console(file=out, force_terminal=True, width=120))
+    display.event(steps(*range(1, 61)))
+    display.event(StateChanged(sequence=2, state=JobState.SUCCEEDED))
+    (task,) = display._progress.tasks
+    assert (task.percentage, task.finished, task.fields["moves"]) == (100, True, False)

@@ -26,7 +26,7 @@ from fluxsmith.cli.text import (
     duration_text,
     error_line,
     problem_lines,
-    progress_text,
+    progress_facts,
     rate_text,
     report_lines,
     size_text,
@@ -84,7 +84,7 @@ def test_encoding_that_has_only_begun_tells_no_figures() -> None:
     progress = DatasetProgress(
         phase=DatasetPhase.ENCODE, done_count=0, total_count=40, encoding=EncodingProgress(elapsed_s=0.2)
     )
-    assert progress_text(progress) == ""
+    assert progress_facts(progress) == []
 
 
 def encoded(*, bad: int, warned: int, problem_count: int = 0) -> Dataset:
@@ -155,6 +155,7 @@ def test_report_tells_skipped_steps_memory_and_files() -> None:
         "speed          0.11 s/step",
         "memory         12.3 GB at most",
         "files          lora-best.safetensors, report.html, 2 previews",
+        "see previews and report with: fluxsmith --trainer host:1 download j-1 j-1 --all   then open j-1/report.html",
     ]
 
 

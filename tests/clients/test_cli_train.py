@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fluxsmith.cli.app import run
 
-from tests.clients.recording import Recorder
+from tests.clients.recording import CONTENT, DIGEST, Recorder
 from tests.clients.test_adapter_upload import ADAPTER
 
 
@@ -60,3 +60,21 @@ def test_better_step_is_told_with_the_command_that_fetches_it(
     assert run(["--tenant", "me", *command]) == 0
     advice = "step 40; fetch it with: fluxsmith --tenant me download j --artifact lora-best.safetensors"
     assert f"better on the held-out pictures: {advice}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["train", "ink"], ["watch", "j"]])
+def test_the_last_lines_lead_to_previews_and_report(
+    services: Recorder, folder: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("lora.safetensors", "report.html", "previews/000009-0.png"):
+        services.job.result.artifacts.add(
+            artifact_name=name, uri="s3://b/k", size_bytes=len(CONTENT), content_digest=DIGEST
+        )
+    assert run(["--tenant", "me", *command]) == 0
+    said = "see previews and report with: "
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(said)]
+    words, _, opened = line.removeprefix(said).partition("   then open ")
+    assert words == "fluxsmith --tenant me download j j --all"
+    assert run(words.split()[1:]) == 0
+    assert Path(opened).read_bytes() == CONTENT
+    assert Path("j/previews/000009-0.png").is_file()

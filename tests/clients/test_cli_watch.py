@@ -35,6 +35,17 @@ def test_watch_of_an_ended_job_tells_its_last_step_and_no_time_left(
     assert "left" not in first + last
 
 
+@pytest.mark.parametrize("name", ["report.html", "metrics.csv"])
+def test_watch_of_a_job_that_failed_leads_to_its_report_if_there_is_one(
+    services: Recorder, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    services.job.state = trainer.TRAINING_JOB_STATE_FAILED
+    services.happened(trainer.TrainingEvent(artifact_published=trainer.ArtifactPublished(artifact_name=name)))
+    assert run(["watch", "j"]) == 1
+    said = "see how far it came with: fluxsmith download j j --all   then open j/report.html"
+    assert (said in capsys.readouterr().err.splitlines()) is (name == "report.html")
+
+
 def test_time_left_is_told_from_the_newest_event_of_a_running_job_on(services: Recorder) -> None:
     services.job.state = trainer.TRAINING_JOB_STATE_RUNNING
     stepped(services, 1, 2)

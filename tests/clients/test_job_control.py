@@ -244,7 +244,7 @@ def test_watch_shows_the_time_left_as_the_trainer_estimates_it(
     services.happened(pb.TrainingEvent(steps_completed=done))
     assert run(["watch", "j"]) == 0
     shown = capsys.readouterr().err.splitlines()  # and that the recorded stream ended before the job
-    assert shown[0] == "step 1 of 100  loss 1.0000  2.00 s/step  16:30 min left"
+    assert shown[0] == "step 1 of 100  loss 1.0000 (last step)  2.00 s/step  16:30 min left"
 
 
 @pytest.mark.parametrize("checkpoint_step", [0, 50])

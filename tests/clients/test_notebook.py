@@ -79,8 +79,16 @@ def test_figures_losses_and_warnings_are_shown_escaped(view: JobView) -> None:
     assert "&lt;ink&gt;" in html
     assert "warning: &lt;script&gt;" in html
     assert "<script>" not in html
-    for fact in ("running", "step 2 of 4", "0:01:23 left", "held-out loss 0.7500", "width:50.0%"):
+    mean = "loss 2.0000 (mean of last 2)"
+    for fact in ("running", "step 2 of 4", "0:01:23 left", mean, "held-out loss 0.7500", "width:50.0%"):
         assert fact in html
+
+
+def test_losses_of_steps_that_are_done_again_do_not_count(view: JobView) -> None:
+    view.take(steps(9.0, 9.0, 9.0))
+    view.take(steps(1.0, 2.0))
+    (html,) = drawn(view)
+    assert "loss 1.5000 (mean of last 2)" in html
 
 
 def test_newest_preview_of_each_prompt_is_shown(view: JobView) -> None:
@@ -149,8 +157,18 @@ def test_curve_stays_inside_its_drawing_whatever_the_losses() -> None:
 
 @pytest.mark.parametrize("loss", [0.5, 0.0])
 def test_single_step_can_be_seen(loss: float) -> None:
-    assert len(re.findall("polyline", loss_curve({1: loss}, {}, last_step=1))) == 2
+    assert len(re.findall("polyline", loss_curve({1: loss}, {}, last_step=1))) == 1
 
 
-def test_running_mean_begins_with_the_first_loss() -> None:
-    assert smoothed([(1, 2.0), (2, 2.0)]) == [(1, 2.0), (2, 2.0)]
+def test_mean_of_a_falling_loss_lies_on_it_and_not_above() -> None:
+    losses = [(step, 4.0 - 0.01 * step) for step in range(1, 251)]
+    mean = smoothed(losses)
+    assert (mean[0][0], mean[-1][0]) == (6, 245)
+    assert [loss for _, loss in mean] == pytest.approx([4.0 - 0.01 * step for step, _ in mean])
+
+
+def test_curve_names_the_mean_that_it_draws() -> None:
+    assert "centered mean of 11 steps" in loss_curve(dict.fromkeys(range(1, 251), 1.0), {}, last_step=250)
+    short = loss_curve(dict.fromkeys(range(1, 41), 1.0), {}, last_step=250)
+    assert "mean" not in short
+    assert "loss of each step" in short

@@ -10,6 +10,7 @@ from pathlib import Path
 from diffusers import FluxPipeline
 from PIL import Image
 
+from demo.report import LABELS
 from services.stack import ROOT
 
 
@@ -29,4 +30,6 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert 'src="http' not in page
+    assert set(summary) == set(LABELS)
+    assert "held-out loss of the base" in page
     assert FluxPipeline.lora_state_dict(out / "lora.safetensors")

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fluxsmith.cli.completion import complete_dataset
+from fluxsmith.cli.fitting import fitted
 from fluxsmith.cli.help import Command, Group, help_of
 from fluxsmith.cli.listing import AsJson, empty_table
 from fluxsmith.cli.session import Session
@@ -27,7 +28,7 @@ def datasets(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(to_json(found))
     elif found:
-        session.out.print(_datasets_table(found))
+        session.out.print(fitted(_datasets_table(found), session.out))
     else:
         session.say("No datasets yet.")
 

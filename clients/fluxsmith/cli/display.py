@@ -1,20 +1,20 @@
 """Progress on standard error: bars on a terminal, a line now and then elsewhere."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import Progress, TaskID
 from rich.style import Style
-from rich.table import Column
 from rich.text import Text
 
+from fluxsmith.cli.bar import RowColumn
 from fluxsmith.cli.meter import TrainingMeter
-from fluxsmith.cli.text import event_json, progress_text, queue_text
+from fluxsmith.cli.text import event_json, progress_facts, queue_text
 from fluxsmith.data import DatasetProgress, OnProgress
 from fluxsmith.events import (
     CheckpointWritten,
@@ -70,16 +70,7 @@ class BarDisplay:
     """Bars that move, with lines that stay above them."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            # On a narrow terminal this is cut, never the count.
-            TextColumn("{task.fields[facts]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
-            console=console,
-            expand=True,
-        )
+        self._progress = Progress(RowColumn(), console=console, expand=True)
         self._meter = TrainingMeter()
         self._tasks: dict[str, TaskID] = {}
 
@@ -93,7 +84,9 @@ class BarDisplay:
         self.close()
 
     def close(self) -> None:
-        """Leave the bars as they stand."""
+        """Leave the bars as they stand: what goes on elsewhere no longer moves here."""
+        for task in self._tasks.values():
+            self._progress.update(task, moves=False)
         self._progress.stop()
 
     def note(self, text: str) -> None:
@@ -105,7 +98,7 @@ class BarDisplay:
 
         def on_progress(progress: DatasetProgress) -> None:
             description = f"{progress.phase} {name}"
-            self._show(description, progress.done_count, progress.total_count, progress_text(progress))
+            self._show(description, progress.done_count, progress.total_count, progress_facts(progress))
 
         return on_progress
 
@@ -114,12 +107,13 @@ class BarDisplay:
         match event:
             case StepsCompleted():
                 self._meter.take(event, past=past)
-                self._show("train", self._meter.step, self._meter.total_steps, str(self._meter))
+                self._show("train", self._meter.step, self._meter.total_steps, self._meter.facts())
             case StateChanged(state=state, message=message):
                 if state.ended:
-                    self._meter.end()
-                facts = "" if state in _STANDING else str(self._meter)
-                self._show("train", self._meter.step, self._meter.total_steps or None, facts or state.lower())
+                    self._end(state)
+                else:
+                    facts = [] if state in _STANDING else self._meter.facts()
+                    self._show("train", self._meter.step, self._meter.total_steps or None, facts or [state.lower()])
                 if message:
                     self.note(str(event))
             case ValidationCompleted() | CheckpointWritten() | JobWarning():
@@ -131,16 +125,40 @@ class BarDisplay:
 
     def queued(self, ahead: int) -> None:
         """Show how many jobs go before the one that waits."""
-        self._show("train", self._meter.step, self._meter.total_steps or None, queue_text(ahead))
+        self._show("train", self._meter.step, self._meter.total_steps or None, [queue_text(ahead)])
 
     def heard(self, job: TrainingJob) -> None:
         """Show the trainer's own estimate of the time left from now on."""
         self._meter.hear(job)
 
-    def _show(self, description: str, done: int, total: int | None, facts: str) -> None:
+    def _end(self, state: JobState) -> None:
+        """Leave a bar that stands still: full for a job that succeeded, also where it needed fewer steps."""
+        self._meter.end()
+        step, total = self._meter.step, self._meter.total_steps
+        facts = self._meter.facts()
+        if in_words := state is not JobState.SUCCEEDED or step < total:
+            how = "ended early" if state is JobState.SUCCEEDED else state.lower()
+            facts = [f"{how} at step {step} of {total}" if total else how, *facts]
+        whole = step if state is JobState.SUCCEEDED else total
+        self._show("train", step, whole or None, facts, moves=False, counted=not in_words)
+
+    def _show(
+        self,
+        description: str,
+        done: int,
+        total: int | None,
+        facts: Sequence[str],
+        *,
+        moves: bool = True,
+        counted: bool = True,
+    ) -> None:
         if description not in self._tasks:
-            self._tasks[description] = self._progress.add_task(description, total=total, facts=facts)
-        self._progress.update(self._tasks[description], completed=done, total=total, facts=facts)
+            self._tasks[description] = self._progress.add_task(
+                description, total=total, facts=facts, moves=moves, counted=counted
+            )
+        self._progress.update(
+            self._tasks[description], completed=done, total=total, facts=facts, moves=moves, counted=counted
+        )
 
 
 class LineDisplay:
@@ -176,7 +194,7 @@ class LineDisplay:
             # While an encoding is told of, its last tensors are still being written, and more will be told.
             done = progress.done_count == progress.total_count and progress.encoding is None
             count = f"{progress.done_count} of {progress.total_count} samples"
-            text = ", ".join(filter(None, [f"{progress.phase} {name}: {count}", progress_text(progress)]))
+            text = ", ".join([f"{progress.phase} {name}: {count}", *progress_facts(progress)])
             self._now_and_then(text, important=done)
 
         return on_progress

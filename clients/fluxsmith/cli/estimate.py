@@ -4,12 +4,13 @@ import re
 from typing import Annotated
 
 import typer
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from fluxsmith.cli.completion import choices_of
 from fluxsmith.cli.config_options import option_for, with_memory_options
+from fluxsmith.cli.fitting import fitted
 from fluxsmith.cli.listing import empty_table
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import size_text, to_json
@@ -50,7 +51,7 @@ def estimate(
     if as_json:
         typer.echo(to_json(found))
     else:
-        session.out.print(_shown(found))
+        session.out.print(_shown(found, session.out))
 
 
 def fit_text(estimate: MemoryEstimate) -> str:
@@ -65,19 +66,19 @@ def fit_text(estimate: MemoryEstimate) -> str:
     return f"It does not fit: the trainer's GPU has {has}, and {need} are advised. See below what would need less."
 
 
-def _shown(estimate: MemoryEstimate) -> RenderableType:
+def _shown(estimate: MemoryEstimate, console: Console) -> RenderableType:
     shown: list[RenderableType] = [_parts(estimate), "", fit_text(estimate)]
     if estimate.savings:
         table = empty_table("what would need less", "saves")
         for saving in estimate.savings[:_MOST_ROWS]:
             table.add_row(escape(_as_option(saving.change)), size_text(saving.bytes))
-        shown += ["", table]
+        shown += ["", fitted(table, console)]
     if estimate.measurements:
         table = empty_table("measured", "tensors", "taken", "on")
         for run in estimate.measurements[:_MOST_ROWS]:
             sizes = size_text(run.allocated_bytes), size_text(run.reserved_bytes)
             table.add_row(escape(run.configuration), *sizes, escape(f"{run.device}, {run.date}"))
-        shown += ["", table]
+        shown += ["", fitted(table, console)]
     return Group(*shown)
 
 

@@ -3,14 +3,15 @@
 import time
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import typer
 
 from fluxsmith.cli.asking import file_address
 from fluxsmith.cli.display import Display
 from fluxsmith.cli.session import Session
-from fluxsmith.errors import FluxsmithError, Unavailable
-from fluxsmith.events import Event, PreviewRendered, StateChanged, StepsCompleted
+from fluxsmith.errors import FluxsmithError, JobCancelled, JobFailed, Unavailable
+from fluxsmith.events import ArtifactPublished, Event, PreviewRendered, StateChanged, StepsCompleted
 from fluxsmith.jobs import JobHandle
 from fluxsmith.training import JobState, TrainingJob
 
@@ -29,6 +30,12 @@ def follow(job: JobHandle, display: Display, session: Session) -> TrainingJob:
         for event in job.watch(after_sequence=max(job.snapshot.first_sequence - 1, 0)):
             follower.take(event)
         return job.wait()
+    except (JobFailed, JobCancelled):
+        display.close()
+        if follower.has_report:
+            fetch = session.command("download", job.id, job.id, "--all")
+            session.say(f"see how far it came with: {fetch}   then open {Path(job.id) / 'report.html'}")
+        raise
     except KeyboardInterrupt:
         display.close()
         session.say(_parting_text(job.id, follower.state, session))
@@ -59,6 +66,7 @@ class _Follower:
         self._before = job.snapshot
         self.state = job.snapshot.state
         """The last one told."""
+        self.has_report = False
 
     def take(self, event: Event) -> None:
         """Show an event; returns once the job no longer waits, if it tells of waiting."""
@@ -68,6 +76,8 @@ class _Follower:
             name = event.image.artifact_name
             self._display.preview(event, partial(file_address, self._session.settings, self._job.id, name))
         self._display.event(event, past=self._before.state.ended or event.sequence < self._before.last_sequence)
+        if isinstance(event, ArtifactPublished) and event.artifact_name == "report.html":
+            self.has_report = True
         if isinstance(event, StateChanged):
             self.state = event.state
             if event.state is JobState.QUEUED:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fluxsmith.artifacts import Artifact
 from fluxsmith.checkpoints import Checkpoint
+from fluxsmith.cli.fitting import fitted
 from fluxsmith.cli.jobs import Job
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import duration_text, size_text, time_text, to_json
@@ -49,7 +50,7 @@ def jobs(
             (row["result"] or {}).pop("artifacts", None)
         typer.echo(to_json(rows))
     elif found:
-        session.out.print(_jobs_table(found))
+        session.out.print(fitted(_jobs_table(found), session.out))
         if is_cut:
             session.say(_more_text(len(found), user, session))
     else:
@@ -64,7 +65,7 @@ def checkpoints(context: typer.Context, job_id: Job, as_json: AsJson = False) ->
     if as_json:
         typer.echo(to_json(found))
     elif found:
-        session.out.print(_checkpoints_table(found))
+        session.out.print(fitted(_checkpoints_table(found), session.out))
     else:
         session.say("No checkpoints yet.")
 
@@ -77,7 +78,7 @@ def files(context: typer.Context, job_id: Job, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(to_json(found))
     elif found:
-        session.out.print(_files_table(found))
+        session.out.print(fitted(_files_table(found), session.out))
     else:
         session.say("No files yet.")
 
@@ -109,15 +110,15 @@ def _more_text(shown: int, user: str | None, session: Session) -> str:
 
 
 def _jobs_table(found: list[TrainingJob]) -> Table:
-    table = empty_table("job", "state", "step", "left", "held-out loss", "created", "user", "name")
+    table = empty_table("job", "state", "step", "left", "created", "held-out loss", "user", "name")
     for job in found:
         table.add_row(
             job.id,
             _state_cell(job),
             f"{job.step} of {job.total_steps}" if job.total_steps else "",
             "" if job.time_left_s is None else duration_text(job.time_left_s),
-            _held_out_cell(job),
             time_text(job.create_time),
+            _held_out_cell(job),
             escape(job.user_id),
             escape(job.name),
         )

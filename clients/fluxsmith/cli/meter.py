@@ -1,13 +1,13 @@
-"""What the steps so far say: the smoothed loss, the speed, and the time left."""
+"""What the steps so far say: the mean loss of the last ones, the speed, and the time left."""
 
 from collections import deque
 from collections.abc import Sequence
 
+from fluxsmith._smoothing import RECENT_STEPS, recent_loss_text
 from fluxsmith.cli.text import duration_text, speed_text
 from fluxsmith.events import StepMetrics, StepsCompleted
 from fluxsmith.training import TrainingJob
 
-_LOSS_DECAY = 0.95  # the loss of single steps jumps with the drawn noise level; this averages over about 20
 _SPEED_STEPS = 20
 
 
@@ -18,8 +18,7 @@ class TrainingMeter:
         self.step = 0
         self.total_steps = 0
         self.skipped_steps = 0
-        self._loss_sum = 0.0
-        self._loss_weight = 0.0
+        self._losses: deque[tuple[int, float]] = deque(maxlen=RECENT_STEPS)
         self._told_step_s: float | None = None
         self._past = False
         self._durations_s: deque[float] = deque(maxlen=_SPEED_STEPS)
@@ -43,15 +42,16 @@ class TrainingMeter:
         for step in steps:
             self.step = step.step  # falls back when a lost worker's job goes on from a checkpoint
             self.skipped_steps += step.skipped
+            while self._losses and self._losses[-1][0] >= step.step:
+                self._losses.pop()
             if step.counts:
-                self._loss_sum = self._loss_sum * _LOSS_DECAY + step.loss
-                self._loss_weight = self._loss_weight * _LOSS_DECAY + 1.0
+                self._losses.append((step.step, step.loss))
             self._durations_s.append(step.duration_s)
 
     @property
-    def loss(self) -> float | None:
-        """Mean loss in which newer steps count more, and skipped ones not at all; None before the first."""
-        return self._loss_sum / self._loss_weight if self._loss_weight else None
+    def loss(self) -> str:
+        """Mean loss of the last steps with its name, skipped ones left out; empty before the first."""
+        return recent_loss_text([loss for _, loss in self._losses])
 
     @property
     def step_s(self) -> float | None:
@@ -64,11 +64,18 @@ class TrainingMeter:
         step_s = self._told_step_s or self.step_s
         return None if step_s is None or self._past else step_s * max(self.total_steps - self.step, 0)
 
+    def facts(self) -> list[str]:
+        """All that is known, the most important first; empty before the first step."""
+        loss, speed, left, skipped = self._texts()
+        return [fact for fact in (left, loss, speed, skipped) if fact]
+
     def __str__(self) -> str:
+        return "  ".join(fact for fact in self._texts() if fact)
+
+    def _texts(self) -> tuple[str, str, str, str]:
+        """Loss, speed, time left and skipped steps, each empty where there is nothing to tell."""
         if self.step_s is None:
-            return ""
-        facts = [f"loss {self.loss:.4f}"] if self.loss is not None else []
-        facts += [speed_text(self.step_s)]
-        facts += [f"{duration_text(self.left_s)} left"] if self.left_s is not None else []
-        facts += [f"{self.skipped_steps} skipped"] if self.skipped_steps else []
-        return "  ".join(facts)
+            return "", "", "", ""
+        left = f"{duration_text(self.left_s)} left" if self.left_s is not None else ""
+        skipped = f"{self.skipped_steps} skipped" if self.skipped_steps else ""
+        return self.loss, speed_text(self.step_s), left, skipped

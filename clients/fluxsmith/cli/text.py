@@ -77,19 +77,19 @@ def rate_text(per_s: float) -> str:
     return f"{per_s:.{places}f} a second"
 
 
-def progress_text(progress: DatasetProgress) -> str:
-    """Return what is known of a dataset's progress beside the count: speed, time left, bytes, cache."""
+def progress_facts(progress: DatasetProgress) -> list[str]:
+    """Return what is known of a dataset's progress beside the count: time left, speed, bytes, cache."""
     facts = []
     if encoding := progress.encoding:
-        if encoding.samples_per_s:
-            facts.append(rate_text(encoding.samples_per_s))
         if encoding.remaining_s is not None:
             facts.append(f"{duration_text(encoding.remaining_s)} left")
+        if encoding.samples_per_s:
+            facts.append(rate_text(encoding.samples_per_s))
         if encoding.written_bytes:
             facts.append(f"{size_text(encoding.written_bytes)} written")
     if progress.cached_count:
         facts.append(f"{progress.cached_count} from the cache")
-    return ", ".join(facts)
+    return facts
 
 
 def problem_lines(dataset: Dataset) -> list[str]:
@@ -146,7 +146,8 @@ def report_lines(job: TrainingJob, *, file: Fetched | None = None, command: Call
             facts["files"] = _files_text([artifact.artifact_name for artifact in result.artifacts])
     if file:
         facts["replaced" if file.replaced else "written"] = str(file.path)
-    lines = [*(f"{name:<13}  {fact}" for name, fact in facts.items()), *_better_lines(job, command)]
+    lines = [f"{name:<13}  {fact}" for name, fact in facts.items()]
+    lines = [*lines, *_better_lines(job, command), *_look_lines(job, command)]
     return [on_one_line(line) for line in lines]
 
 
@@ -181,6 +182,18 @@ def _better_lines(job: TrainingJob, command: Callable[..., str]) -> list[str]:
         return ["better on the held-out pictures: before the first step; training made it worse"]
     fetch = command("download", job.id, "--artifact", "lora-best.safetensors")
     return [f"better on the held-out pictures: step {best}; fetch it with: {fetch}"]
+
+
+def _look_lines(job: TrainingJob, command: Callable[..., str]) -> list[str]:
+    """Return how to see what the job made to look at, with commands that run as they stand."""
+    names = [artifact.artifact_name for artifact in job.result.artifacts] if job.result else []
+    previews = "previews" if any(name.startswith("previews/") for name in names) else ""
+    report = "report" if "report.html" in names else ""
+    if not (previews or report):
+        return []
+    what = " and ".join(filter(None, [previews, report]))
+    opened = Path(job.id) / ("report.html" if report else "previews")
+    return [f"see {what} with: {command('download', job.id, job.id, '--all')}   then open {opened}"]
 
 
 def _held_out_facts(result: TrainingResult) -> dict[str, str]:

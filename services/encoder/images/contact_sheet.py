@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from services.common.contact_sheets import SheetTile, described_png
+
 COLUMNS = 4
 PICTURE_PX = 288  # the square that a picture is fitted into
 PADDING_PX = 14  # inside a card
@@ -28,6 +30,7 @@ CHECK_PX = 8
 MASK_STRENGTH = 0.8  # of the checks over what is masked out; the rest is the picture, to recognise it by
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Box = tuple[int, int, int, int]  # left, top, right, bottom in px
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +71,30 @@ class Line:
         return self.space_above_px + round(self.size_px * 1.35)
 
 
+def contact_sheet_png(tiles: Sequence[Tile], *, title: str) -> bytes:
+    """The sheet as a PNG file that says what is on it, so that others can lay it out in another way."""
+    sheet, boxes = _drawn(tiles, title)
+    told = [
+        SheetTile(
+            box=box,
+            heading=tile.heading[:MOST_CHARACTERS],
+            facts=tile.facts[:MOST_CHARACTERS],
+            captions=tuple(caption[:MOST_CHARACTERS] for caption in tile.captions[:MOST_CAPTIONS]),
+            more_captions=max(0, len(tile.captions) - MOST_CAPTIONS),
+            problem=tile.problem[:MOST_CHARACTERS],
+        )
+        for tile, box in zip(tiles, boxes, strict=True)
+    ]
+    return described_png(sheet, told)
+
+
 def draw_contact_sheet(tiles: Sequence[Tile], *, title: str) -> Image.Image:
     """Draw the tiles in their order, four to a row. A tile takes half a megabyte of memory: pass a few hundred."""
+    return _drawn(tiles, title)[0]
+
+
+def _drawn(tiles: Sequence[Tile], title: str) -> tuple[Image.Image, list[Box | None]]:
+    """The sheet, and where the picture of each tile lies on it."""
     columns = max(1, min(COLUMNS, len(tiles)))
     width_px = GAP_PX + columns * (_card_width_px() + GAP_PX)
     heading = _wrap(title, 24, INK, width_px - 2 * GAP_PX, most_lines=2)
@@ -79,12 +104,13 @@ def draw_contact_sheet(tiles: Sequence[Tile], *, title: str) -> Image.Image:
     sheet = Image.new("RGB", (width_px, top_px + sum(heights_px) + GAP_PX * max(1, len(rows))), PAPER)
     draw = ImageDraw.Draw(sheet)
     _write(draw, heading, GAP_PX, GAP_PX)
+    boxes = []
     for row, height_px in zip(rows, heights_px, strict=True):
         for column, (tile, lines) in enumerate(row):
             left_px = GAP_PX + column * (_card_width_px() + GAP_PX)
-            _draw_card(draw, sheet, tile, lines, (left_px, top_px), height_px)
+            boxes.append(_draw_card(draw, sheet, tile, lines, (left_px, top_px), height_px))
         top_px += height_px + GAP_PX
-    return sheet
+    return sheet, boxes
 
 
 def _card_width_px() -> int:
@@ -97,13 +123,14 @@ def _card_height_px(lines: list[Line]) -> int:
 
 def _draw_card(
     draw: ImageDraw.ImageDraw, sheet: Image.Image, tile: Tile, lines: list[Line], at: tuple[int, int], height_px: int
-) -> None:
+) -> Box | None:
     left_px, top_px = at
     corner = (left_px + _card_width_px() - 1, top_px + height_px - 1)
     draw.rounded_rectangle((at, corner), radius=6, fill=CARD, outline=RED if tile.image is None else EDGE)
     left_px, top_px = left_px + PADDING_PX, top_px + PADDING_PX
     well = (left_px, top_px, left_px + PICTURE_PX - 1, top_px + PICTURE_PX - 1)
     draw.rectangle(well, fill=PALE_RED if tile.image is None else WELL)
+    box = None
     if tile.image is None:
         reach_px = PICTURE_PX // 6
         for sign in (-1, 1):
@@ -111,8 +138,11 @@ def _draw_card(
             draw.line((x - reach_px, y - sign * reach_px, x + reach_px, y + sign * reach_px), fill=RED, width=5)
     else:
         shown = thumbnail(tile.image, tile.mask)
-        sheet.paste(shown, (left_px + (PICTURE_PX - shown.width) // 2, top_px + (PICTURE_PX - shown.height) // 2))
+        x, y = left_px + (PICTURE_PX - shown.width) // 2, top_px + (PICTURE_PX - shown.height) // 2
+        box = (x, y, x + shown.width, y + shown.height)
+        sheet.paste(shown, (x, y))
     _write(draw, lines, left_px, top_px + PICTURE_PX)
+    return box
 
 
 def thumbnail(image: Image.Image, mask: Image.Image | None = None) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import chain
@@ -14,7 +13,7 @@ from services.common.cache import CachedObject, dataset_prefix
 from services.common.captions import with_trigger
 from services.common.object_store import ObjectDamaged, ObjectMissing
 from services.encoder.datasets import Datasets
-from services.encoder.images.contact_sheet import Tile, draw_contact_sheet, thumbnail
+from services.encoder.images.contact_sheet import Tile, contact_sheet_png, thumbnail
 from services.encoder.images.decoding import decode
 from services.encoder.images.views import Variant, View, variants_of, views_of
 from services.encoder.overlap import overlapped
@@ -56,9 +55,7 @@ class ContactSheets:
             self._executor,
             ahead=AHEAD,
         )
-        buffer = io.BytesIO()
-        draw_contact_sheet(list(chain.from_iterable(tiles)), title=title).save(buffer, "PNG")
-        data = buffer.getvalue()
+        data = contact_sheet_png(list(chain.from_iterable(tiles)), title=title)
         key = f"{dataset_prefix(tenant, dataset_id)}contact_sheets/{hashlib.sha256(data).hexdigest()}.png"
         stored = self._datasets.store.put(key, data, content_type="image/png")
         return CachedObject(key=stored.key, digest=stored.digest, size_bytes=stored.size_bytes)

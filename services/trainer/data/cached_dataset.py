@@ -83,6 +83,10 @@ class CachedDataset:
         t5_width, clip_width = caption[cache.T5_EMBEDDING].shape[-1], caption[cache.CLIP_POOLED].shape[-1]
         return Widths(t5=t5_width, clip=clip_width, latents=latents_CHW.shape[0])
 
+    def text_tokens(self) -> int:
+        """Length of the cached T5 embeddings, which all have the same."""
+        return self._load(self.head.empty_caption.embedding)[cache.T5_EMBEDDING].shape[0]
+
     def batches_per_epoch(self, batch_size: int) -> int:
         """Batches that show every sample once."""
         return len(self._epoch(0, 0, batch_size))

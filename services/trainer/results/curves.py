@@ -6,19 +6,18 @@ Coordinates run from 0 to 100 in both directions, x to the right and y down; the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.trainer.results.smoothing import Floats, centered_means, mean_width, without_spikes
+
 MOST_COLUMNS = 400  # about one for every two pixels of a wide screen
 MOST_POINTS = 200  # of a line through measurements
 MOST_DOTS = 40  # more would hide the line
-MEAN_SHARE = 25  # the running mean is over this share of the run
-MOST_SHOWN_QUANTILE = 0.995  # a few spikes must not press the curve flat
 
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
@@ -64,39 +63,37 @@ def curve_of_steps(
 ) -> Curve | None:
     """Draw a value that each step has; None when there is no finite one.
 
-    With `skipped` it is a noisy one: drawn as its range and a running mean, and the steps skipped are marked. A run
+    With `skipped` it is a noisy one: drawn as its range and a centered mean, and the steps skipped are marked. A run
     too short for a mean is a line through its steps, a single step a dot.
     """
     finite = np.isfinite(values)
     if not finite.any():
         return None
-    top = _top(values[finite])
-    # What lies beyond the drawing counts as its top, else one spike would lift the mean of a whole stretch.
-    shown = np.minimum(values[finite], top)
-    width = max(1, len(values) // MEAN_SHARE) if skipped is not None else 1
-    mean = running_mean(shown, width)
-    columns = _columns(steps[finite], last_step)
-    low, line, high = (
-        np.array([pick(part) for part in np.split(of, columns)])
-        for pick, of in ((np.min, values[finite]), (np.mean, mean), (np.max, values[finite]))
-    )
-    x = np.array([part.mean() for part in np.split(steps[finite], columns)]) * 100 / last_step
-    axis = Axis.over(float(values[finite].min()), top)
+    steps_done, values = steps[finite], values[finite]
+    # What lies beyond the drawing counts as its top, for the mean too.
+    shown = without_spikes(values)
+    width = mean_width(len(shown)) if skipped is not None else 1
+    middle = slice(width // 2, len(shown) - width // 2)
+    line_steps, line = _by_column(steps_done[middle], centered_means(shown, width), last_step)
+    band_steps, low = _by_column(steps_done, values, last_step, np.min)
+    _, high = _by_column(steps_done, values, last_step, np.max)
+    x, band_x = line_steps * 100 / last_step, band_steps * 100 / last_step
+    axis = Axis.over(float(values.min()), float(shown.max()))
     y = axis.places(line)
     missing = steps[skipped] if skipped is not None else steps[:0]
-    only = Dot(x=round(float(x[0]), 2), y=round(float(y[0]), 2), title=f"step {steps[finite][0]}: {line[0]:.4g}")
+    only = Dot(x=round(float(x[0]), 2), y=round(float(y[0]), 2), title=f"step {steps_done[0]}: {line[0]:.4g}")
+    mean = f", centered mean of {width:,} steps," if width > 1 else ""
     return Curve(
         title=title,
-        note=_note_of_steps(
-            width, skipped, merged=len(x) < finite.sum(), above=int((values[finite] > axis.high).sum())
-        ),
-        band=_area(x, axis.places(low), axis.places(high)) if width > 1 else "",
+        note=_note_of_steps(width, skipped, merged=len(band_x) < len(values), above=int((values > axis.high).sum())),
+        band=_area(band_x, axis.places(low), axis.places(high)) if width > 1 else "",
         line=_path(x, y),
         dots=(only,) if len(x) == 1 else (),
         marks=tuple(sorted({round(float(step) * 100 / last_step, 1) for step in missing})),
         x_ticks=_step_ticks(last_step),
         y_ticks=axis.ticks(),
-        summary=f"{title} by step, from {line[0]:.4g} at the beginning to {line[-1]:.4g} at the end.",
+        summary=f"{title} by step{mean} from {line[0]:.4g} at step {line_steps[0]:.0f} to {line[-1]:.4g} at step "
+        f"{line_steps[-1]:.0f}.",
     )
 
 
@@ -168,26 +165,19 @@ class Axis:
         )
 
 
-def running_mean(values: Floats, width: int) -> Floats:
-    """Mean over `width` neighbours around each value, fewer at the ends."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    places = np.arange(len(values))
-    begin = np.maximum(places - width // 2, 0)
-    end = np.minimum(places + (width + 1) // 2, len(values))
-    mean: Floats = (sums[end] - sums[begin]) / (end - begin)
-    return mean
-
-
 def round_step(at_least: float) -> float:
     """The next of 1, 2, 2.5, 5, 10 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(at_least))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= at_least * (1 - 1e-9))
 
 
-def _top(values: Floats) -> float:
-    """The highest value, or if it is far above nearly all others, the highest of those."""
-    usual, highest = float(np.quantile(values, MOST_SHOWN_QUANTILE, method="lower")), float(values.max())
-    return highest if highest <= 2 * usual else usual
+def _by_column(
+    steps: NDArray[np.int64], values: Floats, last_step: int, pick: Callable[[Floats], float] = np.mean
+) -> tuple[Floats, Floats]:
+    """For each column of the drawing the middle of its steps, and what `pick` makes of its values."""
+    columns = _columns(steps, last_step)
+    middles = np.array([part.mean() for part in np.split(steps, columns)])
+    return middles, np.array([pick(part) for part in np.split(values, columns)])
 
 
 def _columns(steps: NDArray[np.int64], last_step: int) -> NDArray[np.int64]:
@@ -210,7 +200,7 @@ def _note_of_steps(width: int, skipped: Bools | None, *, merged: bool, above: in
         return ""
     parts = ["each step"]
     if width > 1:
-        parts = ["pale: the range" if merged else "pale: each step", f"line: mean over {width:,} steps"]
+        parts = ["pale: the range" if merged else "pale: each step", f"line: centered mean of {width:,} steps"]
     if above:
         parts.append(f"{above:,} higher still")
     if skipped.any():

@@ -58,6 +58,8 @@ class Preview:
     step: int
     prompt: str
     picture: Picture
+    artifact_name: str = ""
+    """The file with the picture in full size."""
 
 
 class History:
@@ -90,7 +92,10 @@ class History:
                 self.warnings.append(event)
         elif isinstance(event, PreviewRendered) and png is not None:
             self._previews[event.step, event.prompt] = Preview(
-                step=event.step, prompt=event.prompt, picture=small_picture(png)
+                step=event.step,
+                prompt=event.prompt,
+                picture=small_picture(png),
+                artifact_name=event.image.artifact_name,
             )
             self._thin_previews()
 

@@ -25,6 +25,7 @@ from services.trainer.jobs import (
 )
 from services.trainer.reporter import Reporter
 from services.trainer.results.event_files import EventFile
+from services.trainer.results.example import Sampling
 from services.trainer.results.history import Activity, History
 from services.trainer.results.job_files import METRICS_FILE, REPORT_FILE, put_file
 from services.trainer.results.report import render_report
@@ -37,9 +38,9 @@ SAVE_S = 30.0
 class Records:
     """Hears every event of a run that its reporter writes."""
 
-    def __init__(self, job: Job, store: ObjectStore, reporter: Reporter, link: EncoderLink, base_model: str) -> None:
+    def __init__(self, job: Job, store: ObjectStore, reporter: Reporter, link: EncoderLink, sampling: Sampling) -> None:
         self.held_out_names: tuple[str, ...] = ()
-        self._base_model = base_model
+        self.sampling = sampling
         self.history = History()
         self.artifacts: dict[str, Artifact] = {}
         self._job = job
@@ -91,7 +92,7 @@ class Records:
                 self.history,
                 contact_sheet_png=contact_sheet_png,
                 held_out_names=self.held_out_names,
-                base_model=self._base_model,
+                sampling=self.sampling,
                 artifacts=tuple(self.artifacts.values()),
             )
         except Exception:  # a report that cannot be drawn must not cost the job what it has learnt

@@ -6,31 +6,43 @@ import ast
 import base64
 import inspect
 import itertools
-import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from services.trainer.config import TrainConfig
 from services.trainer.config.fields import ConfigFields
-from services.trainer.jobs import Artifact, Job, JobState
+from services.trainer.jobs import Artifact, Job
 from services.trainer.results.curves import Curve, curve_of_measurements, curve_of_steps, visible
+from services.trainer.results.example import OF_DEV, Sampling, example_of_use
+from services.trainer.results.figures import (
+    BASE,
+    Start,
+    duration_text,
+    figures_of,
+    size_text,
+    span_s,
+    start_of,
+    stopped_early,
+    times_of,
+)
 from services.trainer.results.history import History, Picture, Preview, nearest_step, small_picture
 from services.trainer.results.job_files import BEST_FILE, LORA_FILE
+from services.trainer.results.samples import shown_samples
 
 MOST_PREVIEW_COLUMNS = 6
 PREVIEW_PX = 384  # of the longer side: 16 prompts in 6 columns are then about 3 MB
 CONTACT_SHEET_PX = 2000
 PIXELATED_PX = 128  # up to here a picture is shown with its pixels, since smoothing would show nothing more
 MOST_HELD_OUT_NAMES = 20
-DEV_MODEL = "black-forest-labs/FLUX.1-dev"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,32 +61,22 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One number of the run and what it is."""
+class Shot:
+    """A preview in its place: `number` counts all of the page, in their order; `address` is of the file beside it."""
 
-    label: str
-    value: str
-    note: str = ""
+    number: int
+    step: int
+    picture: Picture
+    address: str
+    """Relative; empty where the file is not the job's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewRow:
-    """The pictures of one prompt, one a column; None where there is none."""
+    """The previews of one prompt, one a column; None where there is none."""
 
     prompt: str
-    pictures: tuple[Picture | None, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """What there was before the first step."""
-
-    short: str
-    full: str
-
-
-BASE = Start(short="base", full="the base model")
-WARM = Start(short="start", full="the file it began with")
+    shots: tuple[Shot | None, ...]
 
 
 def render_report(
@@ -83,16 +85,19 @@ def render_report(
     *,
     contact_sheet_png: bytes | None = None,
     artifacts: Sequence[Artifact] = (),
-    base_model: str = DEV_MODEL,
+    sampling: Sampling = OF_DEV,
     held_out_names: Sequence[str] = (),
 ) -> bytes:
     """The page in UTF-8, for a job in whatever state; it asks for nothing outside itself.
 
-    `base_model` is what the example of use loads, a folder or hub identifier; give a name that means something to
-    whoever reads the page. `held_out_names` are the samples of the job's dataset that it was measured on instead.
+    `sampling` is what the example of use draws with. `held_out_names` are the samples of the job's dataset that it was
+    measured on instead. The files are linked as they lie beside the page once all are downloaded.
     """
     columns = _preview_columns([preview.step for preview in history.previews], history.best_step)
-    start = _start_of(job)
+    start = start_of(job)
+    samples, more_samples = shown_samples(contact_sheet_png, held_out_names) if contact_sheet_png else ([], 0)
+    lora_file = _lora_file(artifacts)
+    previews = _preview_rows(history.previews, columns, {artifact.artifact_name for artifact in artifacts})
     page = (
         _template_environment()
         .get_template("report.html.jinja")
@@ -102,23 +107,26 @@ def render_report(
             failure=job.failure,
             how_far=_how_far(history),
             start=start,
-            figures=_figures(job, history),
+            figures=figures_of(job, history),
             early_stop=_early_stop(job, history),
             warnings=history.warnings,
             columns=columns,
-            previews=_preview_rows(history.previews, columns),
+            previews=previews,
+            shot_count=sum(shot is not None for row in previews for shot in row.shots),
             curves=_curves(history, start),
-            times=_times(job, history),
-            whole_time=_seconds(span_s) if (span_s := _span_s(job)) else "",
+            times=times_of(job, history),
+            whole_time=duration_text(whole_s) if (whole_s := span_s(job)) else "",
             artifacts=[*artifacts],
             pictures={artifact.artifact_name for artifact in artifacts if artifact.artifact_name.endswith(".png")},
             settings=settings_of(job.config),
+            samples=samples,
+            more_samples=more_samples,
             contact_sheet=small_picture(contact_sheet_png, CONTACT_SHEET_PX) if contact_sheet_png else None,
             held_out_names=_shortened(held_out_names),
-            lora_file=_lora_file(artifacts),
+            lora_file=lora_file,
+            # As it was drawn, with the dataset's trigger word.
+            example=example_of_use(job.config, lora_file, sampling, prompt=previews[0].prompt if previews else ""),
             best_adapter=_best_adapter(artifacts, history, start),
-            base_model=repr(base_model),
-            example_prompt=repr(next(iter(job.config.preview_prompts), "a prompt like your captions")),
         )
     )
     return page.encode("utf-8", "xmlcharrefreplace")
@@ -145,48 +153,6 @@ def meanings() -> dict[str, str]:
     return found
 
 
-def _figures(job: Job, history: History) -> tuple[Figure, ...]:
-    steps = history.steps
-    done = int(steps[-1]) if len(steps) else 0
-    found = [*_held_out_figures(job, history)]
-    of_all = f"of {history.total_steps:,}" if history.total_steps > done else ""
-    if _stopped_early(job, history):
-        of_all += ", stopped early"
-    found.append(Figure(label="steps", value=f"{done:,}", note=of_all))
-    if skipped := int(history.skipped.sum()):
-        found.append(Figure(label="skipped steps", value=f"{skipped:,}", note="loss or gradient not finite"))
-    if done:
-        found.append(Figure(label="a step", value=_seconds(float(np.median(history.durations_s))), note="median"))
-    if history.memory_peak_bytes:
-        found.append(Figure(label="memory at the peak", value=_size(history.memory_peak_bytes)))
-    return tuple(found)
-
-
-def _held_out_figures(job: Job, history: History) -> tuple[Figure, ...]:
-    held_out = {step: loss for step, loss in history.held_out.items() if math.isfinite(loss)}
-    best = history.best_step
-    if best is None:
-        there_is_data = job.held_out or job.config.held_out_share
-        return (Figure(label="held-out loss", value="not measured", note="" if there_is_data else "no held-out data"),)
-    start, last = _start_of(job), max(held_out)
-    value, note = f"{held_out[last]:.4g}", f"after step {last:,}"
-    if 0 in held_out and last:
-        value = f"{held_out[0]:.4g} → {held_out[last]:.4g}"
-        change = held_out[last] / held_out[0] - 1 if held_out[0] else 0.0
-        note = f"{start.short} → step {last:,}: {abs(change):.0%} {'lower' if change < 0 else 'higher'}"
-    elif not last:
-        note = start.full
-    best_note = f"after step {best:,}" if best else f"{start.full}: training made it worse" if last else start.full
-    return (
-        Figure(label="held-out loss", value=value, note=note),
-        Figure(label="lowest held-out loss", value=f"{held_out[best]:.4g}", note=best_note),
-    )
-
-
-def _start_of(job: Job) -> Start:
-    return WARM if job.config.warm_start_uri else BASE
-
-
 def _how_far(history: History) -> str:
     if not len(history.steps):
         return "before its first step"
@@ -194,14 +160,10 @@ def _how_far(history: History) -> str:
     return f"after step {done:,}" + (f" of {history.total_steps:,}" if history.total_steps > done else "")
 
 
-def _stopped_early(job: Job, history: History) -> bool:
-    return job.state is JobState.SUCCEEDED and len(history.steps) > 0 and int(history.steps[-1]) < history.total_steps
-
-
 def _early_stop(job: Job, history: History) -> str:
     """Why the run ended before its length; empty where it did not."""
     patience, least = job.config.early_stopping_patience, job.config.early_stopping_min_delta
-    if not (patience and _stopped_early(job, history)):
+    if not (patience and stopped_early(job, history)):
         return ""
     fell = f"fell by more than {least:g}" if least else "fell"
     in_a_row = f", {patience} measurements in a row" if patience > 1 else ""
@@ -245,28 +207,6 @@ def _curves(history: History, start: Start) -> tuple[Curve, ...]:
     )
 
 
-def _times(job: Job, history: History) -> tuple[Figure, ...]:
-    """What the time went into, the longest first. The history is of one attempt, the start that of the first."""
-    begun = bool(len(history.steps))
-    seconds = {"training": float(history.durations_s.sum())} if begun else {}
-    seconds |= {activity.value: spent for activity, spent in history.seconds.items()}
-    rest = "anything else" if begun else "anything else before the first step" if seconds else "before the first step"
-    if job.epoch > 1:
-        rest = "earlier attempts and anything else"
-    if span_s := _span_s(job):
-        seconds[rest] = max(0.0, span_s - sum(seconds.values()))
-    whole = sum(seconds.values()) or 1.0
-    ordered = sorted(seconds.items(), key=lambda item: -item[1])
-    return tuple(Figure(label=label, value=_seconds(spent), note=f"{spent / whole:.0%}") for label, spent in ordered)
-
-
-def _span_s(job: Job) -> float | None:
-    """Seconds from when a worker first took the job to its end."""
-    if job.start_time_s is None or job.end_time_s is None:
-        return None
-    return max(0.0, job.end_time_s - job.start_time_s)
-
-
 def _preview_columns(previewed: Sequence[int], best_step: int | None) -> tuple[int, ...]:
     """Steps spread over the run: the first, the last, and the nearest to the best are among them."""
     steps = sorted(set(previewed))
@@ -279,17 +219,27 @@ def _preview_columns(previewed: Sequence[int], best_step: int | None) -> tuple[i
     return tuple(chosen)
 
 
-def _preview_rows(previews: Sequence[Preview], columns: Sequence[int]) -> tuple[PreviewRow, ...]:
-    found = {(preview.prompt, preview.step): preview.picture for preview in previews}
+def _preview_rows(
+    previews: Sequence[Preview], columns: Sequence[int], files: Collection[str]
+) -> tuple[PreviewRow, ...]:
+    found = {(preview.prompt, preview.step): preview for preview in previews}
+    numbers = itertools.count()
+
+    def shot(prompt: str, step: int) -> Shot | None:
+        if not (preview := found.get((prompt, step))):
+            return None
+        name = preview.artifact_name
+        address = file_address(name) if name in files else ""
+        picture = small_picture(preview.picture.data, PREVIEW_PX)
+        return Shot(number=next(numbers), step=step, picture=picture, address=address)
+
     prompts = dict.fromkeys(preview.prompt for preview in previews)
-    return tuple(
-        PreviewRow(prompt=prompt, pictures=tuple(_smaller(found.get((prompt, step))) for step in columns))
-        for prompt in prompts
-    )
+    return tuple(PreviewRow(prompt=prompt, shots=tuple(shot(prompt, step) for step in columns)) for prompt in prompts)
 
 
-def _smaller(picture: Picture | None) -> Picture | None:
-    return small_picture(picture.data, PREVIEW_PX) if picture else None
+def file_address(name: str) -> str:
+    """The relative address of a file that lies beside the page, which no name can turn into another kind."""
+    return f"./{quote(name)}"
 
 
 @cache
@@ -301,7 +251,8 @@ def _template_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"data_uri": _data_uri, "size": _size, "time": _time, "pixelated": _pixelated}
+    environment.filters |= {"data_uri": _data_uri, "size": size_text, "time": _time, "pixelated": _pixelated}
+    environment.filters["address"] = file_address
     return environment
 
 
@@ -315,22 +266,6 @@ def _pixelated(picture: Picture) -> bool:
 
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _seconds(seconds: float) -> str:
-    if seconds >= 3600:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
-    if seconds >= 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{seconds:.3g} s" if seconds >= 0.01 else f"{seconds * 1000:.0f} ms"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _worded(meaning: str) -> str:

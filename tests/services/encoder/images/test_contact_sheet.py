@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 
 import numpy as np
@@ -10,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from services.encoder.images.contact_sheet import MOST_CAPTIONS, PICTURE_PX, Tile, draw_contact_sheet, thumbnail
+from services.common.contact_sheets import TILES_KEY, tiles_of
+from services.encoder.images.contact_sheet import (
+    MOST_CAPTIONS,
+    PICTURE_PX,
+    Tile,
+    contact_sheet_png,
+    draw_contact_sheet,
+    thumbnail,
+)
 
 RED_INK = (179, 19, 27)
 
@@ -47,6 +56,24 @@ def test_sheet_is_a_grid_in_the_order_given() -> None:
 def test_any_number_of_tiles_makes_a_sheet(count: int) -> None:
     sheet = draw_contact_sheet([tile()] * count, title="pictures")
     assert colored(sheet, (0, 200, 0)) == count * 256 * 256
+
+
+def test_sheet_says_where_each_picture_lies_and_what_is_below_it() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    tiles = [tile(image=Image.fromarray(noise), captions=("日本",) * 6), tile(image=None, problem="it is damaged")]
+    with Image.open(io.BytesIO(contact_sheet_png(tiles, title="pictures"))) as sheet:
+        first, second = tiles_of(sheet)
+        assert first.box
+        assert np.array_equal(np.asarray(sheet.crop(first.box)), np.asarray(thumbnail(Image.fromarray(noise))))
+    assert (first.heading, first.captions, first.more_captions) == ("a.png", ("日本",) * MOST_CAPTIONS, 2)
+    assert (second.box, second.problem) == (None, "it is damaged")
+
+
+@pytest.mark.parametrize("told", ["", "[", "{}", '[{"box": [0, 0, 9, 9]}]', '[{"box": [0,0,9,999999]}]', None])
+def test_sheet_that_says_nothing_of_use_has_no_tiles(told: str | None) -> None:
+    sheet = Image.new("RGB", (64, 64))
+    sheet.info = {} if told is None else {TILES_KEY: told}
+    assert tiles_of(sheet) == ()
 
 
 def test_small_picture_is_scaled_up_by_whole_factors() -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from services.trainer.results.curves import Axis, curve_of_measurements, curve_of_steps, round_step, running_mean
+from services.trainer.results.curves import Axis, curve_of_measurements, curve_of_steps, round_step
 
 NONE_SKIPPED = np.zeros(100, dtype=bool)
 STEPS = np.arange(1, 101)
@@ -39,9 +39,23 @@ def test_a_single_value_lies_in_the_middle(value: float) -> None:
     assert Axis.over(value, value).places(np.array([value])).tolist() == pytest.approx([50], abs=10)
 
 
-def test_the_running_mean_is_over_neighbours_on_both_sides() -> None:
-    assert running_mean(np.array([0.0, 3.0, 6.0, 0.0]), 3).tolist() == [1.5, 3, 3, 3]
-    assert running_mean(np.array([1.0, 5.0]), 1).tolist() == [1, 5]
+def test_the_mean_lies_in_the_middle_of_its_steps() -> None:
+    losses = np.where(STEPS == 50, 6.0, 5.0)
+    curve = curve_of_steps("loss", STEPS, losses, last_step=100, skipped=NONE_SKIPPED)
+    assert curve
+    lifted = [x for x, y in points(curve.line) if y < points(curve.line)[0][1]]
+    assert lifted == [48, 49, 50, 51, 52]
+    assert (points(curve.line)[0][0], points(curve.line)[-1][0]) == (3, 98)
+
+
+def test_the_mean_of_a_falling_loss_lies_on_it() -> None:
+    falling = np.linspace(3.0, 1.0, 100)
+    noisy = curve_of_steps("loss", STEPS, falling, last_step=100, skipped=NONE_SKIPPED)
+    exact = curve_of_steps("loss", STEPS, falling, last_step=100)
+    assert noisy
+    assert exact
+    assert points(noisy.line) == points(exact.line)[2:-2]
+    assert "centered mean of 5 steps, from 2.96 at step 3 to 1.04 at step 98" in noisy.summary
 
 
 def test_a_line_goes_through_its_values() -> None:
@@ -55,7 +69,7 @@ def test_a_hundred_thousand_steps_become_a_few_hundred_points() -> None:
     steps, losses = np.arange(1, 100_001), np.random.default_rng(0).normal(2, 0.1, 100_000)
     curve = curve_of_steps("loss", steps, losses, last_step=100_000, skipped=np.zeros(100_000, dtype=bool))
     assert curve
-    assert len(points(curve.line)) == 400
+    assert len(points(curve.line)) == 384
     assert len(curve.line) + len(curve.band) < 20_000
     assert curve.band.endswith("Z")
 
@@ -70,8 +84,8 @@ def test_the_caption_of_a_curve_says_what_is_drawn() -> None:
         assert bool(curve.band) is ("pale" in curve.note)
         notes[count] = curve.note
     assert notes[5] == "each step"
-    assert notes[100].startswith("pale: each step; line: mean over 4 steps")
-    assert notes[1000].startswith("pale: the range; line: mean over 40 steps")
+    assert notes[100].startswith("pale: each step; line: centered mean of 5 steps")
+    assert notes[1000].startswith("pale: the range; line: centered mean of 41 steps")
 
 
 def test_a_single_step_is_a_dot() -> None:

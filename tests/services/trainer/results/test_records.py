@@ -26,6 +26,7 @@ from services.trainer.jobs import (
     ValidationCompleted,
 )
 from services.trainer.reporter import Reporter
+from services.trainer.results.example import Sampling
 from services.trainer.results.records import Records
 from services.trainer.settings import TrainerSettings
 from tests.services.trainer.database.test_job_store import take
@@ -49,7 +50,8 @@ class Bench:
     def records(self) -> tuple[Records, Reporter]:
         """Records of a worker that has just claimed the job, and its reporter."""
         reporter = Reporter(self.jobs.claims, self.job, TrainerSettings(), threading.Event())
-        return Records(self.job, self.store, reporter, EncoderLink("127.0.0.1:9", self.job.tenant), "base"), reporter
+        link = EncoderLink("127.0.0.1:9", self.job.tenant)
+        return Records(self.job, self.store, reporter, link, Sampling()), reporter
 
     def replayed(self, step: int) -> Records:
         """Records that begin with what was told up to a step."""

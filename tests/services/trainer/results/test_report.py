@@ -6,10 +6,12 @@ import ast
 import math
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from services.trainer.config import TrainConfig
 from services.trainer.jobs import Artifact, Fault, JobFailure, JobState, JobWarning, ValidationCompleted
+from services.trainer.results.example import Sampling
 from services.trainer.results.history import Activity, History
 from services.trainer.results.report import render_report, settings_of
 from tests.services.trainer.results.test_event_files import JOB
@@ -90,7 +92,7 @@ def test_hostile_texts_stay_texts(history: History) -> None:
     history.add(preview_of(4, HOSTILE), png=png_of(16))
     history.add(JobWarning(reason=HOSTILE, message=HOSTILE))
     hostile_file = LORA.model_copy(update={"artifact_name": HOSTILE, "content_digest": HOSTILE})
-    page = Page(render_report(job, history, artifacts=[hostile_file], base_model=HOSTILE))
+    page = Page(render_report(job, history, artifacts=[hostile_file], sampling=Sampling(base=HOSTILE)))
     assert not page.all("script")
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert all((image["src"] or "").startswith("data:image/") for image in page.all("img"))
@@ -100,15 +102,27 @@ def test_hostile_texts_stay_texts(history: History) -> None:
 
 def test_the_page_asks_for_nothing_outside_itself(history: History) -> None:
     page = Page(render_report(DONE, history, contact_sheet_png=png_of(300), artifacts=[LORA]))
-    addresses = [
-        value for _, attributes in page.elements for name in ("src", "href") if (value := attributes.get(name))
-    ]
-    assert len(addresses) == 5
-    assert all(address.startswith("data:image/") for address in addresses)
+    pictures = [attributes["src"] or "" for _, attributes in page.elements if "src" in attributes]
+    assert len(pictures) == 5
+    assert all(address.startswith("data:image/") for address in pictures)
+    assert {tag for tag, attributes in page.elements if "href" in attributes} == {"a"}
     assert not page.all("link")
     policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv"))
     assert policy
     assert policy.startswith("default-src 'none'; img-src data:")
+
+
+def test_the_first_figure_is_one_that_was_measured() -> None:
+    history = History()
+    history.add(steps_of(*np.linspace(4.0, 1.0, 100)))
+    page = Page(render_report(DONE, history))
+    assert next(data for tag, data in page.texts if tag == "dt") == "training loss"
+    first, last = 4.0 - 3 * 9.5 / 99, 1.0 + 3 * 9.5 / 99
+    assert f"{first:.4g} → {last:.4g} mean of the first and the last 20 steps" in page.text
+    assert page.text.index("steps 100") < page.text.index("held-out loss not measured")
+    history.add(ValidationCompleted(step=100, loss=2.0))
+    measured = Page(render_report(DONE, history))
+    assert next(data for tag, data in measured.texts if tag == "dt") == "held-out loss"
 
 
 def test_a_failure_and_its_remedy_come_first(history: History) -> None:
@@ -124,7 +138,8 @@ def test_a_failure_and_its_remedy_come_first(history: History) -> None:
 def test_a_job_of_which_nothing_is_known_has_a_page() -> None:
     text = Page(render_report(JOB, History())).text
     assert "job-1 running" in text
-    assert "held-out loss not measured no held-out data" in text
+    assert "Result" not in text
+    assert "How far it came steps 0 held-out loss not measured no held-out data" in text
     assert "No step was done." in text
     assert "Previews" not in text
     assert "There is no contact sheet" in text
@@ -232,11 +247,18 @@ def test_the_time_of_a_job_that_did_not_get_far_is_all_accounted_for() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["red apple", 'it\'s "quoted"', "two\nlines \\ and </code>"])
-def test_the_example_of_use_is_python_with_the_prompt(prompt: str, history: History) -> None:
+def test_the_example_of_use_is_python_with_the_prompt(prompt: str) -> None:
     job = DONE.model_copy(update={"config": TrainConfig(preview_prompts=(prompt,))})
-    code = Page(render_report(job, history, artifacts=[LORA], base_model="a/b")).code()
+    code = Page(render_report(job, History(), artifacts=[LORA], sampling=Sampling(base="a/b"))).code()
     constants = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
     assert {prompt, "a/b", "lora.safetensors", 28, 3.5} <= set(constants)
+
+
+def test_the_example_of_use_draws_the_prompt_as_it_was_drawn() -> None:
+    history = History()
+    history.add(preview_of(4, "sks, an apple"), png=png_of(8))
+    job = DONE.model_copy(update={"config": TrainConfig(preview_prompts=("[trigger], an apple",))})
+    assert "'sks, an apple'" in Page(render_report(job, history, artifacts=[LORA])).code()
 
 
 def test_use_is_shown_of_the_file_that_is_there(history: History) -> None:
@@ -244,8 +266,8 @@ def test_use_is_shown_of_the_file_that_is_there(history: History) -> None:
     metrics = LORA.model_copy(update={"artifact_name": "metrics.csv"})
     assert "Use it" not in Page(render_report(failed, history, artifacts=[metrics])).text
     best = Page(render_report(failed, history, artifacts=[metrics, BEST])).code()
-    assert 'weight_name="lora-best.safetensors"' in best
-    assert 'weight_name="lora.safetensors"' in Page(render_report(DONE, history, artifacts=[BEST, LORA])).code()
+    assert "weight_name='lora-best.safetensors'" in best
+    assert "weight_name='lora.safetensors'" in Page(render_report(DONE, history, artifacts=[BEST, LORA])).code()
 
 
 def test_the_best_adapter_is_named_when_it_is_not_the_last(history: History) -> None:
