@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 
 import pytest
 import safetensors.torch
@@ -36,10 +37,48 @@ def test_latents_are_decoded_into_a_picture_beside_them(
         safetensors.torch.save({"other": torch.zeros(16, 8, 8)}),
         safetensors.torch.save({"latents": torch.zeros(1, 16, 8, 8)}),
         safetensors.torch.save({"latents": torch.zeros(4, 8, 8)}),
+        safetensors.torch.save({"latents": torch.zeros(16, 8, 8, dtype=torch.int32)}),
+        safetensors.torch.save({"latents": torch.full((16, 8, 8), torch.nan)}),
+        safetensors.torch.save({"latents": torch.zeros(16, 258, 8)}),
     ],
-    ids=["nothing", "text", "other name", "batch", "four channels"],
+    ids=["nothing", "text", "other name", "batch", "four channels", "integers", "not finite", "too high"],
 )
 def test_latents_of_another_form_are_refused(data: bytes) -> None:
     with pytest.raises(InvalidInput) as caught:
         read_latents(Source.of(data))
     assert caught.value.reason == "LATENTS_INVALID"
+
+
+def test_nothing_is_read_of_what_lies_beside_the_latents() -> None:
+    data, read = safetensors.torch.save({"a": torch.zeros(1 << 20), "latents": torch.ones(16, 4, 4)}), []
+
+    def part(offset: int, length: int) -> bytes:
+        read.append(length)
+        return data[offset : offset + length]
+
+    assert torch.equal(read_latents(Source(size_bytes=len(data), read=part)), torch.ones(16, 4, 4))
+    assert sum(read) < 5000
+
+
+def test_changed_latents_in_the_store_are_decoded_or_refused(
+    store: ObjectStore, tenant: str, model_thread: ModelThread
+) -> None:
+    data = safetensors.torch.save({cache.LATENTS: torch.zeros(16, 2, 2)}, {"format": "pt"})
+    texts = [b"null", b"[]", b'{"format":1}', b'{"format":"pt"}', b'"pt"']
+    files = [data[:size] for size in range(0, len(data), 97)]
+    for text in texts:
+        header = data[8 : 8 + int.from_bytes(data[:8], "little")].replace(b'{"format":"pt"}', text)
+        files.append(len(header).to_bytes(8, "little") + header + data[-256:])
+    for number in range(24):
+        changed = bytearray(data)
+        changed[random.Random(number).randrange(len(data) - 256)] ^= 1 << number % 8  # noqa: S311
+        files.append(bytes(changed))
+    answers = []
+    for number, file in enumerate(files):
+        key = store.put(f"{tenant}/{number}", file).key
+        try:
+            answers.append(decode_to_png(store, model_thread, key).key)
+        except InvalidInput as error:
+            answers.append(error.reason)
+    assert {answer for answer in answers if not answer.endswith(".png")} == {"LATENTS_INVALID"}
+    assert answers.count("LATENTS_INVALID") < len(answers)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
+from torch import Tensor
 
 from services.common.cache import manifest_key
 from services.common.errors import AlreadyExists, InvalidInput, NotFound, QuotaExceeded
@@ -97,6 +103,104 @@ def test_check_alone_queues_nothing_and_needs_no_dataset(
     with pytest.raises(NotFound):
         admission.check_only(tenant, Asked(dataset_id="ds-" + "0" * 20))
     assert job_store.list(tenant, before=None, limit=10) == []
+
+
+def begun_with(
+    admission: Admission, store: ObjectStore, tenant: str, tensors: dict[str, Tensor], **config: Any
+) -> InvalidInput | None:
+    """How a job that begins with a file of these tensors is refused when it is asked for; None when it is taken."""
+    key = f"{tenant}/adapters/{'0' * 64}.safetensors"
+    uri = store.uri(store.put(key, save(tensors)).key)
+    try:
+        admission.check_only(tenant, Asked(config=config | {"warm_start_uri": uri}))
+    except InvalidInput as error:
+        return error
+    return None
+
+
+def lora(rank: int, *names: str, outputs: int = 192) -> dict[str, Tensor]:
+    """A LoRA with these layers of flux-tiny, by the names that a file has."""
+    down = {f"{name}.lora_down.weight": torch.ones(rank, 192) for name in names}
+    return down | {f"{name}.lora_up.weight": torch.ones(outputs, rank) for name in names}
+
+
+Q = {"target_regex": r"transformer_blocks\.0\.attn\.to_q", "alpha": 1.0}
+TO_Q, QKV = "transformer.transformer_blocks.0.attn.to_q", "lora_unet_double_blocks_0_img_attn_qkv"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "reason", "says"),
+    [
+        ({"x": torch.ones(1)}, {}, "WARM_START_UNREADABLE", "no adapter"),
+        (lora(4, TO_Q), {"adapter_type": "LOKR"}, "WARM_START_MISMATCH", "of type LORA, not LOKR"),
+        (lora(4, TO_Q), {"rank": 8}, "WARM_START_MISMATCH", "is (4, 192), the job's (8, 192)"),
+        (lora(4, TO_Q), {"rank": 4, "targets": "ATTENTION", "target_regex": ""}, "WARM_START_MISMATCH", "lacks"),
+        (lora(4, QKV, outputs=576), {"rank": 5}, "WARM_START_MISMATCH", "has rank 4"),
+        (lora(4, "proj_out", outputs=64), {"rank": 4}, "WARM_START_MISMATCH", "has besides proj_out"),
+        (lora(4, TO_Q, outputs=96), {"rank": 4}, "WARM_START_MISMATCH", "is (96, 4), the job's (192, 4)"),
+    ],
+)
+def test_file_to_begin_with_is_refused_when_the_job_is_asked_for(
+    admission: Admission,
+    store: ObjectStore,
+    tenant: str,
+    tensors: dict[str, Tensor],
+    config: dict[str, Any],
+    reason: str,
+    says: str,
+) -> None:
+    refused = begun_with(admission, store, tenant, tensors, **Q | config)
+    assert refused
+    assert refused.reason == reason
+    assert says in refused.message
+    assert "rank 4: set" not in refused.remedy or config["rank"] != 4  # no remedy that is followed already
+
+
+@pytest.mark.parametrize("tensors", [lora(4, TO_Q), lora(4, QKV, outputs=576)], ids=["alone", "fused"])
+def test_file_that_fits_is_taken(
+    admission: Admission, store: ObjectStore, tenant: str, tensors: dict[str, Tensor]
+) -> None:
+    assert begun_with(admission, store, tenant, tensors, **Q, rank=4) is None
+
+
+def test_server_without_the_base_checks_what_it_can(job_store: JobStore, store: ObjectStore, tenant: str) -> None:
+    service = ServiceSettings(base_model="/only/workers/have/it")
+    admission = Admission(job_store, store, service, TrainerSettings())
+    assert begun_with(admission, store, tenant, lora(4, TO_Q), rank=4, adapter_type="LORA") is None
+    for config, says in (({"rank": 8}, "of rank 4, not 8"), ({"rank": 4, "adapter_type": "DORA"}, "of type LORA")):
+        refused = begun_with(admission, store, tenant, lora(4, TO_Q), **config)
+        assert refused
+        assert says in refused.message
+
+
+def test_wrong_rank_is_not_blamed_on_the_file_too(admission: Admission, store: ObjectStore, tenant: str) -> None:
+    refused = begun_with(admission, store, tenant, lora(4, TO_Q), **Q, rank=0)
+    assert refused
+    assert [violation.field for violation in refused.violations] == ["config.rank"]
+
+
+FIRST_REQUEST = """
+import sys
+from services.common.object_store import ObjectStore
+from services.common.settings import ServiceSettings, StoreSettings
+from services.trainer import app
+from services.trainer.admission import Admission, Asked
+from services.trainer.database.job_store import JobStore
+from services.trainer.estimate.estimator import MemoryEstimator
+from services.trainer.settings import TrainerSettings
+service = ServiceSettings(base_model=sys.argv[1], device="cpu")
+store = ObjectStore(StoreSettings(secret_key="none"))
+admission = Admission(None, store, service, TrainerSettings())
+admission.check("t", Asked(config={"target_regex": ".*to_q", "rank_pattern": {".*to_q": 4}}))
+MemoryEstimator(service).estimate({"adapter_type": "LOKR"})
+print(sorted({"diffusers", "peft", "transformers"} & set(sys.modules)))
+"""
+
+
+def test_no_request_makes_the_server_import_models(base_model: Path) -> None:
+    command = [sys.executable, "-c", FIRST_REQUEST, str(base_model)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.fixture

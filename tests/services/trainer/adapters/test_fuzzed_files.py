@@ -23,7 +23,10 @@ from services.trainer.adapters.warm_start import read_adapter
 from tests.services.trainer.adapters.test_file_forms import FORMS, LYCORIS, REFUSED, file_of, lokr, pair
 
 DESCRIPTION = json.dumps({"transformer.lora_alpha": 4, "transformer.alpha_pattern": {"attn.to_q": 2}})
-SEEDS = [file_of(tensors, lora_adapter_metadata=DESCRIPTION) for tensors, _ in FORMS.values()]
+SEEDS = [
+    file_of(tensors, **{} if any(key.endswith(".alpha") for key in tensors) else {"lora_adapter_metadata": DESCRIPTION})
+    for tensors, _ in FORMS.values()
+]
 SEEDS *= 3
 SEEDS += [file_of(tensors, **metadata) for tensors, metadata, _, _ in REFUSED.values()]
 SEEDS += [file_of(lokr("lycoris_transformer_blocks_1_attn_to_q"), **LYCORIS), file_of(pair("lora_te1_x"))]
