@@ -39,7 +39,7 @@ awaited and judged by what database and store hold, which are read directly:
   over within three minutes.
 - **Duplicate or torn**: more than one job of one request, more than one published `lora.safetensors`, or any file,
   checkpoint or part of one that the database names and whose bytes in the store do not have the digest told.
-- **Bits equal**: the tensors of all adapter files, the one with the lowest held-out loss among them, have the digests of
+- **Bits equal**: tensors of all adapter files, the one with the lowest held-out loss among them, have the digests of
   the reference; the loss, gradient norm and learning rate of every step that was ever told, and all held-out losses,
   are the same numbers.
 - **Events**: sequences without a gap, steps in order within each attempt, one end, and nothing after it. An attempt
