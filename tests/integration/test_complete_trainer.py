@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import FluxPipeline
-from fluxsmith import PreviewRendered, ValidationCompleted, errors
+from fluxsmith import JobWarning, PreviewRendered, ValidationCompleted, errors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -85,6 +85,24 @@ def test_kohya_form_comes_with_it(job: fluxsmith.JobHandle, tmp_path: Path) -> N
     assert {
         f"lora_unet_double_blocks_0_img_attn_qkv.{part}" for part in ("lora_down.weight", "lora_up.weight")
     } <= names
+
+
+@pytest.mark.parametrize("name", ["lora.safetensors", "lora.kohya.safetensors"])
+def test_files_show_the_last_preview_and_the_name(job: fluxsmith.JobHandle, tmp_path: Path, name: str) -> None:
+    file = job.download(tmp_path / "lora.safetensors", artifact_name=name)
+    with safetensors.safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    assert header["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert (header["ss_output_name"], header["ss_network_alpha"]) == ("every _option_", "4")
+
+
+def test_job_of_a_type_that_few_programs_read_says_so_at_once(client: fluxsmith.Client, ready: str) -> None:
+    job = client.train(ready, adapter_type=fluxsmith.AdapterType.DORA, steps=1)
+    _, told = itertools.islice(job.watch(), 2)
+    assert isinstance(told, JobWarning)
+    assert told.reason == "FEW_READERS"
+    job.wait(timeout_s=120)
+    assert "lora.comfyui.safetensors" in {file.artifact_name for file in job.artifacts()}
 
 
 def test_metrics_and_report_tell_the_run(job: fluxsmith.JobHandle, tmp_path: Path) -> None:
