@@ -89,6 +89,10 @@ class Fuzzer:
             if field.message_type is None:
                 self._set_value(message, field)
                 continue
+            if field.message_type.GetOptions().map_entry:  # of plain values, in this contract
+                key, value = (self._value(part) for part in field.message_type.fields)
+                getattr(message, field.name)[key] = value
+                continue
             made = self._of_kind(field.message_type, depth)
             into = getattr(message, field.name)
             if field.is_repeated:
@@ -121,7 +125,7 @@ class Fuzzer:
             return math.copysign(math.inf, value) if name == "FLOAT" and abs(value) > 3.4e38 else value
         if name == "BOOL":
             return self.random.random() < 0.5
-        if name == "ENUM":
+        if field.enum_type:
             known = [value.number for value in field.enum_type.values]
             return self.random.choice((*known, *known, 99, -1, 2**31 - 1))
         number = self.random.choice(TAME.get(field.name, INTEGERS))

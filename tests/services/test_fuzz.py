@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -75,17 +75,20 @@ class Pair:
 @pytest.fixture
 def pair(store_stack: Stack, service_settings: ServiceSettings, tmp_path: Path) -> Iterator[Pair]:
     """Encoder and trainer on flux-tiny, with datasets, and jobs of which one was trained; the worker has gone."""
-    settings = TrainerSettings.model_construct(
-        address=ANY_PORT, database_url=f"sqlite:///{tmp_path / 'jobs.sqlite'}", workers=0, stall_s=FOR_EVER_S
-    )
     serve_encoder = partial(
         encoder.run, service_settings, EncoderSettings.model_construct(address=ANY_PORT), store_stack.store_settings
     )
-    serve_trainer = partial(trainer.run, service_settings, settings, store_stack.store_settings)
-    with (
-        _ServerThread("encoder", serve_encoder) as encoder_address,
-        _ServerThread("trainer", serve_trainer) as trainer_address,
-    ):
+    with ExitStack() as serving:
+        encoder_address = serving.enter_context(_ServerThread("encoder", serve_encoder))
+        settings = TrainerSettings.model_construct(
+            address=ANY_PORT,
+            encoder_address=encoder_address,
+            database_url=f"sqlite:///{tmp_path / 'jobs.sqlite'}",
+            workers=0,
+            stall_s=FOR_EVER_S,
+        )
+        serve_trainer = partial(trainer.run, service_settings, settings, store_stack.store_settings)
+        trainer_address = serving.enter_context(_ServerThread("trainer", serve_trainer))
         pair = Pair(addresses={"encoder": encoder_address, "trainer": trainer_address})
         worker = partial(work, service_settings, settings, store_stack.store_settings)
         with fluxsmith.Client(encoder=encoder_address, trainer=trainer_address, tenant=TENANT) as client:

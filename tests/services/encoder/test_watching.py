@@ -45,8 +45,9 @@ class Script:
     """A dataset as a test sets it. While `held`, a reading that has begun does not end."""
 
     def __init__(self) -> None:
-        self.state, self.sample_count, self.error = OPEN, 0, None
-        self.reads = 0
+        self.state = OPEN
+        self.sample_count = self.reads = 0
+        self.error: Exception | None = None
         self.free = threading.Event()
         self.free.set()
 
@@ -58,6 +59,11 @@ class Script:
         if error:
             raise error
         return pb.Dataset(dataset_id=dataset_id, state=state, sample_count=count)
+
+    async def has_read(self, *, sample_count: int) -> None:
+        """Have so many samples, and wait until that has been read."""
+        self.sample_count, before = sample_count, self.reads
+        await until(lambda: self.reads > before + 1)
 
 
 @pytest.fixture(autouse=True)
@@ -164,8 +170,7 @@ def test_watcher_that_does_not_read_gets_the_newest_state_and_the_last_one() -> 
         seen = watched.states("t", "ds")
         first = await anext(seen)
         for number in range(1, 51):
-            script.sample_count, reads = number, script.reads
-            await until(lambda reads=reads: script.reads > reads + 1)
+            await script.has_read(sample_count=number)
         second = await anext(seen)
         script.state = READY
         await until(lambda: not watched._topics)
@@ -180,7 +185,7 @@ def test_watcher_sees_nothing_that_was_read_before_it_came() -> None:
     script = Script()
     watched = DatasetWatching(script.read)
 
-    async def watch() -> list[int]:
+    async def watch() -> list[pb.DatasetState]:
         script.state = READY
         script.free.clear()
         early = asyncio.ensure_future(states(watched))
@@ -201,7 +206,7 @@ def test_open_after_encoding_ends_who_saw_it_and_not_who_came_later() -> None:
     script = Script()
     watched = DatasetWatching(script.read)
 
-    async def watch() -> list[list[int]]:
+    async def watch() -> list[list[pb.DatasetState]]:
         script.state = ENCODING
         early = asyncio.ensure_future(states(watched))
         await until(lambda: script.reads > 1)
