@@ -59,8 +59,8 @@ class Row:
         head = Text(self.description, no_wrap=True)
         # A name may be longer than the line.
         head.truncate(max(options.max_width // 3, 8), overflow="ellipsis")
-        moving = [self.spinner, " "] if isinstance(self.spinner, Text) else []
-        head = Text.assemble(*moving, head, (count, "progress.download"))
+        moving = Text.assemble(self.spinner, " ") if isinstance(self.spinner, Text) else Text()
+        head = Text.assemble(moving, head, (count, "progress.download"))
         facts, bar_cells = _fitting(self.facts, options.max_width - head.cell_len)
         yield from head.render(console)
         if bar_cells:
