@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, BitsAndBytesConfig, CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
-from services.common.base_model import BaseModelError
+from services.common.base_check import BaseModelError
 from services.encoder.inference import CaptionTokenizer, Loaders
 from services.encoder.model_folder import CLIP_TOKENS, WRONG_VALUES, BrokenPart, made_for_tokens
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from services.common.base_model import BaseModelError
+from services.common.base_check import BaseModelError
 
 WEIGHTS = {"vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
 PARTS = (*WEIGHTS, "tokenizer", "tokenizer_2")

@@ -16,8 +16,8 @@ import tokenizers
 import torch
 import transformers
 
-from services.common.base_check import assumption
-from services.common.base_model import BaseModelError, base_folder, pick_device, pick_dtype
+from services.common.base_check import BaseModelError, assumption
+from services.common.base_model import base_folder, pick_device, pick_dtype
 from services.common.cache import FORMAT_VERSION
 from services.common.settings import ServiceSettings
 from services.encoder.inference import IMAGE_PARTS, TEXT_PARTS, EncoderModels, Loaders

@@ -93,7 +93,7 @@ class Admission:
                 job_id=job_id,
                 max_user_jobs=self._settings.max_user_jobs,
                 max_tenant_jobs=self._settings.max_tenant_jobs,
-                warnings=foreseen(config, self._linear_names if config.target_regex else ()),
+                warnings=foreseen(config, tuple(self._layers) if config.target_regex else ()),
             )
         except Unavailable:
             raise  # it may be there all the same

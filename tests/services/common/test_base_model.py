@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.common.base_model import BaseModelError, base_folder, pick_device, pick_dtype
+from services.common.base_check import BaseModelError
+from services.common.base_model import base_folder, pick_device, pick_dtype
 from services.common.settings import ServiceSettings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -72,7 +73,8 @@ class Hub(BaseHTTPRequestHandler):
 
 FETCH = """
 import json, sys
-from services.common.base_model import BaseModelError, base_folder
+from services.common.base_check import BaseModelError
+from services.common.base_model import base_folder
 from services.common.settings import ServiceSettings
 for model in sys.argv[2:]:
     try:

@@ -7,7 +7,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from services.common import errors
-from services.common.base_model import BaseModelError
+from services.common.base_check import BaseModelError
 from services.common.errors import FieldViolation, InvalidInput, QuotaExceeded, ServiceError, Unavailable
 from services.common.object_store import ObjectDamaged, ObjectMissing
 from services.common.server import DOMAIN, MAX_MESSAGE_BYTES, STATUS_OF, _details, cut, fitting

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
-from services.common.base_model import BaseModelError
+from services.common.base_check import BaseModelError
 from services.common.settings import ServiceSettings
 from services.encoder.model_folder import made_for_tokens
 from services.encoder.models import EncoderModels, load_models

@@ -10,7 +10,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings
 from torch import Tensor
 
-from services.common.base_model import BaseModelError
+from services.common.base_check import BaseModelError
 from services.common.errors import InvalidInput
 from services.common.settings import ServiceSettings
 from services.trainer.config import TrainConfig

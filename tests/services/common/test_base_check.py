@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from services import doctor
-from services.common.base_kind import BaseModelError, assumption, refuse_other_model
+from services.common.base_check import BaseModelError, assumption, refuse_other_model
 from services.common.settings import ServiceSettings, StoreSettings
 from services.encoder.models import load_models
 from services.encoder.settings import EncoderSettings
