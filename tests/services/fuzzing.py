@@ -62,7 +62,7 @@ class Fuzzer:
     def message(self, kind: Descriptor, depth: int = 0) -> Message:
         """A message with some of its fields set."""
         made = GetMessageClass(kind)()
-        often = 0.7 if depth == 0 else self.random.choice((0.04, 0.15, 0.5))
+        often = 0.7 if depth == 0 else self.random.choice((0.0, 0.02, 0.15, 0.5))
         for field in kind.fields:
             if self.random.random() < often:
                 self._set(made, field, depth)
