@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from fluxsmith._adapter_upload import check_adapter
+from fluxsmith._arguments import MOST_USER_CHARACTERS, name_of
 from fluxsmith._folder import folder_name, read_folder
 from fluxsmith.cli import options
 from fluxsmith.cli.chosen import choose
@@ -15,7 +16,7 @@ from fluxsmith.cli.config_options import with_config_options
 from fluxsmith.cli.data_options import with_data_options
 from fluxsmith.cli.display import Display, display_for
 from fluxsmith.cli.following import follow
-from fluxsmith.cli.output import check_target
+from fluxsmith.cli.output import check_target, default_target, with_suffix
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import Fetched, problem_lines, report_lines, to_json
 from fluxsmith.client import Client
@@ -24,6 +25,8 @@ from fluxsmith.encoding import EncodingOptions
 from fluxsmith.errors import FluxsmithError
 from fluxsmith.jobs import JobHandle
 from fluxsmith.training import TrainConfig
+
+SUFFIX = ".safetensors"
 
 
 @with_data_options
@@ -49,11 +52,16 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
     with Ctrl-C, the job goes on; `fluxsmith watch` comes back to it.
     """
     session: Session = context.obj
-    target = output or Path(f"{folder_name(folder)}.safetensors")
+    target = with_suffix(output, SUFFIX) if output else default_target(folder_name(folder), SUFFIX)
+    name_of(name, "--name"), name_of(user, "--user", most=MOST_USER_CHARACTERS)
     _check(config, target=target, warm_start=warm_start, held_out=held_out, start_early=start_early)
     if held_out:
         read_folder(held_out)  # faults of either folder are told before anything is sent
-    config, choices = choose(config, read_folder(folder), measured=held_out is not None, early=start_early)
+    name = name or folder_name(folder)
+    resolutions = max(1, len(data.resolutions_px))
+    config, choices = choose(
+        config, read_folder(folder), resolutions=resolutions, measured=held_out is not None, early=start_early
+    )
     with session.client() as client:
         with display_for(session.console) as display:
             for line in choices:
@@ -63,7 +71,12 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
                 if warm_start:
                     config = dataclasses.replace(config, warm_start_uri=_stored(client, warm_start, display))
                 client.validate(
-                    config, held_out=held_out is not None, start_while_encoding=start_early, priority=priority
+                    config,
+                    held_out=held_out is not None,
+                    user_id=user,
+                    name=name,
+                    start_while_encoding=start_early,
+                    priority=priority,
                 )
                 # First, since it must be READY for any job, even for one that starts early.
                 measured = _encode(client, held_out, _as_measured(data), display) if held_out else None
@@ -74,7 +87,7 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
                     config,
                     held_out=measured,
                     user_id=user,
-                    name=name or folder_name(folder),
+                    name=name,
                     start_while_encoding=start_early,
                     priority=priority,
                 )
