@@ -55,6 +55,8 @@ class SampleProblemReason(StrEnum):
     """Warning: cached tensors of it were damaged or missing and have been encoded again."""
     TRIGGER_MISSING = "TRIGGER_MISSING"
     """Warning: a caption holds `[trigger]` and no trigger word is given, so that text itself is encoded."""
+    CAPTION_UNREADABLE = "CAPTION_UNREADABLE"
+    """Warning: a text encoder has no token for parts of a caption, and reads `<unk>`; the message has them."""
     UNKNOWN = "UNKNOWN"
     """A reason that this version of the library does not know."""
 

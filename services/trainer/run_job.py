@@ -27,13 +27,13 @@ from services.trainer.adapters.kohya import kohya_file
 from services.trainer.adapters.uploads import read_warm_start
 from services.trainer.adapters.warm_start import load_into
 from services.trainer.base import Base
+from services.trainer.cautions import cautions, overlap
 from services.trainer.checkpoints.checkpoints import Checkpoints
 from services.trainer.checkpoints.fingerprints import Fingerprints, versions
 from services.trainer.checkpoints.savepoints import WARM_START, Savepoints
 from services.trainer.checkpoints.sets import CheckpointOfOtherBase
 from services.trainer.checkpoints.state import RunState
 from services.trainer.config import TrainConfig
-from services.trainer.config.unused import unused
 from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.data.job_data import Data, read_data
 from services.trainer.database.job_store import JobStore, LostJob
@@ -64,7 +64,6 @@ from services.trainer.validation import held_out_loss
 
 log = logging.getLogger(__name__)
 
-SHORT_RUN_STEPS = 100
 # Files travel further than jobs: what changes no weight, or tells of the store, stays out of their headers.
 NOT_IN_FILES = {name for name in TrainConfig.model_fields if name.startswith(("preview_", "checkpoint"))} | {
     "warm_start_uri"
@@ -140,7 +139,7 @@ class Run:
         state = checkpoints.newest()
         warm_start = None if state else self._warm_start()
         if not state:
-            self._warn(data)
+            self._reporter.write(cautions(self._config, data, total_steps))
         elif state.warm_start_digest:
             self._provenance[WARM_START] = state.warm_start_digest
         pissa_start = state.pissa_factors if state else None
@@ -170,6 +169,8 @@ class Run:
                 last = snapshot(transformer, config)
         # An encoding that stalls now, with all steps done, is waited for: what has been learnt is safe here.
         self._provenance |= self._reporter.patiently(data.provenance)
+        if not data.manifest_digest:  # all samples are known only now
+            self._reporter.write(overlap(data))
         return self._publish(milestones, last, stopped_early=stopped_early)
 
     def write_last_checkpoint(self, *, patient: bool) -> None:
@@ -334,16 +335,6 @@ class Run:
 
     def _note_memory(self) -> None:
         self._records.history.note_memory(self._memory.look())
-
-    def _warn(self, data: Data) -> None:
-        """Say what the job's owner may not have meant."""
-        total = self._reporter.total_steps
-        warnings = [JobWarning(reason="UNUSED_SETTING", message=text) for text in unused(self._config, total)]
-        if total < SHORT_RUN_STEPS:
-            arithmetic = data.arithmetic(self._config, total)
-            message = f"{arithmetic}; under {SHORT_RUN_STEPS} steps a LoRA learns little: raise steps or epochs"
-            warnings.append(JobWarning(reason="SHORT_RUN", message=message))
-        self._reporter.write(warnings)
 
 
 def set_gradient_checkpointing(transformer: FluxTransformer2DModel, *, on: bool) -> None:

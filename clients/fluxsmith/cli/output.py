@@ -37,11 +37,11 @@ def _problem(target: Path) -> str:
 
 def with_suffix(target: Path, suffix: str) -> Path:
     """Return the file with the suffix by which programs find it, unless it has it, or is there and is no file."""
-    if (
-        target.name.lower().endswith(suffix)
-        or not target.name
-        or (os.path.exists(target) and not os.path.isfile(target))
-    ):
+    try:
+        is_other = target.exists() and not target.is_file()
+    except OSError:  # such as a name that is too long, which `check_target` tells
+        is_other = True
+    if is_other or not target.name or target.name.lower().endswith(suffix):
         return target
     return target.with_name(f"{target.name}{suffix}")
 
