@@ -52,7 +52,7 @@ CORNERS = [
         "%s",
         "{}",
     ),
-    *("[trigger]", "\\", "?", "*", ";", "#", "~", "CON", "\U0010ffff", "x" * 60, "\u732b" * 20),
+    *("[trigger]", "$(x)", "{}", "\\", "?", "*", ";", "#", "~", "CON", "\U0010ffff", "x" * 60, "\u732b" * 20),
 ]
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252", "shift-jis"]
 
