@@ -53,15 +53,9 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
     """
     session: Session = context.obj
     target = with_suffix(output, SUFFIX) if output else default_target(folder_name(folder), SUFFIX)
-    name_of(name, "--name"), name_of(user, "--user", most=MOST_USER_CHARACTERS)
+    _check_names(name, user)
     _check(config, target=target, warm_start=warm_start, held_out=held_out, start_early=start_early)
-    if held_out:
-        read_folder(held_out)  # faults of either folder are told before anything is sent
-    name = name or folder_name(folder)
-    resolutions = max(1, len(data.resolutions_px))
-    config, choices = choose(
-        config, read_folder(folder), resolutions=resolutions, measured=held_out is not None, early=start_early
-    )
+    config, choices = _chosen(config, folder, data, held_out=held_out, start_early=start_early)
     with session.client() as client:
         with display_for(session.console) as display:
             for line in choices:
@@ -71,12 +65,7 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
                 if warm_start:
                     config = dataclasses.replace(config, warm_start_uri=_stored(client, warm_start, display))
                 client.validate(
-                    config,
-                    held_out=held_out is not None,
-                    user_id=user,
-                    name=name,
-                    start_while_encoding=start_early,
-                    priority=priority,
+                    config, held_out=held_out is not None, start_while_encoding=start_early, priority=priority
                 )
                 # First, since it must be READY for any job, even for one that starts early.
                 measured = _encode(client, held_out, _as_measured(data), display) if held_out else None
@@ -87,7 +76,7 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
                     config,
                     held_out=measured,
                     user_id=user,
-                    name=name,
+                    name=name or folder_name(folder),
                     start_while_encoding=start_early,
                     priority=priority,
                 )
@@ -114,6 +103,23 @@ def _check(config: TrainConfig, *, target: Path, warm_start: str, held_out: Path
         raise typer.BadParameter("it takes the place of --held-out; give one of them", param_hint="'--held-out-share'")
     if config.early_stopping_patience and not (held_out or config.held_out_share):
         raise typer.BadParameter("it needs --held-out or --held-out-share", param_hint="'--early-stop'")
+
+
+def _check_names(name: str, user: str) -> None:
+    """Raise `InvalidRequest` for what the job could not be called by."""
+    name_of(name, "--name")
+    name_of(user, "--user", most=MOST_USER_CHARACTERS)
+
+
+def _chosen(
+    config: TrainConfig, folder: Path, data: EncodingOptions, *, held_out: Path | None, start_early: bool
+) -> tuple[TrainConfig, list[str]]:
+    """Return what `choose` makes of the folder; faults of either folder are told before anything is sent."""
+    if held_out:
+        read_folder(held_out)
+    resolutions = max(1, len(data.resolutions_px))
+    pictures = read_folder(folder)
+    return choose(config, pictures, resolutions=resolutions, measured=held_out is not None, early=start_early)
 
 
 @contextmanager
