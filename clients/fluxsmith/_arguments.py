@@ -5,7 +5,7 @@ from os import PathLike
 from pathlib import Path
 
 from fluxsmith._folder import name_some
-from fluxsmith._samples import MOST_NAME_CHARACTERS, name_fault, sample_faults
+from fluxsmith._samples import EMPTY_CAPTION, MOST_NAME_CHARACTERS, name_fault, sample_faults
 from fluxsmith.data import CaptionedImage, Dataset
 from fluxsmith.errors import FieldViolation, InvalidRequest, InvalidSource
 from fluxsmith.training import TrainConfig
@@ -96,7 +96,8 @@ def images_of(given: object) -> list[CaptionedImage]:
     if faults:
         raise InvalidSource(
             f"images cannot be sent: {name_some([f'{_shown(name)}: {fault}' for name, fault in faults])}.",
-            reason="SOURCE_INVALID",
+            # Of empty captions alone, the encoder's own reason.
+            reason="CAPTION_EMPTY" if all(EMPTY_CAPTION in fault for _, fault in faults) else "SOURCE_INVALID",
             remedy="Correct these names and captions.",
         )
     return images

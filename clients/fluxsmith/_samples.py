@@ -8,6 +8,8 @@ from fluxsmith.text import fault_of, is_blank
 MOST_NAME_CHARACTERS = 200
 MOST_TRIGGER_CHARACTERS = 64
 MOST_CAPTIONS = 16
+EMPTY_CAPTION = "the caption is empty"
+"""What is said of one begins so."""
 _MOST_MADE_CHARACTERS = 190  # less what makes a name unique
 _REPLACEMENT = "_"
 # The mark of UTF-32 begins as that of UTF-16 does, so it comes first.
