@@ -18,7 +18,7 @@ from fluxsmith import errors
 from fluxsmith._async.client import AsyncClient
 from fluxsmith._async.datasets import AsyncDatasets
 from fluxsmith._async.jobs import AsyncJobHandle
-from fluxsmith._folder import read_folder
+from fluxsmith._folder import FolderImages, LeftOut, read_folder
 from fluxsmith._pictures import Picture, PilImage
 from fluxsmith._sources import Source
 from fluxsmith.artifacts import Artifact, DownloadLink
@@ -106,6 +106,7 @@ __all__ = [
     "Fault",
     "FileDtype",
     "FluxsmithError",
+    "FolderImages",
     "GuidanceMode",
     "HuberSchedule",
     "InitWeights",
@@ -115,6 +116,7 @@ __all__ = [
     "JobWarning",
     "LatentForm",
     "LearningRateSchedule",
+    "LeftOut",
     "LossFunction",
     "LossWeighting",
     "MemoryEstimate",

@@ -4,11 +4,14 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
+from fluxsmith._folder import name_some
+from fluxsmith._samples import EMPTY_CAPTION, MOST_NAME_CHARACTERS, name_fault, sample_faults
 from fluxsmith.data import CaptionedImage, Dataset
-from fluxsmith.errors import FieldViolation, InvalidRequest
+from fluxsmith.errors import FieldViolation, InvalidRequest, InvalidSource
 from fluxsmith.training import TrainConfig
 
 _SHOWN_CHARACTERS = 80
+MOST_USER_CHARACTERS = 64
 
 
 def wrong(field: str, value: object, wanted: str) -> InvalidRequest:
@@ -26,11 +29,22 @@ def text_of(given: object, field: str, *, wanted: str = "text") -> str:
     raise wrong(field, given, wanted)
 
 
+def name_of(given: object, field: str = "name", *, most: int = MOST_NAME_CHARACTERS) -> str:
+    """Return a name for people, or raise `InvalidRequest` as the services would."""
+    name = text_of(given, field)
+    if fault := name_fault(name, most=most):
+        violation = FieldViolation(field=field, description=fault)
+        message, remedy = f"{field} {_shown(name)} {fault}.", f"Use 1 to {most} visible characters, or leave it empty."
+        raise InvalidRequest(message, reason="FIELD_INVALID", remedy=remedy, violations=(violation,))
+    return name
+
+
 def user_id_of(given: object) -> str:
     """Return the identifier of a product's user as text; a product may count its users."""
     if type(given) is int:
-        return str(given)
-    return text_of(given, "user_id", wanted="text or a whole number")
+        given = str(given)
+    text_of(given, "user_id", wanted="text or a whole number")
+    return name_of(given, "user_id", most=MOST_USER_CHARACTERS)
 
 
 def dataset_id_of(given: object, field: str = "dataset") -> str:
@@ -71,13 +85,21 @@ def seconds_of(given: object, field: str) -> float | None:
 
 
 def images_of(given: object) -> list[CaptionedImage]:
-    """Return the images as a list."""
+    """Return the images as a list; raises `InvalidSource` that names all whose name or caption cannot be sent."""
     several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
     images: list[CaptionedImage] = []
     for image in given if several else [given]:  # type: ignore[attr-defined]
         if not isinstance(image, CaptionedImage):
             raise wrong("images", image, "a CaptionedImage each; `create_from` takes other kinds")
         images.append(image)
+    faults = [(image.name, fault) for image in images for fault in sample_faults(image.name, image.captions)]
+    if faults:
+        raise InvalidSource(
+            f"images cannot be sent: {name_some([f'{_shown(name)}: {fault}' for name, fault in faults])}.",
+            # Of empty captions alone, the encoder's own reason.
+            reason="CAPTION_EMPTY" if all(EMPTY_CAPTION in fault for _, fault in faults) else "SOURCE_INVALID",
+            remedy="Correct these names and captions.",
+        )
     return images
 
 

@@ -1,16 +1,16 @@
 """Captioned images wherever they are, as what an upload takes. Every row at fault is found before any is sent."""
 
-import csv
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fluxsmith._folder import folder_name, name_some, read_folder
-from fluxsmith._pictures import Found, Picture, PictureFault, ReadAgain, find_picture, is_file
+from fluxsmith._pictures import Picture, PictureFault, ReadAgain, find_picture, is_file
+from fluxsmith._samples import MOST_CAPTIONS, SampleNames, caption_fault, sample_faults, with_plain_lines
+from fluxsmith._tables import READERS, Unparsed, read_file
 from fluxsmith.data import CaptionedImage
 from fluxsmith.errors import FieldViolation, InvalidSource
 
@@ -21,10 +21,7 @@ Source = str | PathLike[str] | Iterable[Row]
 
 IMAGE_COLUMNS = ("image", "file_name", "image_path", "image_file", "path", "file", "img", "picture")
 CAPTION_COLUMNS = ("caption", "captions", "text", "description", "prompt")
-_MAX_CAPTIONS = 16
-_MAX_NAME_CHARACTERS = 190  # 200, less what makes it unique
 _MAX_NAMED = 10
-_JSONL_EXAMPLE = '{"image": "cat.png", "caption": "a cat"}'
 
 
 def read_source(source: Source, *, image_column: str = "", caption_column: str = "") -> list[CaptionedImage]:
@@ -36,8 +33,10 @@ def read_source(source: Source, *, image_column: str = "", caption_column: str =
     columns = _Columns(image=image_column, caption=caption_column)
     if isinstance(source, str | PathLike):
         path = Path(source)
-        if path.suffix.lower() in _READERS or is_file(path):
-            return _captioned(_read_file(path), columns, folder=path.parent)
+        if path.suffix.lower() not in READERS and is_file(path):
+            raise _unknown_kind(f"the file {path}")
+        if path.suffix.lower() in READERS:
+            return _captioned(read_file(path), columns, folder=path.parent)
         return read_folder(path)
     if type(source).__module__.partition(".")[0] == "datasets":
         return _captioned_of_hub(source, columns)
@@ -51,7 +50,7 @@ def source_name(source: Source) -> str:
     if not isinstance(source, str | PathLike):
         return ""
     path = Path(source)
-    return folder_name(path.with_suffix("") if path.suffix.lower() in _READERS else path)
+    return folder_name(path.with_suffix("") if path.suffix.lower() in READERS else path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ def _column(named: str, usual: Sequence[str], there: Iterable[str], what: str) -
 
 def _captioned(rows: Iterable[tuple[int, object]], columns: _Columns, *, folder: Path) -> list[CaptionedImage]:
     """Return the rows as images with captions; `rows` have their numbers."""
-    names = _Names()
+    names = SampleNames()
     faults: list[tuple[int, PictureFault]] = []
     images = []
     for number, row in rows:
@@ -102,13 +101,12 @@ def _captioned(rows: Iterable[tuple[int, object]], columns: _Columns, *, folder:
     return images
 
 
-def _read_row(number: int, row: object, columns: _Columns, folder: Path, names: "_Names") -> CaptionedImage:
+def _read_row(number: int, row: object, columns: _Columns, folder: Path, names: SampleNames) -> CaptionedImage:
     match row:
         case CaptionedImage():
-            names.claim(row.name)
-            return row
-        case _Unparsed():
-            raise PictureFault(f"it is not JSON: {row.problem}", f"Write each line like {_JSONL_EXAMPLE}.")
+            return _checked(row, names)
+        case Unparsed():
+            raise PictureFault(row.problem, row.remedy)
         case Mapping():
             picture, caption = columns.of(row)
         case [picture, caption]:
@@ -117,47 +115,35 @@ def _read_row(number: int, row: object, columns: _Columns, folder: Path, names: 
             raise PictureFault("it is not a pair of an image and a caption", "Give pairs as (image, caption).")
     captions = _read_captions(caption)
     found = find_picture(picture, folder)
-    return CaptionedImage(path=found.path, content=found.content, captions=captions, name=names.of(found, number))
+    name = names.of(found.name, number)
+    return CaptionedImage(path=found.path, content=found.content, captions=captions, name=name)
+
+
+def _checked(image: CaptionedImage, names: SampleNames) -> CaptionedImage:
+    """Return an image whose name the caller chose; raises `PictureFault`."""
+    if faults := sample_faults(image.name, image.captions):
+        raise PictureFault(", and ".join(faults), "Correct the name or caption.")
+    if not names.claim(image.name):
+        raise PictureFault(f"another row is called {image.name!r} too", "Give each image a name of its own.")
+    return image
 
 
 def _read_captions(caption: object) -> tuple[str, ...]:
     captions = [caption] if isinstance(caption, str) else caption
     if not isinstance(captions, Sequence) or not all(isinstance(text, str) for text in captions):
         raise PictureFault(f"the caption is of type {type(caption).__name__}", "Give each caption as text.")
-    if not captions or not all(text.strip() for text in captions):
+    if not captions:
         raise PictureFault("the caption is empty", "Write a caption for every image.")
-    if len(captions) > _MAX_CAPTIONS:
-        raise PictureFault(f"there are {len(captions)} captions", f"Give {_MAX_CAPTIONS} captions at most.")
-    if any(text != text.encode(errors="replace").decode() for text in captions):
-        raise PictureFault("the caption has half a character, as JSON's \\ud83d alone", "Write the character whole.")
-    return tuple(text.strip() for text in captions)
-
-
-class _Names:
-    """Gives each image a name of its own; the same rows in the same order always get the same names."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-        self._counts: dict[str, int] = {}
-
-    def of(self, found: Found, number: int) -> str:
-        """Return the name for the image of the row of this number."""
-        given = f"{number:06d}{found.name}" if found.name.startswith(".") else found.name
-        first = name = given.encode(errors="replace").decode()[-_MAX_NAME_CHARACTERS:]
-        count = self._counts.get(first, 1)  # not from 1 again: thousands of rows may share the name of their file
-        while name in self._taken:
-            count += 1
-            stem, dot, suffix = first.rpartition(".")
-            name = f"{stem or suffix}-{count}{dot}{suffix if stem else ''}"
-        self._counts[first] = count
-        self.claim(name)
-        return name
-
-    def claim(self, name: str) -> None:
-        """Note that the name is taken; raises `PictureFault` if it was."""
-        if name in self._taken:
-            raise PictureFault(f"another row is called {name!r} too", "Give each image a name of its own.")
-        self._taken.add(name)
+    if len(captions) > MOST_CAPTIONS:
+        raise PictureFault(f"there are {len(captions)} captions", f"Give {MOST_CAPTIONS} captions at most.")
+    whole = tuple(with_plain_lines(text).strip() for text in captions)
+    for fault in filter(None, map(caption_fault, whole)):
+        empty = fault.startswith("is empty")
+        raise PictureFault(
+            f"the caption {fault}",
+            "Write a caption for every image." if empty else "Write the caption in whole, printable characters.",
+        )
+    return whole
 
 
 def _at_fault(faults: Sequence[tuple[int, PictureFault]], row_count: int) -> InvalidSource:
@@ -184,39 +170,6 @@ def _unknown_kind(what: str) -> InvalidSource:
         "that is not streamed."
     )
     return InvalidSource(f"a dataset cannot be made of {what}.", reason="SOURCE_KIND_UNKNOWN", remedy=remedy)
-
-
-def _read_file(path: Path) -> Iterator[tuple[int, object]]:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise _unknown_kind(f"the file {path}")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            yield from enumerate(reader(lines), start=1)
-    except (OSError, ValueError, csv.Error) as error:  # no name has a zero byte
-        message = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}."
-        remedy = "Name a JSONL or CSV file in UTF-8 that can be read; images as base64 go into JSONL."
-        raise InvalidSource(message, reason="SOURCE_UNREADABLE", remedy=remedy) from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Unparsed:
-    """A line that is not JSON."""
-
-    problem: str
-
-
-def _read_jsonl(lines: Iterable[str]) -> Iterator[object]:
-    for line in lines:
-        if not line.strip():  # as many files end
-            continue
-        try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield _Unparsed(problem=str(error))
-
-
-_READERS: Mapping[str, Callable[[IO[str]], Iterator[object]]] = {".jsonl": _read_jsonl, ".csv": csv.DictReader}
 
 
 def _captioned_of_hub(source: Any, columns: _Columns) -> list[CaptionedImage]:

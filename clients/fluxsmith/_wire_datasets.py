@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fluxsmith._samples import trigger_word_fault
 from fluxsmith._wire import WireEnum, read_enum, read_seconds, read_time, write_fields
 from fluxsmith.data import Dataset, DatasetState, Sample, SampleProblem, SampleProblemReason
 from fluxsmith.encoding import AlphaPolicy, ContactSheet, EncodingOptions, EncodingProgress, LatentForm
@@ -71,7 +72,8 @@ def read_sample(message: encoder_pb2.Sample) -> Sample:
 def write_options(options: EncodingOptions) -> encoder_pb2.EncodingOptions:
     """Translate encoding options, leaving unset what is None or empty.
 
-    Raises `InvalidRequest` with every field whose value cannot travel at all; ranges are the encoder's to check.
+    Raises `InvalidRequest` with every field whose value cannot travel at all, or is no text; ranges are the encoder's
+    to check.
     """
     message = encoder_pb2.EncodingOptions()
     values = dict(vars(options))
@@ -80,6 +82,8 @@ def write_options(options: EncodingOptions) -> encoder_pb2.EncodingOptions:
     if options.resolution_px is not None and options.resolutions_px:
         text = "resolution_px and resolutions_px exclude each other"
         violations.insert(0, FieldViolation(field="options.resolutions_px", description=text))
+    if isinstance(options.trigger_word, str) and (fault := trigger_word_fault(options.trigger_word)):
+        violations.append(FieldViolation(field="options.trigger_word", description=fault))
     if isinstance(skip, bool):
         message.bad_sample_policy = _POLICY_OF_SKIP[skip]
     elif skip is not None:

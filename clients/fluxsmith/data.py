@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from fluxsmith._html import dataset_card
+from fluxsmith._samples import with_plain_lines
 from fluxsmith.encoding import EncodingOptions, EncodingProgress
 
 
@@ -54,6 +55,8 @@ class SampleProblemReason(StrEnum):
     """Warning: cached tensors of it were damaged or missing and have been encoded again."""
     TRIGGER_MISSING = "TRIGGER_MISSING"
     """Warning: a caption holds `[trigger]` and no trigger word is given, so that text itself is encoded."""
+    CAPTION_UNREADABLE = "CAPTION_UNREADABLE"
+    """Warning: a text encoder has no token for parts of a caption, and reads `<unk>`; the message has them."""
     UNKNOWN = "UNKNOWN"
     """A reason that this version of the library does not know."""
 
@@ -132,9 +135,10 @@ class CaptionedImage:
 
     path: Path | None = None
     captions: tuple[str, ...]
-    """1 to 16, none of them empty; training chooses among them."""
+    """1 to 16, none of them empty; training chooses among them. Line ends become `\\n`; no other control characters but
+    tabs."""
     name: str
-    """Name of the sample, unique within the dataset, 1 to 200 characters."""
+    """Name of the sample, unique within the dataset, 1 to 200 characters, none of them a control character."""
     repeats: int = 1
     """Times that an epoch shows it, 1 to 1000."""
     content: bytes | Callable[[], bytes] | None = None
@@ -148,6 +152,8 @@ class CaptionedImage:
             raise ValueError(f"the name {self.name!r} of an image is not text")
         if isinstance(self.captions, str) or not all(isinstance(caption, str) for caption in self.captions):
             raise ValueError(f"the captions of the image {self.name!r} are not a tuple of texts: {self.captions!r}")
+        # Of Windows, whose `\r` no caption may have.
+        object.__setattr__(self, "captions", tuple(map(with_plain_lines, self.captions)))
         if type(self.repeats) is not int or not 1 <= self.repeats <= 1000:
             raise ValueError(f"the image {self.name!r} has {self.repeats!r} repeats, not 1 to 1000")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Unpack
 from uuid import uuid4
 
-from fluxsmith._arguments import dataset_id_of, images_of, path_of, text_of, wrong
+from fluxsmith._arguments import dataset_id_of, images_of, name_of, path_of, text_of, wrong
 from fluxsmith._connection import Connection
 from fluxsmith._fetch import Located, fetch
-from fluxsmith._folder import folder_name, read_folder
+from fluxsmith._folder import folder_name, read_folder, warn_of_left_out
 from fluxsmith._names import require_known
 from fluxsmith._outage import Outage
 from fluxsmith._resume import resuming
@@ -61,6 +61,7 @@ class Datasets:
         """Make a dataset of a folder's images and return it once it is READY.
 
         Each image has its caption beside it in a `.txt` file of the same name. `name` is the folder's unless given.
+        What else the folder has is left out, which the logger `fluxsmith` warns of; `read_folder` tells it as data.
         Without `wait` it returns once the encoding has begun, so that a job may be trained with `start_while_encoding`.
         All else as in `encode`. Raises `InvalidFolder` before anything is sent, and `InvalidRequest` or `DatasetFailed`
         for images that the encoder refuses; what was sent of such a dataset is removed again.
@@ -68,6 +69,7 @@ class Datasets:
         chosen = _merged(options, fields, call="create_from_folder")
         folder = path_of(path)
         images = in_thread(read_folder, folder)
+        warn_of_left_out(images)
         name = name or folder_name(folder)
         return self._create(images, chosen, name=name, wait=wait, on_progress=on_progress)
 
@@ -94,6 +96,7 @@ class Datasets:
         """
         chosen = _merged(options, fields, call="create_from")
         images = in_thread(read_source, source, image_column=image_column, caption_column=caption_column)
+        warn_of_left_out(images)
         name = name or source_name(source)
         return self._create(images, chosen, name=name, wait=wait, on_progress=on_progress)
 
@@ -125,7 +128,7 @@ class Datasets:
         now is; `AlreadyExists` for another name. None means a new one.
         """
         request = encoder_pb2.CreateDatasetRequest(
-            request_id=text_of(request_id or str(uuid4()), "request_id"), display_name=text_of(name, "name")
+            request_id=text_of(request_id or str(uuid4()), "request_id"), display_name=name_of(name)
         )
         return read_dataset((self._connection.call(self._connection.stub.CreateDataset, request)).dataset)
 

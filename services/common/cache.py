@@ -73,10 +73,14 @@ class CachedView(_Contract):
 
 
 class CachedSample(_Contract):
-    """An image with its captions. An epoch shows every view `repeats` times."""
+    """An image with its captions. An epoch shows every view `repeats` times.
+
+    `content_digest` is the sha256 of the image file, empty where an earlier version has written this.
+    """
 
     sample_name: str
     repeats: int = 1
+    content_digest: str = ""
     views: tuple[CachedView, ...]
     captions: tuple[CachedCaption, ...]
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import timedelta
 
+from fluxsmith.text import fault_of, is_blank
 from google.protobuf.duration_pb2 import Duration
 
 from services.common.errors import FieldViolation, InvalidInput, NotFound
@@ -32,11 +33,15 @@ def shortened(value: object, most: int = 120) -> str:
 
 
 def check_length(field: str, text: str, most: int) -> None:
-    """Raise `InvalidInput` when a text has more than `most` characters, or one that cannot be printed."""
+    """Raise `InvalidInput` when a name has more than `most` characters, one that no text may have, or none to see."""
     if len(text) > most:
         raise invalid_field(field, f"has {len(text)} characters", f"Use at most {most}.")
-    if text and not text.isprintable():
-        raise invalid_field(field, "has a control character", "Use printable characters only.")
+    if fault := fault_of(text):
+        raise invalid_field(field, fault, "Take this character out.")
+    if text and is_blank(text):
+        raise invalid_field(
+            field, "has spaces and invisible characters alone", "Use characters that can be seen, or leave it empty."
+        )
 
 
 def require_id(kind: str, identifier: str) -> None:

@@ -62,6 +62,16 @@ class CaptionTokenizer:
         starts = [start for start, _ in encoded.offset_mapping[read:]]
         return caption[starts[0] :].strip() if starts else ""
 
+    def unknown_words(self, caption: str) -> tuple[str, ...]:
+        """Parts of what the encoder reads of the caption that it has no token for, and so reads as one and the same."""
+        with self._lock:
+            encoded = self.tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            read = self.tokens - self.tokenizer.num_special_tokens_to_add(pair=False)
+            unknown = self.tokenizer.unk_token_id
+        tokens = zip(encoded.input_ids[:read], encoded.offset_mapping[:read], strict=True)
+        spans = [span for token, span in tokens if token == unknown]
+        return tuple(dict.fromkeys(word for start, end in spans if (word := caption[start:end].strip())))
+
 
 @dataclass(kw_only=True)
 class EncoderModels:
@@ -123,6 +133,11 @@ class EncoderModels:
         """By text encoder, the end of the caption that it does not read; those that read everything are left out."""
         lost = {"CLIP": self.clip_tokenizer.lost_words(caption), "T5": self.t5_tokenizer.lost_words(caption)}
         return {encoder: words for encoder, words in lost.items() if words}
+
+    def unknown_words(self, caption: str) -> dict[str, tuple[str, ...]]:
+        """By text encoder, the parts of the caption that it has no token for; those that know all are left out."""
+        unknown = {"CLIP": self.clip_tokenizer.unknown_words(caption), "T5": self.t5_tokenizer.unknown_words(caption)}
+        return {encoder: words for encoder, words in unknown.items() if words}
 
     @property
     def t5_tokens(self) -> int:

@@ -21,6 +21,7 @@ class Problem(Enum):
     COLOR_PROFILE_IGNORED = "COLOR_PROFILE_IGNORED"
     CACHE_REPAIRED = "CACHE_REPAIRED"
     TRIGGER_MISSING = "TRIGGER_MISSING"
+    CAPTION_UNREADABLE = "CAPTION_UNREADABLE"
 
 
 WARNINGS = frozenset(
@@ -30,6 +31,7 @@ WARNINGS = frozenset(
         Problem.COLOR_PROFILE_IGNORED,
         Problem.CACHE_REPAIRED,
         Problem.TRIGGER_MISSING,
+        Problem.CAPTION_UNREADABLE,
     }
 )
 """Kinds that are worth knowing and do not keep a sample from being used."""

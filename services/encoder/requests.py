@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from fluxsmith.text import fault_of, is_blank
 from fluxsmith.v1 import encoder_pb2 as pb
 
 from services.common.caller import Caller
 from services.common.errors import InvalidInput, NotFound
-from services.common.fields import check_length, invalid_field
+from services.common.fields import check_length, invalid_field, shortened
 from services.common.object_store import ObjectStore
 from services.encoder.images.buckets import BUCKET_STEP_PX
 from services.encoder.records import EncodingOptions, SampleRecord
 from services.encoder.settings import EncoderSettings
 
+LONGEST_NAME = 200
 MOST_CAPTIONS = 16
 MOST_LATENTS = 16
 MOST_REPEATS = 1000
@@ -32,8 +34,10 @@ _COLOR = re.compile(r"#[0-9a-f]{6}")
 def sample_record(header: pb.SampleHeader, limits: EncoderSettings) -> SampleRecord:
     """The sample that a header announces; raises `InvalidInput` that names it."""
     name = header.sample_name
-    if not 1 <= len(name) <= 200 or not name.isprintable():
-        raise invalid_field("sample.sample_name", f"is {name[:40]!r}", "Use 1 to 200 printable characters.")
+    if not 1 <= len(name) <= LONGEST_NAME or fault_of(name) or is_blank(name):
+        fault = fault_of(name) or ("shows nothing" if is_blank(name) else f"has {len(name)} characters")
+        remedy = f"Use 1 to {LONGEST_NAME} characters that can be seen, none of them a control character."
+        raise invalid_field("sample.sample_name", f"is {shortened(name, 40)}, which {fault}", remedy)
     check_captions(f"captions of sample {name!r}", header.captions, limits, most=MOST_CAPTIONS)
     if not 1 <= header.size_bytes <= limits.max_image_bytes:
         raise invalid_field(
@@ -71,9 +75,12 @@ def check_captions(
         if size > limits.max_caption_bytes:
             remedy = f"Shorten it to at most {limits.max_caption_bytes} bytes."
             raise invalid_field(field, f"have one of {size} bytes", remedy, reason="CAPTION_TOO_LONG")
-        if not caption.strip() and not empty_allowed:
+        if is_blank(caption) and not empty_allowed:
+            described = "is empty" if not caption.strip() else "has invisible characters alone"
             remedy = "Write a caption that says what the image shows."
-            raise invalid_field(field, "have one that is empty", remedy, reason="CAPTION_EMPTY")
+            raise invalid_field(field, f"have one that {described}", remedy, reason="CAPTION_EMPTY")
+        if fault := fault_of(caption, lines=True):
+            raise invalid_field(field, f"have one that {fault}", "Take this character out of the caption.")
 
 
 def encoding_options(options: pb.EncodingOptions, default_resolution_px: int) -> EncodingOptions:
@@ -197,7 +204,7 @@ def latents_keys(uris: Sequence[str], caller: Caller, store: ObjectStore) -> lis
         raise invalid_field("latents_uris", f"has {len(uris)} entries", f"Send 1 to {MOST_LATENTS} addresses.")
     keys = [store.key_of(uri) for uri in uris]
     for uri, key in zip(uris, keys, strict=True):
-        named = key is not None and key.startswith(f"{caller.tenant}/") and key.isprintable() and len(key) <= 1024
+        named = key is not None and key.startswith(f"{caller.tenant}/") and len(key) <= 1024 and not fault_of(key)
         if not named or not store.exists(key or ""):
             raise NotFound(
                 f"there are no latents at {uri[:200]!r}",

@@ -33,6 +33,7 @@ from services.encoder.records import EncodingOptions, SampleProblem, SampleRecor
 from services.encoder.requests import check_captions, encoding_options, latents_keys, sample_record, sheet_size
 from services.encoder.runs import EncodingRuns
 from services.encoder.settings import EncoderSettings
+from services.encoder.unread import shortened, unread
 from services.encoder.upload import Upload
 from services.encoder.watching import DatasetWatching
 
@@ -65,7 +66,10 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self._model_callers = ThreadPoolExecutor(MODEL_CALLERS, thread_name_prefix="model-caller")
         self._drawers = ThreadPoolExecutor(2, thread_name_prefix="contact-sheet")
         self._sheets = ContactSheets(
-            datasets, self._drawers, lost_words=models.models.lost_words, max_image_pixels=settings.max_image_pixels
+            datasets,
+            self._drawers,
+            unread=partial(unread, models.models),
+            max_image_pixels=settings.max_image_pixels,
         )
 
     def close(self) -> None:
@@ -179,7 +183,14 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         embed = partial(self._encoder.embed_captions, caller.tenant, list(request.captions))
         cached = await asyncio.get_running_loop().run_in_executor(self._model_callers, embed)
         store = self._datasets.store
-        return pb.EncodePromptsResponse(embeddings=[wire.reference(store, caption.embedding) for caption in cached])
+        return pb.EncodePromptsResponse(
+            embeddings=[wire.reference(store, caption.embedding) for caption in cached],
+            warnings=[
+                f"{shortened(caption, 40)!r}: {what}"
+                for caption in dict.fromkeys(request.captions)
+                for _, what in unread(self._models.models, caption)
+            ],
+        )
 
     async def DecodeLatents(self, request: pb.DecodeLatentsRequest, context: Context) -> pb.DecodeLatentsResponse:
         caller = _caller(context)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import PIL
 import pillow_heif
@@ -29,10 +30,14 @@ from services.encoder.models import EncoderModels, ModelThread
 from services.encoder.problems import BadSample, Problem
 from services.encoder.records import EncodingOptions, SampleProblem, SampleRecord
 from services.encoder.tensor_cache import IndexEntry, NewObject, Recipe, TensorCache
+from services.encoder.unread import shortened, unread
 
 CAPTION_SHOWN = 40
-LOST_WORDS_SHOWN = 120
 CAPTIONS_WARNED_OF = 4  # of one sample; thousands of samples with many captions each would fill every answer
+_REMEDIES = {
+    Problem.CAPTION_TRUNCATED: "shorten it, or leave it",
+    Problem.CAPTION_UNREADABLE: "write it in other words or letters, or leave it",
+}
 DECODERS = f"Pillow {PIL.__version__} pillow-heif {pillow_heif.__version__}"
 
 
@@ -144,7 +149,7 @@ class Stages:
         entry = self._tensors.entry(self._recipe(record))
         lost = tuple(cached.key for cached in entry.sample.objects() if not self._sound(cached)) if entry else ()
         if entry and not lost:
-            sample = entry.sample.model_copy(update={"sample_name": record.sample_name, "repeats": record.repeats})
+            sample = entry.sample.model_copy(update=_of_the_dataset(record))
             prepared = Prepared(record=record, entry=entry.model_copy(update={"sample": sample}))
         else:
             try:
@@ -167,7 +172,7 @@ class Stages:
             sample = self._sample(prepared, new)
         except BadSample as error:
             return Computed(prepared=prepared, entry=None, bad=error, seconds=prepared.seconds)
-        warnings = (*prepared.warnings, *self._truncations(sample))
+        warnings = (*prepared.warnings, *self._unread(sample))
         entry = IndexEntry(picture_digest=prepared.picture_digest, sample=sample, warnings=warnings)
         seconds = prepared.seconds + Seconds(compute=time.monotonic() - began_s)
         return Computed(prepared=prepared, entry=entry, new=tuple(new), seconds=seconds)
@@ -249,8 +254,7 @@ class Stages:
 
     def _sample(self, prepared: Prepared, new: list[NewObject]) -> CachedSample:
         return CachedSample(
-            sample_name=prepared.record.sample_name,
-            repeats=prepared.record.repeats,
+            **_of_the_dataset(prepared.record),
             views=tuple(
                 CachedView(
                     height_px=view.bucket.height_px,
@@ -277,13 +281,12 @@ class Stages:
         self._known[name] = packed.cached
         return packed.cached
 
-    def _truncations(self, sample: CachedSample) -> Iterator[tuple[Problem, str]]:
+    def _unread(self, sample: CachedSample) -> Iterator[tuple[Problem, str]]:
         for caption in sample.captions[:CAPTIONS_WARNED_OF]:
             shown = shortened(caption.caption, CAPTION_SHOWN)
-            for encoder, words in self._models.models.lost_words(caption.caption).items():
-                lost = shortened(words, LOST_WORDS_SHOWN)
-                message = f"caption {shown!r}: {encoder} does not read its end, {lost!r}; shorten it, or leave it"
-                yield Problem.CAPTION_TRUNCATED, message
+            # Of `[trigger]` as it stands, the warning below says enough.
+            for problem, what in unread(self._models.models, caption.caption.replace(TRIGGER_PLACE, "")):
+                yield problem, f"caption {shown!r}: {what}; {_REMEDIES[problem]}"
             if TRIGGER_PLACE in caption.caption:
                 message = f"caption {shown!r} holds {TRIGGER_PLACE} as it stands; give a trigger word to replace it"
                 yield Problem.TRIGGER_MISSING, message
@@ -308,13 +311,17 @@ class Stages:
         return {"captions": record.captions, "t5_tokens": self._models.models.t5_tokens, **image, **how}
 
 
+def _of_the_dataset(record: SampleRecord) -> dict[str, Any]:
+    """What a dataset says of a sample, whatever its image and captions have become in the cache."""
+    return {
+        "sample_name": record.sample_name,
+        "repeats": record.repeats,
+        "content_digest": record.content_digest,
+    }
+
+
 def _name(kind: str, recipe: Recipe) -> bytes:
     return hashlib.sha256(f"{kind} {sorted(recipe.items())}".encode()).digest()
-
-
-def shortened(text: str, characters: int) -> str:
-    """The text, or its beginning and an ellipsis."""
-    return text if len(text) <= characters else f"{text[:characters]}…"
 
 
 def caption_recipe(caption: str, models: EncoderModels) -> Recipe:

@@ -111,10 +111,16 @@ class EncoderLink:
         """Ask for a sign of life; at most 5 seconds."""
         self._call(self._stub.GetCapabilities, pb.EncoderServiceGetCapabilitiesRequest(), PING_S)
 
-    def embed(self, captions: Sequence[str]) -> list[ObjectReference]:
-        """Embeddings (`t5`, `clip_pooled`) of 1 to 64 captions, in their order."""
-        request = pb.EncodePromptsRequest(captions=captions)
-        return _references(self._call(self._stub.EncodePrompts, request, EMBED_S).embeddings)
+    def embed(
+        self, captions: Sequence[str], *, warn: Callable[[Sequence[str]], object] = tuple
+    ) -> list[ObjectReference]:
+        """Embeddings (`t5`, `clip_pooled`) of 1 to 64 captions, in their order.
+
+        `warn` is called with a sentence on each part of them that the text encoders do not read.
+        """
+        answer = self._call(self._stub.EncodePrompts, pb.EncodePromptsRequest(captions=captions), EMBED_S)
+        warn(tuple(answer.warnings))
+        return _references(answer.embeddings)
 
     def decode(self, latents_uris: Sequence[str]) -> list[ObjectReference]:
         """PNG files of 1 to 16 objects with `latents`, in their order, each at the object's key with `.png` added."""

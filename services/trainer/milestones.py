@@ -174,6 +174,8 @@ class Milestones:
             if missed == MOST_MISSED:
                 message += " The next ones are left out, but for the last."
             events = [JobWarning(reason="PREVIEW_SKIPPED", message=message)]
+        unread, self._previews.unread = self._previews.unread, []  # told once
+        events = [*(JobWarning(reason="PROMPT_NOT_READ", message=f"preview prompt {text}") for text in unread), *events]
         self._reporter.write(events)
         self._previewed.add(step)
         self._missed_in_a_row = missed

@@ -76,6 +76,8 @@ class Previews:
         )
         self._pipeline = sampling_pipeline(transformer, scheduler_folder)
         self._embeddings: list[Embedding] = []
+        self.unread: list[str] = []
+        """What the text encoders do not read of the prompts, a sentence each, once these have been embedded."""
 
     def render(self, step: int, check: Callable[[], None]) -> list[PreviewRendered]:
         """One picture of every preview prompt, with the weights as they are now: dropout off is the caller's business.
@@ -99,7 +101,7 @@ class Previews:
 
     def _embed(self) -> list[Embedding]:
         embeddings = []
-        for reference in self._link.embed(self._config.preview_prompts):
+        for reference in self._link.embed(self._config.preview_prompts, warn=self.unread.extend):
             key = self._store.key_of(reference.uri)
             if key is None:
                 raise EncoderAway(

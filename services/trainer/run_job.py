@@ -27,12 +27,12 @@ from services.trainer.adapters.outline import Outline
 from services.trainer.adapters.uploads import read_warm_start
 from services.trainer.adapters.warm_start import load_into
 from services.trainer.base import Base
+from services.trainer.cautions import cautions, overlap
 from services.trainer.checkpoints.checkpoints import Checkpoints
 from services.trainer.checkpoints.fingerprints import Fingerprints, versions
 from services.trainer.checkpoints.savepoints import WARM_START, Savepoints
 from services.trainer.checkpoints.sets import CheckpointOfOtherBase
 from services.trainer.checkpoints.state import RunState
-from services.trainer.config.unused import unused
 from services.trainer.data.cached_dataset import CachedDataset
 from services.trainer.data.job_data import Data, read_data
 from services.trainer.database.job_store import JobStore, LostJob
@@ -67,7 +67,6 @@ from services.trainer.validation import held_out_loss
 
 log = logging.getLogger(__name__)
 
-SHORT_RUN_STEPS = 100
 NOT_THE_JOBS_END = (LostJob, Unavailable, CheckpointOfOtherBase)
 
 
@@ -174,6 +173,8 @@ class Run:
         self._provenance |= self._reporter.patiently(data.provenance)
         if config.tag_frequency:
             self._provenance |= tag_frequency(data.training.samples)
+        if not data.manifest_digest:  # all samples are known only now
+            self._reporter.write(overlap(data))
         return self._publish(milestones, last, stopped_early=stopped_early)
 
     def write_last_checkpoint(self, *, patient: bool) -> None:
@@ -364,13 +365,7 @@ class Run:
         for stored in all_events(self._place.jobs, self._job):
             if isinstance(stored.event, JobWarning):
                 self._records.history.add(stored.event)
-        total = self._reporter.total_steps
-        warnings = [JobWarning(reason="UNUSED_SETTING", message=text) for text in unused(self._config, total)]
-        if total < SHORT_RUN_STEPS:
-            arithmetic = data.arithmetic(self._config, total)
-            message = f"{arithmetic}; under {SHORT_RUN_STEPS} steps a LoRA learns little: raise steps or epochs"
-            warnings.append(JobWarning(reason="SHORT_RUN", message=message))
-        self._reporter.write(warnings)
+        self._reporter.write(cautions(self._config, data, self._reporter.total_steps))
 
 
 def set_gradient_checkpointing(transformer: FluxTransformer2DModel, *, on: bool) -> None:

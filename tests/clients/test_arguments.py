@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import fluxsmith
 import pytest
-from fluxsmith import AsyncClient, Client
+from fluxsmith import AsyncClient, Client, TrainConfig
 from fluxsmith.errors import InvalidRequest
 
 from tests.clients.recording import Recorder
@@ -92,3 +94,23 @@ def test_wrong_kind_of_a_field_is_told_with_the_right_one(client: Client, field:
 def test_memory_is_estimated_of_the_defaults(client: Client, recorder: Recorder) -> None:
     client.estimate_memory()
     assert not recorder.requests[-1].config.ListFields()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("fields", [{"name": "a\nb"}, {"user_id": "u" * 65}, {"name": "\u200b"}, {"user_id": "\x07"}])
+def test_names_that_the_services_would_refuse_are_told_without_asking(
+    client: Client, recorder: Recorder, fields: dict[str, str]
+) -> None:
+    calls: list[Callable[..., object]] = [client.validate, partial(client.submit, "d")]
+    for ask in calls:
+        with pytest.raises(InvalidRequest, match=next(iter(fields))):
+            ask(TrainConfig(), **fields)
+    assert not recorder.requests
+
+
+def test_a_trigger_word_that_the_encoder_would_refuse_is_told_before_the_upload(
+    client: Client, recorder: Recorder, folder: Path
+) -> None:
+    for word in ("a\nb", "\u200b", "w" * 65, " a"):
+        with pytest.raises(InvalidRequest, match=r"options\.trigger_word"):
+            client.datasets.create_from_folder(folder, trigger_word=word)
+    assert not recorder.requests

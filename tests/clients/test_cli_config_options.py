@@ -86,7 +86,7 @@ def test_options_become_the_configuration(services: Recorder, folder: Path) -> N
 def test_without_options_length_and_previews_are_chosen_and_the_rest_is_left_to_the_trainer(
     services: Recorder, folder: Path
 ) -> None:
-    assert trained_with(services, folder) == TrainConfig(steps=1000, preview_prompts=("a cat",))
+    assert trained_with(services, folder) == TrainConfig(epochs=1000, preview_prompts=("a cat",))
 
 
 def test_file_becomes_the_configuration(services: Recorder, folder: Path, file: str) -> None:

@@ -78,3 +78,62 @@ def test_the_last_lines_lead_to_previews_and_report(
     assert run(words.split()[1:]) == 0
     assert Path(opened).read_bytes() == CONTENT
     assert Path("j/previews/000009-0.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--name", "a\nb"], "--name 'a\\nb' has the control character U+000A"),
+        (["--name", "x" * 201], "has 201 characters; use 200 at most"),
+        (["--name", "\u200b"], "has spaces and invisible characters alone"),
+        (["--user", "\x07"], "--user '\\x07' has the control character U+0007"),
+        (["--user", "u" * 65], "has 65 characters; use 64 at most"),
+        (["--trigger-word", "a\x1b"], "'--trigger-word': it has the control character U+001B"),
+        (["--trigger-word", "\u200b"], "'--trigger-word': it has spaces and invisible characters alone"),
+        (["-o", "ink"], "the output ink is a folder"),
+        (["-o", "none/ink"], "is in a folder that does not exist"),
+        (["-o", "ink/a.png/ink"], "is in something that is no folder"),
+        (["-o", "x" * 300], "cannot be written: File name too long"),
+        (["-o", "/dev/null"], "it is no file"),
+    ],
+)
+def test_what_the_job_could_not_end_with_is_told_before_anything_is_asked(
+    services: Recorder, folder: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", str(folder), *arguments]) == 2
+    assert told in capsys.readouterr().err
+    assert services.names() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [("mylora", "mylora.safetensors"), ("v1.2", "v1.2.safetensors"), ("A.SafeTensors", "A.SafeTensors")],
+)
+def test_output_gets_the_suffix_by_which_programs_find_it(
+    services: Recorder, folder: Path, given: str, written: str, tmp_path: Path
+) -> None:
+    assert run(["train", str(folder), "-o", given]) == 0
+    assert (tmp_path / written).is_file()
+
+
+def test_a_folder_of_any_name_can_be_trained_on(
+    services: Recorder, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("a\nb\u00a0c", "\u732b" * 85, "\u200b"):
+        folder = folder.rename(tmp_path / name)
+        assert run(["train", str(folder)]) == 0, capsys.readouterr().err
+    assert [request.display_name for request in services.queued()] == ["a_b\u00a0c", "\u732b" * 85, ""]
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {
+        "a_b\u00a0c.safetensors", "\u732b" * 66 + ".safetensors", "fluxsmith.safetensors",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["train", "contact-sheet"])
+def test_what_a_folder_has_beside_its_pictures_is_told_before_the_upload(
+    services: Recorder, folder: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "b.jp2").write_bytes(b"x")
+    assert run([command, str(folder)]) == 0
+    told, _, rest = capsys.readouterr().err.partition("upload ink")
+    assert f"left out of {folder}: 1 file of another format (b.jp2)" in told
+    assert "left out" not in rest

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fluxsmith._folder import IMAGE_SUFFIXES, folder_name, read_folder
+from fluxsmith._folder import IMAGE_SUFFIXES, folder_name, read_folder, warn_of_left_out
 from fluxsmith.errors import InvalidFolder
 
 
@@ -128,15 +128,158 @@ def test_ten_images_are_named_and_the_rest_counted(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
-def test_name_that_is_no_text_is_a_fault(tmp_path: Path) -> None:
-    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+def put_bytes(folder: Path, name: bytes, content: bytes) -> None:
     try:
-        Path(os.fsdecode(path)).write_bytes(b"image")
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(content)
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    with pytest.raises(InvalidFolder, match="1 image with a name that is not UTF-8") as caught:
+
+
+def test_names_that_are_no_text_get_names_that_are(tmp_path: Path) -> None:
+    for stem in (b"caf\xe8", b"caf\xe9"):
+        put_bytes(tmp_path, stem + b".png", b"image")
+        put_bytes(tmp_path, stem + b".txt", b"a cat")
+    images = read_folder(tmp_path)
+    assert [image.name for image in images] == ["caf_.png", "caf_-2.png"]
+    assert [image.read() for image in images] == [b"image"] * 2
+
+
+@pytest.mark.parametrize(
+    "stem",
+    ["3.04.00\u202fPM", "a\u00a0b", "\u6771\u3000\u4eac", "\U0001f468\u200d\U0001f469", "\u05e9\u200f", " ", "\u200b"],
+)
+def test_names_may_have_any_space_and_any_joined_character(tmp_path: Path, stem: str) -> None:
+    add_image(tmp_path, f"{stem}.png")
+    [image] = read_folder(tmp_path)
+    assert (image.name, image.captions) == (f"{stem}.png", ("a cat",))
+
+
+@pytest.mark.parametrize(("stem", "name"), [("a\nb", "a_b.png"), ("x" * 240, f"{'x' * 186}.png"), ("a\x85", "a_.png")])
+def test_names_that_no_sample_may_have_are_made_valid(tmp_path: Path, stem: str, name: str) -> None:
+    add_image(tmp_path, f"{stem}.png")
+    assert [image.name for image in read_folder(tmp_path)] == [name]
+
+
+@pytest.mark.parametrize(
+    ("image", "caption"), [("e\u0301", "\u00e9"), ("\u00e9", "e\u0301"), ("\uac00", "\u1100\u1161")]
+)
+def test_composed_and_decomposed_names_are_one_name(tmp_path: Path, image: str, caption: str) -> None:
+    (tmp_path / f"{image}.png").write_bytes(b"image")
+    (tmp_path / f"{caption}.txt").write_text("a cat")
+    assert read_folder(tmp_path)[0].captions == ("a cat",)
+    assert read_folder(tmp_path).left_out == ()
+
+
+def test_of_two_captions_that_look_alike_the_one_of_the_very_name_counts(tmp_path: Path) -> None:
+    for stem in ("e\u0301", "\u00e9"):
+        add_image(tmp_path, f"{stem}.png", f"caption of {len(stem)}")
+    assert [image.captions[0] for image in read_folder(tmp_path)] == ["caption of 2", "caption of 1"]
+
+
+def test_pictures_of_one_stem_share_its_caption(tmp_path: Path) -> None:
+    add_image(tmp_path, "a.png")
+    add_image(tmp_path, "a.JPG")
+    assert [(image.name, image.captions) for image in read_folder(tmp_path)] == [
+        ("a.JPG", ("a cat",)),
+        ("a.png", ("a cat",)),
+    ]
+
+
+def test_two_caption_files_of_one_picture_are_a_fault(tmp_path: Path) -> None:
+    add_image(tmp_path, "a.png")
+    (tmp_path / "a.TXT").write_text("a dog")
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this file system knows one case of letters only")
+    with pytest.raises(InvalidFolder, match=r"1 image with several caption files: a\.png \(a\.TXT, a\.txt\)"):
         read_folder(tmp_path)
-    str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("a cat".encode("utf-16-le"), "that is not UTF-8 text: a.png (it looks like UTF-16 without a byte order mark)"),
+        ("a cat".encode("utf-16-be"), "that is not UTF-8 text: a.png (it looks like UTF-16 without a byte order mark)"),
+        ("\u8272".encode("utf-16-le"), "that is not UTF-8 text: a.png"),
+        (b"caf\xe9", "that is not UTF-8 text: a.png"),
+        (b"a \0 cat", "no text may have: a.png (has the control character U+0000 at place 3)"),
+        (b"a \x1b[2J", "no text may have: a.png (has the control character U+001B at place 3)"),
+        ("\u200b\ufeff\u2800".encode(), "with an empty caption: a.png (invisible characters alone)"),
+        (b"", "with an empty caption: a.png"),
+    ],
+)
+def test_captions_that_are_no_text_are_named_with_what_they_are(tmp_path: Path, content: bytes, fault: str) -> None:
+    add_image(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(InvalidFolder) as caught:
+        read_folder(tmp_path)
+    assert fault in caught.value.message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_captions_with_a_mark_and_lines_of_any_system_are_read(tmp_path: Path, encoding: str, end: str) -> None:
+    add_image(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes(f"Mr\u00a0\u732b{end}\tsits{end}".encode(encoding))
+    assert read_folder(tmp_path)[0].captions == ("Mr\u00a0\u732b\n\tsits",)
+
+
+def test_what_is_left_out_is_told_in_one_line_and_as_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    style = tmp_path / "style"
+    style.mkdir()
+    add_image(style, "p.png")
+    for name in ("q.jp2", "r.tga", "gone.txt", ".hidden.png", ".DS_Store", "Thumbs.db", "._p.png"):
+        (style / name).write_bytes(b"x")
+    (style / "more").mkdir()
+    add_image(style / "more", "s.png")
+    (style / "linked.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(style / "pipe.png")
+    images = read_folder(style)
+    assert [image.name for image in images] == ["p.png"]
+    assert {entry.name for entry in images.left_out} == {
+        ".hidden.png", "gone.txt", "linked.png", "more", "pipe.png", "q.jp2", "r.tga",
+    }  # fmt: skip
+    assert images.left_out_line == (
+        f"left out of {style}: 2 files of other formats (q.jp2, r.tga); 1 caption without a picture (gone.txt); "
+        "1 link that leads nowhere (linked.png); 1 subfolder, which is not looked into (more); "
+        "1 hidden picture or caption (.hidden.png); 1 entry that is neither file nor folder (pipe.png); "
+        "subfolders hold 1 image"
+    )
+    warn_of_left_out(images)
+    assert caplog.messages == [images.left_out_line]
+
+
+def test_nothing_is_said_of_a_folder_of_which_all_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add_image(tmp_path, "p.png")
+    warn_of_left_out(read_folder(tmp_path))
+    assert not caplog.messages
+
+
+def test_a_folder_of_other_formats_alone_names_them(tmp_path: Path) -> None:
+    (tmp_path / "a.jp2").write_bytes(b"x")
+    with pytest.raises(InvalidFolder, match=r"holds no images; there are 1 file of another format \(a\.jp2\)"):
+        read_folder(tmp_path)
+
+
+def test_picture_without_access_is_told_before_anything_is_sent(tmp_path: Path, nobody: None) -> None:
+    add_image(tmp_path, "a.png") if os.access(tmp_path, os.W_OK, effective_ids=True) else pytest.skip("not its owner")
+    (tmp_path / "a.png").chmod(0)
+    with pytest.raises(InvalidFolder, match=r"1 image that cannot be read: a\.png"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "called"), [("a\nb", "a_b"), ("Mr\u00a0X", "Mr\u00a0X"), ("\u200b", ""), ("x" * 250, "x" * 200)]
+)
+def test_folder_is_called_something_that_can_be_sent(tmp_path: Path, name: str, called: str) -> None:
+    (tmp_path / name).mkdir()
+    assert folder_name(tmp_path / name) == called
+
+
+def test_folder_that_links_to_itself_is_told(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert folder_name(tmp_path / "loop") == "loop"
+    with pytest.raises(InvalidFolder, match="does not exist"):
+        read_folder(tmp_path / "loop")
 
 
 def test_folder_is_called_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,3 +277,61 @@ def test_captioned_images_are_taken_as_they_are() -> None:
     assert read_source([image]) == [image]
     with pytest.raises(InvalidSource, match="row 2: another row is called 'a' too"):
         read_source([image, image])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_is_read_as_spreadsheets_of_any_country_write_it(files: Path, encoding: str, delimiter: str) -> None:
+    rows = [("file_name", "text", "note"), ("one/cat.png", "a cat; \u201csits\u201d, and, so, on", "x")]
+    buffer = io.StringIO()
+    csv.writer(buffer, delimiter=delimiter).writerows(rows)
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    (files / "ink.csv").write_bytes((mark + buffer.getvalue()).encode(encoding))
+    assert [image.captions for image in read_source(files / "ink.csv")] == [(rows[1][1],)]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"file,text\none/cat.png,a cat, sitting\n", "row 1: it has 3 fields, and the first line names 2 columns"),
+        (b"file,text\none/cat.png\n", "row 1: it has 1 fields, and the first line names 2 columns"),
+        (b'file,text\none/cat.png,"a cat\n', "at line 2: a field that begins with a quote does not end"),
+        (b'file,text\none/cat.png,"a "red" cat"\n', "row 1: it is not CSV at line 2"),
+        (b"file,text\none/cat.png,a\0cat\n", "U\\+0000"),
+        ("file,text\none/cat.png,a\n".encode("utf-16-le"), "it looks like UTF-16 without a byte order mark"),
+        (b"file,text\none/cat.png,caf\xe9\n", "can't decode byte 0xe9"),
+        (b"", "there is no row"),
+    ],
+)
+def test_bad_csv_is_told_in_words(files: Path, content: bytes, problem: str) -> None:
+    (files / "ink.csv").write_bytes(content)
+    with pytest.raises(InvalidSource, match=problem) as caught:
+        read_source(files / "ink.csv")
+    assert caught.value.remedy
+
+
+def test_captions_of_rows_have_plain_line_ends_and_any_space() -> None:
+    rows: list[Any] = [(as_file(), "Mr\u00a0X\r\nsits"), CaptionedImage(content=b"x", captions=("a\rb",), name="a")]
+    assert [image.captions for image in read_source(rows)] == [("Mr\u00a0X\nsits",), ("a\nb",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "caption", "problem"),
+    [
+        ("a\nb", "a", "its name has the control character U\\+000A"),
+        ("", "a", "its name is empty"),
+        ("\u200b", "a", "its name has spaces and invisible characters alone"),
+        ("x" * 201, "a", "its name has 201 characters"),
+        ("a", "a\0b", "the caption has the control character U\\+0000"),
+        ("a", "\u200b", "the caption is empty: it has invisible characters alone"),
+    ],
+)
+def test_images_that_the_encoder_would_refuse_are_not_sent(
+    client: Client, recorder: Recorder, name: str, caption: str, problem: str
+) -> None:
+    image = CaptionedImage(content=as_file(), captions=(caption,), name=name)
+    with pytest.raises(InvalidSource, match=f"row 1: {problem}"):
+        client.datasets.create_from([image])
+    with pytest.raises(InvalidSource, match=problem):
+        client.datasets.upload("d", [image])
+    assert not recorder.requests

@@ -44,12 +44,37 @@ def test_bad_samples_are_left_out_when_asked(client: fluxsmith.Client, tmp_path:
     assert [problem.sample_name for problem in finished.problems] == ["broken.png"]
 
 
-def test_an_empty_caption_is_refused_by_the_encoder_too(client: fluxsmith.Client, drawings: Path) -> None:
+def test_an_empty_caption_is_refused(client: fluxsmith.Client, drawings: Path) -> None:
     dataset = client.datasets.create()
     image = fluxsmith.CaptionedImage(name="x.png", captions=("  ",), path=drawings / "circle-0.png")
     with pytest.raises(errors.InvalidRequest) as raised:
         client.datasets.upload(dataset, [image])
     assert raised.value.reason == "CAPTION_EMPTY"
+
+
+def test_samples_of_any_name_and_caption_are_stored_as_they_are(client: fluxsmith.Client, tmp_path: Path) -> None:
+    """What the reading of a folder makes of names and captions is what the encoder takes, and gives back."""
+    odd = [
+        "3.04\u202fPM",
+        "\u6771\u3000\u4eac",
+        "\U0001f468\u200d\U0001f469",
+        "\u05e9\u200f",
+        "e\u0301",
+        "\u00e9",
+        "a\nb",
+        "x" * 240,
+    ]
+    for number, stem in enumerate(odd):
+        (tmp_path / f"{stem}.png").write_bytes(drawing(number, shade=7))
+        (tmp_path / f"{stem}.txt").write_text(f"Mr\u00a0{stem.strip()}\n\t\u732b")
+    images = read_folder(tmp_path)
+    dataset = client.datasets.create(name=f"Mr\u00a0{joined}")
+    client.datasets.upload(dataset, images)
+    stored = {sample.name: sample.captions for sample in client.datasets.samples(dataset)}
+    assert stored == {image.name: image.captions for image in images}
+    assert len(stored) == len(odd)
+    assert client.datasets.get(dataset.id).name == f"Mr\u00a0{joined}"
+    client.datasets.delete(dataset)
 
 
 def test_an_unknown_dataset_is_not_found(client: fluxsmith.Client) -> None:

@@ -100,17 +100,13 @@ def _read(image: CaptionedImage) -> bytes:
 
 
 def _messages(image: CaptionedImage, content: bytes) -> list[UploadSamplesRequest]:
-    try:
-        header = SampleHeader(
-            sample_name=image.name,
-            captions=image.captions,
-            size_bytes=len(content),
-            content_digest=_digest(content),
-            repeats=image.repeats,
-        )
-    except UnicodeEncodeError as error:
-        message = f"the sample {image.name!r} has half a character, such as \\ud83d alone, in its name or a caption."
-        raise InvalidSource(message, reason="SOURCE_INVALID", remedy="Write the character whole.") from error
+    header = SampleHeader(
+        sample_name=image.name,
+        captions=image.captions,
+        size_bytes=len(content),
+        content_digest=_digest(content),
+        repeats=image.repeats,
+    )
     begins = range(0, len(content), _CHUNK_BYTES)
     chunks = [UploadSamplesRequest(chunk=content[begin : begin + _CHUNK_BYTES]) for begin in begins]
     return [UploadSamplesRequest(sample=header), *chunks]

@@ -10,6 +10,7 @@ from fluxsmith._adapter_upload import check_adapter, digest_of, put_file
 from fluxsmith._arguments import (
     config_of,
     dataset_id_of,
+    name_of,
     path_of,
     text_of,
     truth_of,
@@ -142,7 +143,7 @@ class AsyncClient:
         request = trainer_pb2.CreateTrainingJobRequest(
             request_id=text_of(request_id or str(uuid4()), "request_id"),
             user_id=user_id_of(user_id),
-            display_name=text_of(name, "name"),
+            display_name=name_of(name),
             dataset_id=dataset_id_of(dataset),
             held_out_dataset_id=dataset_id_of(held_out, "held_out") if held_out is not None else "",
             config=write_config(config_of(config)),
@@ -152,15 +153,24 @@ class AsyncClient:
         return self._handle((await self._trainer.call(self._trainer.stub.CreateTrainingJob, request)).job)
 
     async def validate(
-        self, config: TrainConfig, *, held_out: bool = False, start_while_encoding: bool = False, priority: int = 0
+        self,
+        config: TrainConfig,
+        *,
+        held_out: bool = False,
+        user_id: str | int = "",
+        name: str = "",
+        start_while_encoding: bool = False,
+        priority: int = 0,
     ) -> None:
-        """Ask the trainer what is wrong with a configuration, before any data is uploaded; nothing is queued.
+        """Ask the trainer what is wrong with a job to be, before any data is uploaded; nothing is queued.
 
         `held_out` says that there will be a dataset to measure on. Raises `InvalidRequest` with every violation at
         once.
         """
         request = trainer_pb2.CreateTrainingJobRequest(
             request_id=str(uuid4()),
+            user_id=user_id_of(user_id),
+            display_name=name_of(name),
             config=write_config(config_of(config)),
             start_while_encoding=truth_of(start_while_encoding, "start_while_encoding"),
             priority=whole_number_of(priority, "priority", wanted=_PRIORITIES),

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Unpack
 from uuid import uuid4
 
-from fluxsmith._arguments import dataset_id_of, images_of, path_of, text_of, wrong
+from fluxsmith._arguments import dataset_id_of, images_of, name_of, path_of, text_of, wrong
 from fluxsmith._async._connection import Connection
 from fluxsmith._async._fetch import Located, fetch
 from fluxsmith._async._resume import resuming
 from fluxsmith._async._runtime import CallEnded, EncoderStub, begin, in_thread, outcome, sleep
 from fluxsmith._async._upload import Tally, UploadStream, missing_images
-from fluxsmith._folder import folder_name, read_folder
+from fluxsmith._folder import folder_name, read_folder, warn_of_left_out
 from fluxsmith._names import require_known
 from fluxsmith._outage import Outage
 from fluxsmith._sources import Source, read_source, source_name
@@ -60,6 +60,7 @@ class AsyncDatasets:
         """Make a dataset of a folder's images and return it once it is READY.
 
         Each image has its caption beside it in a `.txt` file of the same name. `name` is the folder's unless given.
+        What else the folder has is left out, which the logger `fluxsmith` warns of; `read_folder` tells it as data.
         Without `wait` it returns once the encoding has begun, so that a job may be trained with `start_while_encoding`.
         All else as in `encode`. Raises `InvalidFolder` before anything is sent, and `InvalidRequest` or `DatasetFailed`
         for images that the encoder refuses; what was sent of such a dataset is removed again.
@@ -67,6 +68,7 @@ class AsyncDatasets:
         chosen = _merged(options, fields, call="create_from_folder")
         folder = path_of(path)
         images = await in_thread(read_folder, folder)
+        warn_of_left_out(images)
         name = name or folder_name(folder)
         return await self._create(images, chosen, name=name, wait=wait, on_progress=on_progress)
 
@@ -93,6 +95,7 @@ class AsyncDatasets:
         """
         chosen = _merged(options, fields, call="create_from")
         images = await in_thread(read_source, source, image_column=image_column, caption_column=caption_column)
+        warn_of_left_out(images)
         name = name or source_name(source)
         return await self._create(images, chosen, name=name, wait=wait, on_progress=on_progress)
 
@@ -124,7 +127,7 @@ class AsyncDatasets:
         now is; `AlreadyExists` for another name. None means a new one.
         """
         request = encoder_pb2.CreateDatasetRequest(
-            request_id=text_of(request_id or str(uuid4()), "request_id"), display_name=text_of(name, "name")
+            request_id=text_of(request_id or str(uuid4()), "request_id"), display_name=name_of(name)
         )
         return read_dataset((await self._connection.call(self._connection.stub.CreateDataset, request)).dataset)
 

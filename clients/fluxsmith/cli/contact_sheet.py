@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from fluxsmith._folder import folder_name, read_folder
+from fluxsmith._folder import folder_name, read_folder, warn_of_left_out
 from fluxsmith.cli.data_options import with_data_options
 from fluxsmith.cli.display import display_for
-from fluxsmith.cli.output import check_target
+from fluxsmith.cli.output import check_target, default_target, with_suffix
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import size_text
 from fluxsmith.client import Client
@@ -55,7 +55,8 @@ def contact_sheet(
     """
     session: Session = context.obj
     folder = Path(source) if _means_folder(source) else None
-    target = output or Path(f"{folder_name(folder) if folder else source}-contact-sheet.png")
+    named = folder_name(folder) if folder else source
+    target = with_suffix(output, ".png") if output else default_target(named, "-contact-sheet.png")
     check_target(target)
     options = data if data != EncodingOptions() else None
     with session.client() as client:
@@ -76,6 +77,7 @@ def contact_sheet(
 def _uploaded(client: Client, folder: Path, session: Session) -> Iterator[Dataset]:
     """Hold a dataset of the folder's images, not encoded, which is deleted in the end whatever happens."""
     images = read_folder(folder)
+    warn_of_left_out(images)
     dataset = client.datasets.create(name=folder_name(folder))
     try:
         with display_for(session.console) as display:

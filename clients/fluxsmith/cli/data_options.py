@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fluxsmith._samples import trigger_word_fault
 from fluxsmith.cli.completion import choices_of
 from fluxsmith.cli.splicing import in_place_of
 from fluxsmith.encoding import AlphaPolicy, EncodingOptions, LatentForm
@@ -103,10 +104,8 @@ def _read_data_options(  # noqa: PLR0913  # a command's options are its paramete
     for side_px in sides_px:
         _require(side_px % 16 == 0, "--resolution", f"{side_px} is not a multiple of 16")
     _require((bucket_step or 0) % 16 == 0, "--bucket-step", f"{bucket_step} is not a multiple of 16")
-    length = len(trigger_word)
-    _require(length <= 64, "--trigger-word", f"it has {length} characters; use 64 at most")
-    _require(trigger_word == trigger_word.strip(), "--trigger-word", "it begins or ends with a space")
-    _require(trigger_word.isprintable(), "--trigger-word", "it has a control character")
+    fault = trigger_word_fault(trigger_word)
+    _require(not fault, "--trigger-word", f"it {fault}")
     variants = max(1, len(sides_px)) * (random_crops or 1) * (2 if flip else 1)
     _require(variants <= 16, "--random-crops", f"with --flip and --resolution it gives {variants} variants; 16 at most")
     is_color = not background or _COLOR.fullmatch(background) is not None

@@ -5,14 +5,48 @@ from pathlib import Path
 
 from fluxsmith import _download
 from fluxsmith.errors import InvalidRequest
+from fluxsmith.text import on_one_line
+
+_LONGEST_STEM_BYTES = 200
+"""Of the 255 that file systems take for a name."""
 
 
 def check_target(target: Path) -> None:
     """Raise `InvalidRequest` now for a file that could not be written once the work is done."""
-    if target.is_dir() or not target.parent.is_dir():
-        problem = "is a folder" if target.is_dir() else "is in a folder that does not exist"
-        raise InvalidRequest(f"the output {target} {problem}.", reason="TARGET_UNWRITABLE", remedy="Name another file.")
-    _download.check_target(target)
-    if not os.access(target.parent, os.W_OK):
-        message = f"the output {target} is in a folder that cannot be written."
+    if problem := _problem(target):
+        message = f"the output {on_one_line(str(target))} {problem}."
         raise InvalidRequest(message, reason="TARGET_UNWRITABLE", remedy="Name another file.")
+    _download.check_target(target)
+
+
+def _problem(target: Path) -> str:
+    """Return what keeps the file from being written; empty for nothing."""
+    try:
+        if target.is_dir():
+            return "is a folder"
+        if not target.parent.is_dir():
+            there = target.parent.exists()
+            return "is in something that is no folder" if there else "is in a folder that does not exist"
+        os.lstat(target)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # such as a name that is too long, or a folder without access
+        return f"cannot be written: {error.strerror}"
+    return "" if os.access(target.parent, os.W_OK | os.X_OK) else "is in a folder that cannot be written"
+
+
+def with_suffix(target: Path, suffix: str) -> Path:
+    """Return the file with the suffix by which programs find it, unless it has it, or is there and is no file."""
+    try:
+        is_other = target.exists() and not target.is_file()
+    except OSError:  # such as a name that is too long, which `check_target` tells
+        is_other = True
+    if is_other or not target.name or target.name.lower().endswith(suffix):
+        return target
+    return target.with_name(f"{target.name}{suffix}")
+
+
+def default_target(name: str, ending: str) -> Path:
+    """Return the file, here, for something of that name, however long that is."""
+    stem = name.encode()[:_LONGEST_STEM_BYTES].decode(errors="ignore") or "fluxsmith"
+    return Path(f"{stem}{ending}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from fluxsmith._adapter_upload import check_adapter
+from fluxsmith._arguments import MOST_USER_CHARACTERS, name_of
 from fluxsmith._folder import folder_name, read_folder
 from fluxsmith.cli import options
 from fluxsmith.cli.chosen import choose
@@ -15,7 +16,7 @@ from fluxsmith.cli.config_options import with_config_options
 from fluxsmith.cli.data_options import with_data_options
 from fluxsmith.cli.display import Display, display_for
 from fluxsmith.cli.following import follow
-from fluxsmith.cli.output import check_target
+from fluxsmith.cli.output import check_target, default_target, with_suffix
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import Fetched, problem_lines, report_lines, to_json
 from fluxsmith.client import Client
@@ -24,6 +25,8 @@ from fluxsmith.encoding import EncodingOptions
 from fluxsmith.errors import FluxsmithError
 from fluxsmith.jobs import JobHandle
 from fluxsmith.training import TrainConfig
+
+SUFFIX = ".safetensors"
 
 
 @with_data_options
@@ -49,11 +52,10 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
     with Ctrl-C, the job goes on; `fluxsmith watch` comes back to it.
     """
     session: Session = context.obj
-    target = output or Path(f"{folder_name(folder)}.safetensors")
+    target = with_suffix(output, SUFFIX) if output else default_target(folder_name(folder), SUFFIX)
+    _check_names(name, user)
     _check(config, target=target, warm_start=warm_start, held_out=held_out, start_early=start_early)
-    if held_out:
-        read_folder(held_out)  # faults of either folder are told before anything is sent
-    config, choices = choose(config, read_folder(folder), measured=held_out is not None, early=start_early)
+    config, choices = _chosen(config, folder, data, held_out=held_out, start_early=start_early)
     with session.client() as client:
         with display_for(session.console) as display:
             for line in choices:
@@ -101,6 +103,23 @@ def _check(config: TrainConfig, *, target: Path, warm_start: str, held_out: Path
         raise typer.BadParameter("it takes the place of --held-out; give one of them", param_hint="'--held-out-share'")
     if config.early_stopping_patience and not (held_out or config.held_out_share):
         raise typer.BadParameter("it needs --held-out or --held-out-share", param_hint="'--early-stop'")
+
+
+def _check_names(name: str, user: str) -> None:
+    """Raise `InvalidRequest` for what the job could not be called by."""
+    name_of(name, "--name")
+    name_of(user, "--user", most=MOST_USER_CHARACTERS)
+
+
+def _chosen(
+    config: TrainConfig, folder: Path, data: EncodingOptions, *, held_out: Path | None, start_early: bool
+) -> tuple[TrainConfig, list[str]]:
+    """Return what `choose` makes of the folder; faults of either folder are told before anything is sent."""
+    if held_out:
+        read_folder(held_out)
+    resolutions = max(1, len(data.resolutions_px))
+    pictures = read_folder(folder)
+    return choose(config, pictures, resolutions=resolutions, measured=held_out is not None, early=start_early)
 
 
 @contextmanager

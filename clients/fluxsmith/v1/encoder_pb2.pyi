@@ -101,6 +101,8 @@ class _SampleProblemReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_S
     """Warning: cached tensors of it were damaged or missing and have been encoded again."""
     SAMPLE_PROBLEM_REASON_TRIGGER_MISSING: _SampleProblemReason.ValueType  # 13
     """Warning: a caption holds `[trigger]` and no trigger word is given, so that text itself is encoded."""
+    SAMPLE_PROBLEM_REASON_CAPTION_UNREADABLE: _SampleProblemReason.ValueType  # 14
+    """Warning: a text encoder has no token for parts of a caption, and reads `<unk>`; the message has them."""
 
 class SampleProblemReason(_SampleProblemReason, metaclass=_SampleProblemReasonEnumTypeWrapper):
     """Kinds of problem with a sample."""
@@ -133,6 +135,8 @@ SAMPLE_PROBLEM_REASON_CACHE_REPAIRED: SampleProblemReason.ValueType  # 12
 """Warning: cached tensors of it were damaged or missing and have been encoded again."""
 SAMPLE_PROBLEM_REASON_TRIGGER_MISSING: SampleProblemReason.ValueType  # 13
 """Warning: a caption holds `[trigger]` and no trigger word is given, so that text itself is encoded."""
+SAMPLE_PROBLEM_REASON_CAPTION_UNREADABLE: SampleProblemReason.ValueType  # 14
+"""Warning: a text encoder has no token for parts of a caption, and reads `<unk>`; the message has them."""
 Global___SampleProblemReason: _TypeAlias = SampleProblemReason  # noqa: Y015
 
 class _LatentForm:
@@ -983,18 +987,24 @@ class EncodePromptsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectReference]:
         """Where the embedding of each caption lies, in the order of the request."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the text encoders do not read of the captions, a sentence each, for people."""
 
     def __init__(
         self,
         *,
         embeddings: _abc.Iterable[Global___ObjectReference] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

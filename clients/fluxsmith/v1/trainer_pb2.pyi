@@ -1615,8 +1615,9 @@ class JobWarning(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Stable reason for programs: FEW_READERS, SHORT_RUN and UNUSED_SETTING of the configuration, the first as soon as
-    the job is created; CHECKPOINT_SKIPPED (one that is
+    """Stable reason for programs: FEW_READERS, SHORT_RUN and UNUSED_SETTING of the configuration, the first as soon as the
+    job is created; SMALL_BATCHES (sizes of images that do not fill batches), HELD_OUT_TRAINED (images that are both
+    measured on and learnt) and PROMPT_NOT_READ of the data and the preview prompts; CHECKPOINT_SKIPPED (one that is
     damaged, or was not written since a number in it is not finite), CHECKPOINT_OF_OTHER_VERSION and STALLED;
     PREVIEW_SKIPPED, BEST_SKIPPED, KOHYA_SKIPPED, COMFYUI_SKIPPED, REPORT_FAILED and CONTACT_SHEET_SKIPPED of files that are not there.
     More may come.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from itertools import chain
 
@@ -17,7 +17,7 @@ from services.encoder.images.contact_sheet import Tile, contact_sheet_png, thumb
 from services.encoder.images.decoding import decode
 from services.encoder.images.views import Variant, View, variants_of, views_of
 from services.encoder.overlap import overlapped
-from services.encoder.problems import BadSample
+from services.encoder.problems import BadSample, Problem
 from services.encoder.records import EncodingOptions, SampleRecord
 
 AHEAD = 4
@@ -37,12 +37,12 @@ class ContactSheets:
         datasets: Datasets,
         executor: Executor,
         *,
-        lost_words: Callable[[str], Mapping[str, str]],
+        unread: Callable[[str], Iterable[tuple[Problem, str]]],
         max_image_pixels: int,
     ) -> None:
         self._datasets = datasets
         self._executor = executor
-        self._lost_words = lost_words
+        self._unread = unread
         self._max_image_pixels = max_image_pixels
 
     def render(
@@ -71,7 +71,7 @@ class ContactSheets:
             return
         warnings = [message for _, message in decoded.warnings]
         for caption in captions:
-            warnings += [f"{who} does not read {words!r}" for who, words in self._lost_words(caption).items()]
+            warnings += [what for _, what in self._unread(caption)]
         for view in views:
             for variant in variants_of(decoded, view, options):
                 yield Tile(

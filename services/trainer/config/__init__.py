@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from services.common.errors import FieldViolation, InvalidInput
 from services.common.fields import shortened
@@ -63,6 +64,12 @@ def valid_part(fields: Mapping[str, Any]) -> ConfigFields:
     return ConfigFields.model_validate({name: value for name, value in fields.items() if name not in wrong})
 
 
+def _said(detail: ErrorDetails) -> str:
+    """What is wrong with a value: pydantic's words, or our own without the word before them that pydantic adds."""
+    own = detail.get("ctx", {}).get("error")
+    return str(own) if own else detail["msg"].lower()
+
+
 def _out_of_range(fields: Mapping[str, Any]) -> list[FieldViolation]:
     try:
         ConfigFields.model_validate(dict(fields))
@@ -70,7 +77,7 @@ def _out_of_range(fields: Mapping[str, Any]) -> list[FieldViolation]:
         return [
             FieldViolation(
                 field=".".join(["config", *(str(part)[:100] for part in detail["loc"])]),
-                description=f"is {shortened(detail['input'])}: {detail['msg'].lower()}",
+                description=f"is {shortened(detail['input'])}: {_said(detail)}",
             )
             for detail in error.errors()
         ]

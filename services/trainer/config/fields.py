@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from fluxsmith.text import fault_of
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from services.trainer.config.choices import (
@@ -21,16 +22,16 @@ from services.trainer.config.choices import (
 )
 
 
-def without_control_characters(text: str) -> str:
+def as_text(text: str) -> str:
     """The text; raises `ValueError` for what no keyboard writes, and not every database can keep."""
-    if any(not (character.isprintable() or character in "\n\t") for character in text):
-        raise ValueError("has a control character")
+    if fault := fault_of(text, lines=True):
+        raise ValueError(fault)
     return text
 
 
 Rank = Annotated[int, Field(ge=1, le=512)]
-Prompt = Annotated[str, Field(max_length=2000), AfterValidator(without_control_characters)]
-Expression = Annotated[str, Field(max_length=200), AfterValidator(without_control_characters)]
+Prompt = Annotated[str, Field(max_length=2000), AfterValidator(as_text)]
+Expression = Annotated[str, Field(max_length=200), AfterValidator(as_text)]
 
 
 class ConfigFields(BaseModel):
@@ -136,7 +137,7 @@ class ConfigFields(BaseModel):
     """rsLoRA: scale by alpha / sqrt(rank) instead of alpha / rank. LORA and DORA only."""
     adapter_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of a layer's inputs that the adapter does not see in a step. LORA and DORA only."""
-    target_regex: Annotated[str, AfterValidator(without_control_characters)] = Field(default="", max_length=1000)
+    target_regex: Annotated[str, AfterValidator(as_text)] = Field(default="", max_length=1000)
     r"""Regular expression that the full names of the modules to adapt match, such as
     `transformer_blocks\.\d+\.attn\.to_[qkv]`; takes the place of `targets`. Empty means `targets` decides."""
     rank_pattern: dict[Expression, Rank] = Field(default={}, max_length=100)

@@ -82,3 +82,17 @@ def test_odd_duration_is_the_callers_fault(seconds: int, nanos: int) -> None:
     with pytest.raises(InvalidInput, match=r"^lifetime ") as caught:
         read_duration("lifetime", Duration(seconds=seconds, nanos=nanos), least=SECOND, most=WEEK)
     assert caught.value.violations[0].field == "lifetime"
+
+
+@pytest.mark.parametrize("text", ["Mr\u00a0Smith", "\u6771\u3000\u4eac", "\U0001f468\u200d\U0001f469", "e\u0301", ""])
+def test_what_people_write_is_a_name(text: str) -> None:
+    check_length("display_name", text, 200)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [("a\x07", "U\\+0007 at place 2"), ("a\nb", "U\\+000A"), (" \u3000", "invisible"), ("\u200b", "invisible")],
+)
+def test_names_that_show_nothing_or_more_than_text_are_refused(text: str, fault: str) -> None:
+    with pytest.raises(InvalidInput, match=fault):
+        check_length("display_name", text, 200)

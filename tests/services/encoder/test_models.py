@@ -267,6 +267,13 @@ def test_words_that_are_not_read_are_given_by_encoder(encoder_models: EncoderMod
     assert "CLIP" not in encoder_models.lost_words("apple " * 75)
 
 
+def test_parts_without_a_token_are_given_by_encoder_and_only_of_what_is_read(encoder_models: EncoderModels) -> None:
+    cat = "\u043a\u043e\u0442"  # in Russian
+    assert encoder_models.unknown_words("a red apple") == {}
+    assert encoder_models.unknown_words(f"a {cat} and a {cat}") == {"T5": (cat,)}
+    assert encoder_models.unknown_words("apple " * 600 + cat) == {}
+
+
 @settings(deadline=None)
 @given(caption=st.text(max_size=200))
 def test_what_is_lost_is_the_end_and_the_rest_is_read(encoder_models: EncoderModels, caption: str) -> None:

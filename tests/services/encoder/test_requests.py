@@ -37,9 +37,13 @@ def test_good_header_becomes_a_record() -> None:
         ("sample_name", "", "FIELD_INVALID"),
         ("sample_name", "x" * 201, "FIELD_INVALID"),
         ("sample_name", "a\nb", "FIELD_INVALID"),
+        ("sample_name", "\u200b", "FIELD_INVALID"),
         ("captions", [], "CAPTION_EMPTY"),
         ("captions", [""], "CAPTION_EMPTY"),
         ("captions", ["good", " \t\n"], "CAPTION_EMPTY"),
+        ("captions", ["good", "\u200b\u3164"], "CAPTION_EMPTY"),
+        ("captions", ["a\0b"], "FIELD_INVALID"),
+        ("captions", ["a\rb"], "FIELD_INVALID"),
         ("captions", ["x" * 21], "CAPTION_TOO_LONG"),
         ("captions", ["ü" * 11], "CAPTION_TOO_LONG"),
         ("captions", ["x"] * 17, "FIELD_INVALID"),
@@ -180,3 +184,9 @@ def test_latents_of_anybody_else_are_not_found(store: ObjectStore, tenant: str) 
 def test_number_of_latents_is_limited(store: ObjectStore, count: int) -> None:
     with pytest.raises(InvalidInput, match=f"has {count} entries"):
         latents_keys(["s3://b/k"] * count, Caller(tenant="t"), store)
+
+
+@pytest.mark.parametrize("name", ["at 3.04\u202fPM.png", "\u6771\u3000\u4eac.png", "\U0001f468\u200d\U0001f469.png"])
+def test_names_and_captions_have_any_space_and_any_joined_character(name: str) -> None:
+    header = pb.SampleHeader(**{**GOOD, "sample_name": name, "captions": ["Mr\u00a0X\n\tsits"]})
+    assert sample_record(header, LIMITS).sample_name == name

@@ -86,3 +86,23 @@ def test_trigger_without_its_word_is_warned_of(desk: Desk, add_sample: AddSample
     (problem,) = desk.encode().problems
     assert (problem.problem, problem.warning) == (Problem.TRIGGER_MISSING, True)
     assert desk.encode(trigger_word="sks").problems == ()
+
+
+def test_captions_that_t5_has_no_token_for_are_warned_of_with_the_words(desk: Desk, add_sample: AddSample) -> None:
+    red, cat = "\u0440\u044b\u0436\u0438\u0439", "\u043a\u043e\u0442"  # in Russian
+    add_sample("a", f"a {red} {cat} sits")
+    add_sample("b", "\u4e00\u53ea\u732b")
+    add_sample("c", "a red cat")
+    for _ in range(2):  # also when all of it comes from the cache
+        problems = {problem.sample_name: problem for problem in desk.encode().problems}
+        assert set(problems) == {"a", "b"}
+        assert all(problem.problem is Problem.CAPTION_UNREADABLE and problem.warning for problem in problems.values())
+        assert f"T5 has no token for '{red}', '{cat}' and reads <unk>" in problems["a"].message
+        assert "'\u4e00\u53ea\u732b'" in problems["b"].message
+
+
+def test_a_manifest_says_which_file_a_sample_is_of(desk: Desk, add_sample: AddSample) -> None:
+    record = add_sample("a")
+    for _ in range(2):  # also when all of it comes from the cache
+        desk.encode()
+        assert [sample.content_digest for sample in desk.manifest.samples] == [record.content_digest]

@@ -23,14 +23,15 @@ Context = grpc.ServicerContext
 
 
 class Echo(encoder_pb2_grpc.EncoderServiceServicer):
-    """Answers with what it was asked for, and by whom; the caption `slow` takes two seconds."""
+    """Answers with what it was asked for, and by whom; `slow` takes two seconds, `odd` is not read."""
 
     def EncodePrompts(self, request: pb.EncodePromptsRequest, context: Context) -> pb.EncodePromptsResponse:  # noqa: N802
         tenant = str(dict(context.invocation_metadata())["fluxsmith-tenant"])
         if "slow" in request.captions:
             time.sleep(2)
         references = [reference(f"{tenant}/{caption}") for caption in request.captions]
-        return pb.EncodePromptsResponse(embeddings=references)
+        warnings = [f"{caption!r}: T5 does not read it" for caption in request.captions if caption == "odd"]
+        return pb.EncodePromptsResponse(embeddings=references, warnings=warnings)
 
 
 def reference(key: str) -> pb.ObjectReference:
@@ -67,6 +68,13 @@ def test_references_come_in_order_for_the_links_tenant(link: EncoderLink, addres
         found = link.embed(["one", "", "three"])
     assert [one.uri for one in found] == ["s3://b/mine/one", "s3://b/mine/", "s3://b/mine/three"]
     assert {(one.content_digest, one.size_bytes) for one in found} == {(DIGEST, 7)}
+
+
+def test_what_the_encoder_does_not_read_is_passed_on(link: EncoderLink, address: str) -> None:
+    told: list[str] = []
+    with served(address):
+        link.embed(["odd"], warn=told.extend)
+    assert told == ["'odd': T5 does not read it"]
 
 
 def test_where_nothing_listens_is_told_within_seconds(link: EncoderLink, address: str) -> None:

@@ -35,6 +35,7 @@ class Noted(Previews):
         self.away: set[int] = set()
         self.interrupted: set[int] = set()
         self.checks: list[Callable[[], None]] = []
+        self.unread: list[str] = []
 
     def render(self, step: int, check: Callable[[], None]) -> list[PreviewRendered]:
         """Note the step and what would be called meanwhile; fails or is interrupted where it is told to be."""
@@ -318,3 +319,13 @@ def test_catching_up_again_does_nothing(make_run) -> None:  # type: ignore[no-un
     run.milestones.catch_up()
     run.milestones.catch_up()
     assert (run.milestones.losses, run.previews.steps) == ({0: 5.0}, [0])
+
+
+def test_words_of_prompts_that_nobody_reads_are_told_once(make_run) -> None:  # type: ignore[no-untyped-def]
+    run = make_run([], preview_prompts=("a",), preview_interval_steps=5)
+    run.previews.unread = ["'\u043a\u043e\u0442': T5 has no token for it"]
+    run.go()
+    assert len(run.previews.steps) == 3
+    events = [stored.event for stored in run.jobs.events_after(run.job.job_id, 0)]
+    told = [(event.reason, event.message) for event in events if isinstance(event, JobWarning)]
+    assert told == [("PROMPT_NOT_READ", "preview prompt '\u043a\u043e\u0442': T5 has no token for it")]

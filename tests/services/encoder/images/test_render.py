@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from services.encoder.images.contact_sheet import thumbnail
 from services.encoder.images.render import ContactSheets, samples_a_sheet
 from services.encoder.models import EncoderModels
 from services.encoder.records import EncodingOptions
+from services.encoder.unread import unread
 from tests.services.encoder.conftest import OPTIONS, AddSample, Desk, noise_png, png
 
 
@@ -22,8 +24,7 @@ from tests.services.encoder.conftest import OPTIONS, AddSample, Desk, noise_png,
 def sheets(datasets: Datasets, encoder_models: EncoderModels) -> Iterator[ContactSheets]:
     """What draws them."""
     with ThreadPoolExecutor(2) as executor:
-        lost_words = encoder_models.lost_words
-        yield ContactSheets(datasets, executor, lost_words=lost_words, max_image_pixels=10_000)
+        yield ContactSheets(datasets, executor, unread=partial(unread, encoder_models), max_image_pixels=10_000)
 
 
 def render(sheets: ContactSheets, desk: Desk, options: EncodingOptions = OPTIONS) -> Image.Image:

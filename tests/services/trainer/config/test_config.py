@@ -194,3 +194,16 @@ def test_held_out_loss_is_measured_ten_times_a_run(total: int, interval: int) ->
 def test_configuration_never_changes() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         TrainConfig().rank = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("text", ["by Mr\u00a0Smith", "\u6771\u3000\u4eac", "\U0001f468\u200d\U0001f469", "a\n\tb", ""])
+def test_prompts_are_any_text_that_people_write(text: str) -> None:
+    assert parse_config({"preview_prompts": (text,)}).preview_prompts == (text,)
+
+
+def test_control_characters_are_named_by_their_number_and_place() -> None:
+    wrong = {"preview_prompts": ("a\x07",), "target_regex": "a\0", "rank_pattern": {"a\x1b": 4}}
+    told = violations_of(wrong)
+    assert told["config.preview_prompts.0"] == "is 'a\\x07': has the control character U+0007 at place 2"
+    assert told["config.target_regex"] == "is 'a\\x00': has the control character U+0000 at place 2"
+    assert any("U+001B at place 2" in text for text in told.values())
