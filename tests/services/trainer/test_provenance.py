@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from services.common.cache import CachedCaption, CachedObject, CachedSample
-from services.trainer.base_kind import BaseKind
+from services.trainer.base_names import BaseKind
 from services.trainer.config import TrainConfig
 from services.trainer.jobs import Job, NewJob
 from services.trainer.provenance import MOST_TAGS_BYTES, as_file_name, tag_frequency, thumbnail
