@@ -73,7 +73,7 @@ def trained_and_held_out(training: Iterable[CachedSample], held_out: Sequence[Ca
         for mark in _marks(sample):
             learnt.setdefault(mark, sample.sample_name)
     found = []
-    for sample in held_out:
+    for sample in sorted(held_out, key=lambda sample: sample.sample_name):
         twin = next((learnt[mark] for mark in _marks(sample) if mark in learnt), None)
         if twin is not None:
             found.append(sample.sample_name if twin == sample.sample_name else f"{sample.sample_name} (as {twin})")
