@@ -27,6 +27,16 @@ from services.common.base_check import CONFIG, INDEX, BaseModelError, refuse_oth
 if TYPE_CHECKING:  # who loads a model without settings, as the benchmarks do, needs no pydantic-settings
     from services.common.settings import ServiceSettings
 
+__all__ = [
+    "BaseModelError",
+    "base_folder",
+    "configured_folder",
+    "is_folder",
+    "known_transformer",
+    "pick_device",
+    "pick_dtype",
+]
+
 log = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -171,7 +171,9 @@ def _layer(name: str) -> Layer | None:
     blocks, number, rest = inside.groups()
     prefix, table = _BLOCKS.get(blocks, ("", {}))
     members = table.get(rest)
-    return members and Layer(title=title, modules=tuple(f"{prefix}.{number}.{member}" for member in members))
+    if not members:
+        return None
+    return Layer(title=title, modules=tuple(f"{prefix}.{number}.{member}" for member in members))
 
 
 def _without_prefix(name: str) -> str:

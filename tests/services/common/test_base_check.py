@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,11 @@ def test_what_is_assumed_without_an_index_is_logged(
     assert "has no model_index.json, which would tell FLUX.1 Kontext from FLUX.1-dev" in caplog.text
 
 
-SIZES = ("num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads")
-SIZES += ("joint_attention_dim", "pooled_projection_dim")
-NO_SIZES = (None, "x", -1, 1.5, 10**9, [])
+SIZES = [
+    *("num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads"),
+    *("joint_attention_dim", "pooled_projection_dim"),
+]
+NO_SIZES: tuple[Any, ...] = (None, "x", -1, 1.5, 10**9, [])
 ODD: dict[str, tuple[Any, Any]] = {
     "empty": (None, None),
     "index is garbage": (b"\xff\x00{", FLUX),
@@ -103,6 +106,10 @@ ODD: dict[str, tuple[Any, Any]] = {
     "channels": (None, FLUX | {"in_channels": 16}),
     **{name: (index, config) for name, (index, config, _) in OTHERS.items()},
 }
+
+
+for name, value in product(SIZES, NO_SIZES):
+    ODD[f"{name} is {value!r}"] = (None, FLUX | {name: value})
 
 
 @pytest.mark.parametrize("name", ODD)

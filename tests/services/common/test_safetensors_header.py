@@ -16,13 +16,13 @@ from services.common.safetensors_header import MOST_TENSORS, NotSafetensors, Sou
 TENSORS = {"a": torch.ones(2, 3), "b": torch.ones((), dtype=torch.float8_e4m3fn), "c": torch.ones(0, 4)}
 
 
-def with_header(text: bytes | dict[str, Any], data: bytes = b"") -> Source:
+def with_header(text: bytes | dict[str, Any] | list[Any], data: bytes = b"") -> Source:
     """A file with this header and these bytes of tensors."""
     text = text if isinstance(text, bytes) else json.dumps(text).encode()
     return Source.of(len(text).to_bytes(8, "little") + text + data)
 
 
-def entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4), **more: Any) -> dict[str, Any]:
+def entry(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4), **more: Any) -> dict[str, Any]:
     return {"x": {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}}
 
 
@@ -38,7 +38,8 @@ def test_header_is_what_the_library_reads(tmp_path: Any) -> None:
 
 
 def test_nothing_but_the_header_is_read() -> None:
-    data, ends = save({"x": torch.zeros(1000)}), []
+    data: bytes = save({"x": torch.zeros(1000)})
+    ends: list[int] = []
 
     def read(offset: int, length: int) -> bytes:
         ends.append(offset + length)

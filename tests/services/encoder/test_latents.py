@@ -50,7 +50,8 @@ def test_latents_of_another_form_are_refused(data: bytes) -> None:
 
 
 def test_nothing_is_read_of_what_lies_beside_the_latents() -> None:
-    data, read = safetensors.torch.save({"a": torch.zeros(1 << 20), "latents": torch.ones(16, 4, 4)}), []
+    data: bytes = safetensors.torch.save({"a": torch.zeros(1 << 20), "latents": torch.ones(16, 4, 4)})
+    read: list[int] = []
 
     def part(offset: int, length: int) -> bytes:
         read.append(length)

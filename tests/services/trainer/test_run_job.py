@@ -366,18 +366,6 @@ def test_warm_start_goes_on_from_the_file_of_another_job(bench: Bench) -> None:
     assert bench.tenant.encode() not in header  # where the store has it is nobody else's business
 
 
-def test_text_encoders_of_a_file_are_left_out_with_a_warning(bench: Bench) -> None:
-    layer = "transformer_blocks.0.attn.to_q"
-    tensors = {f"transformer.{layer}.lora_A.weight": torch.ones(2, 192)}
-    tensors |= {f"transformer.{layer}.lora_B.weight": torch.ones(192, 2)}
-    tensors |= {f"lora_te1_layer.{side}.weight": torch.ones(2, 2) for side in ("lora_down", "lora_up")}
-    key = f"{bench.tenant}/jobs/job-{'0' * 20}/1/lora.safetensors"
-    uri = bench.objects.uri(bench.objects.put(key, safetensors.torch.save(tensors)).key)
-    job = bench.run(CONFIG.model_copy(update={"warm_start_uri": uri, "target_regex": layer}))
-    assert job.state is JobState.SUCCEEDED
-    assert "2 tensors of CLIP's text encoder" in bench.warnings(job)["WARM_START_LEFT_OUT"]
-
-
 def test_warm_start_from_a_file_that_is_gone_is_the_users_to_mend(bench: Bench) -> None:
     uri = bench.objects.uri(f"{bench.tenant}/adapters/{'0' * 64}.safetensors")
     job = bench.run(CONFIG.model_copy(update={"warm_start_uri": uri}))

@@ -148,7 +148,9 @@ FORMS = {
 
 def file_of(tensors: Tensors, **metadata: str) -> bytes:
     """The file with these tensors."""
-    return save({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, {"format": "pt"} | metadata)
+    return bytes(
+        save({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, {"format": "pt"} | metadata)
+    )
 
 
 def effect_of(file: FileAdapter) -> Effect:
@@ -368,7 +370,7 @@ def test_job_begins_with_the_effect_of_the_reference_models_names(transformer: F
     a_RI, b_OR = draw("a", 4, 192) / 14, draw("b", 576, 4)
     fused = {"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": a_RI}
     fused["diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight"] = b_OR
-    apart = {}
+    apart: Tensors = {}
     for side, rows_OR in zip("qkv", b_OR.split(192), strict=True):
         apart |= {f"transformer.transformer_blocks.0.attn.to_{side}.lora_A.weight": a_RI}
         apart |= {f"transformer.transformer_blocks.0.attn.to_{side}.lora_B.weight": rows_OR}
