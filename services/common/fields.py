@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from fluxsmith.text import fault_of, is_blank
-from google.protobuf.duration_pb2 import Duration
 
 from services.common.errors import FieldViolation, InvalidInput, NotFound
 
@@ -60,12 +59,11 @@ def unknown(kind: str, identifier: str) -> NotFound:
     )
 
 
-def read_duration(field: str, duration: Duration, *, least: timedelta, most: timedelta) -> timedelta:
-    """The length of time that a field holds; raises `InvalidInput` for one that is none, or out of range.
+def read_duration(field: str, seconds: int, nanos: int, *, least: timedelta, most: timedelta) -> timedelta:
+    """The length of time in a field of google.protobuf.Duration; raises `InvalidInput` unless it is one, and in range.
 
-    Seconds and nanos of a Duration have the same sign, and the nanos are less than a second.
+    Its seconds and nanos have the same sign, and its nanos are less than a second.
     """
-    seconds, nanos = duration.seconds, duration.nanos
     if not -999_999_999 <= nanos <= 999_999_999 or seconds * nanos < 0:
         description = f"has {seconds} seconds and {nanos} nanos"
         raise invalid_field(field, description, "Give nanos from 0 to 999,999,999, with the sign of the seconds.")

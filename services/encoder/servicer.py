@@ -35,10 +35,11 @@ from services.encoder.runs import EncodingRuns
 from services.encoder.settings import EncoderSettings
 from services.encoder.unread import shortened, unread
 from services.encoder.upload import Upload
-from services.encoder.watching import DatasetWatching
+from services.encoder.watching import DatasetWatching, Seen, Stage
 
 MODEL_CALLERS = 8
 SHEET_LIFETIME = timedelta(hours=1)
+_STAGES = {pb.DATASET_STATE_OPEN: Stage.OPEN, pb.DATASET_STATE_ENCODING: Stage.ENCODING}
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -61,7 +62,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self._models = models
         self._service = service
         self._settings = settings
-        self._watching = DatasetWatching(self._read_dataset)
+        self._watching = DatasetWatching(self._seen)
         # Of their own: they wait for the model thread, and must not keep others from reading the store meanwhile.
         self._model_callers = ThreadPoolExecutor(MODEL_CALLERS, thread_name_prefix="model-caller")
         self._drawers = ThreadPoolExecutor(2, thread_name_prefix="contact-sheet")
@@ -262,6 +263,10 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
                 dataset.state, dataset.manifest_digest = pb.DATASET_STATE_READY, pointer.manifest_digest
                 dataset.encoded_count, dataset.cached_count = pointer.sample_count, pointer.cached_count
         return dataset
+
+    def _seen(self, tenant: str, dataset_id: str) -> Seen[pb.Dataset]:
+        dataset = self._read_dataset(tenant, dataset_id)
+        return Seen(stage=_STAGES.get(dataset.state, Stage.ENDED), dataset=dataset)
 
     def _sample_keys(self, caller: Caller, dataset_id: str) -> set[str]:
         return set(self._datasets.sample_keys(caller.tenant, dataset_id))

@@ -8,25 +8,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
-
-from fluxsmith.v1 import encoder_pb2 as pb
+from enum import Enum, auto
+from typing import Generic, TypeVar
 
 INTERVAL_S, IDLE_INTERVAL_S = 0.2, 1.0
 READS_AT_ONCE = 2  # of the threads, so that others get answers while many datasets are watched
-ENDED = (pb.DATASET_STATE_READY, pb.DATASET_STATE_FAILED)
 
 Key = tuple[str, str]
-Read = Callable[[str, str], pb.Dataset]
+T = TypeVar("T")
+
+
+class Stage(Enum):
+    """How far a dataset is with its encoding."""
+
+    OPEN = auto()
+    ENCODING = auto()
+    ENDED = auto()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen(Generic[T]):
+    """What was read of a dataset."""
+
+    stage: Stage
+    dataset: T
 
 
 @dataclass(kw_only=True, eq=False)
-class Topic:
+class Topic(Generic[T]):
     """A watched dataset as its poller last read it. `begun` and `done` count the readings."""
 
     watchers: int = 0
-    dataset: pb.Dataset | None = None
+    seen: Seen[T] | None = None
     over: bool = False
     error: Exception | None = None
     begun: int = 0
@@ -35,13 +50,12 @@ class Topic:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     poller: asyncio.Task[None] | None = None
 
-    def take(self, dataset: pb.Dataset) -> None:
+    def take(self, seen: Seen[T]) -> None:
         """Note a state, and wake who waits for one."""
-        before = self.dataset
-        encoded = before is not None and before.state == pb.DATASET_STATE_ENCODING
-        # OPEN after ENCODING: it was READY for a moment, and samples have come since.
-        self.over = dataset.state in ENDED or (encoded and dataset.state == pb.DATASET_STATE_OPEN)
-        self.dataset = dataset
+        encoded = self.seen is not None and self.seen.stage is Stage.ENCODING
+        # OPEN after ENCODING: it has ended for a moment, and samples have come since.
+        self.over = seen.stage is Stage.ENDED or (encoded and seen.stage is Stage.OPEN)
+        self.seen = seen
         self._read()
 
     def fail(self, error: Exception) -> None:
@@ -55,46 +69,30 @@ class Topic:
         self.news = asyncio.Event()
 
 
-class DatasetWatching:
+class DatasetWatching(Generic[T]):
     """States of datasets for those who watch them, on one event loop. `read` reads one, in a thread."""
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Callable[[str, str], Seen[T]]) -> None:
         self._read = read
-        self._topics: dict[Key, Topic] = {}
+        self._topics: dict[Key, Topic[T]] = {}
         self._reads = asyncio.Semaphore(READS_AT_ONCE)
 
-    async def states(self, tenant: str, dataset_id: str) -> AsyncGenerator[pb.Dataset, None]:
+    async def states(self, tenant: str, dataset_id: str) -> AsyncGenerator[T, None]:
         """Yield the dataset as it is now, then as often as it has changed, until its encoding has ended.
 
         Raises what `read` raises, such as `NotFound` once the dataset is deleted.
         """
-        last: pb.Dataset | None = None
+        last: Seen[T] | None = None
         encoding_seen = False
-        while True:
+        while last is None or not (last.stage is Stage.ENDED or encoding_seen):
             with self._watched(tenant, dataset_id) as topic:
-                first = topic.begun + 1  # a reading under way may be of before the call
-                topic.asked.set()
-                while topic.done < first and not topic.over:
-                    await topic.news.wait()
-                if topic.done < first:  # it ended with that reading: another begins
-                    continue
-                while True:
-                    news = topic.news  # taken before looking: what happens in between is not slept through
-                    if topic.error:
-                        raise topic.error
-                    if topic.dataset is not None and topic.dataset != last:
-                        last = topic.dataset
-                        encoding_seen |= last.state == pb.DATASET_STATE_ENCODING
-                        yield last
-                    elif topic.over and (encoding_seen or (last and last.state in ENDED)):
-                        return
-                    elif topic.over:  # an encoding that was over when this watcher came is not what it waits for
-                        break
-                    else:
-                        await news.wait()
+                async with aclosing(_of_topic(topic, last)) as news:
+                    async for last in news:
+                        encoding_seen |= last.stage is Stage.ENCODING
+                        yield last.dataset
 
     @contextmanager
-    def _watched(self, tenant: str, dataset_id: str) -> Iterator[Topic]:
+    def _watched(self, tenant: str, dataset_id: str) -> Iterator[Topic[T]]:
         key = (tenant, dataset_id)
         topic = self._topics.setdefault(key, Topic())
         topic.watchers += 1
@@ -108,12 +106,12 @@ class DatasetWatching:
                 self._forget(key, topic)
                 topic.poller.cancel()
 
-    def _forget(self, key: Key, topic: Topic) -> None:
+    def _forget(self, key: Key, topic: Topic[T]) -> None:
         """Let who comes from now on begin anew; those who watch keep their topic."""
         if self._topics.get(key) is topic:
             del self._topics[key]
 
-    async def _poll(self, key: Key, topic: Topic) -> None:
+    async def _poll(self, key: Key, topic: Topic[T]) -> None:
         """Read the dataset until its encoding has ended; what ends this otherwise is for all who watch."""
         try:
             while not topic.over:
@@ -123,20 +121,39 @@ class DatasetWatching:
         finally:
             self._forget(key, topic)
 
-    async def _look(self, key: Key, topic: Topic) -> None:
+    async def _look(self, key: Key, topic: Topic[T]) -> None:
         async with self._reads:
             topic.asked.clear()
             topic.begun += 1
             try:
-                dataset = await asyncio.to_thread(self._read, *key)
+                seen = await asyncio.to_thread(self._read, *key)
             except Exception as error:  # noqa: BLE001 - raised by all who watch
                 topic.fail(error)
             else:
-                topic.take(dataset)
+                topic.take(seen)
 
 
-async def _pause(topic: Topic) -> None:
+async def _of_topic(topic: Topic[T], last: Seen[T] | None) -> AsyncGenerator[Seen[T], None]:
+    """What is read from now on and differs from the one before, until the topic is over."""
+    first = topic.begun + 1  # a reading under way may be of before the call
+    topic.asked.set()
+    while topic.done < first and not topic.over:
+        await topic.news.wait()
+    while topic.done >= first:
+        news = topic.news  # taken before looking: what happens in between is not slept through
+        if topic.error:
+            raise topic.error
+        if topic.seen is not None and topic.seen != last:
+            last = topic.seen
+            yield last
+        elif topic.over:
+            return
+        else:
+            await news.wait()
+
+
+async def _pause(topic: Topic[T]) -> None:
     """Wait for the next time, or for somebody who comes and must not wait."""
-    busy = topic.dataset is not None and topic.dataset.state == pb.DATASET_STATE_ENCODING
+    busy = topic.seen is not None and topic.seen.stage is Stage.ENCODING
     with suppress(TimeoutError):
         await asyncio.wait_for(topic.asked.wait(), INTERVAL_S if busy else IDLE_INTERVAL_S)

@@ -253,7 +253,8 @@ def _lifetime(request: pb.CreateDownloadUrlRequest) -> timedelta:
     """How long an address is to serve, in whole seconds, as the store counts them."""
     if not request.HasField("lifetime"):
         return DEFAULT_LIFETIME
-    lifetime = read_duration("lifetime", request.lifetime, least=SHORTEST_LIFETIME, most=LONGEST_LIFETIME)
+    asked = request.lifetime
+    lifetime = read_duration("lifetime", asked.seconds, asked.nanos, least=SHORTEST_LIFETIME, most=LONGEST_LIFETIME)
     return timedelta(seconds=int(lifetime.total_seconds()))
 
 

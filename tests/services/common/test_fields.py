@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from google.protobuf.duration_pb2 import Duration
 
 from services.common.errors import InvalidInput
 from services.common.fields import check_length, page_limit, page_of, read_duration
@@ -58,7 +57,7 @@ SECOND, WEEK = timedelta(seconds=1), timedelta(days=7)
     ],
 )
 def test_duration_is_read(seconds: int, nanos: int, length: timedelta) -> None:
-    assert read_duration("lifetime", Duration(seconds=seconds, nanos=nanos), least=SECOND, most=WEEK) == length
+    assert read_duration("lifetime", seconds, nanos, least=SECOND, most=WEEK) == length
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_duration_is_read(seconds: int, nanos: int, length: timedelta) -> None:
 )
 def test_odd_duration_is_the_callers_fault(seconds: int, nanos: int) -> None:
     with pytest.raises(InvalidInput, match=r"^lifetime ") as caught:
-        read_duration("lifetime", Duration(seconds=seconds, nanos=nanos), least=SECOND, most=WEEK)
+        read_duration("lifetime", seconds, nanos, least=SECOND, most=WEEK)
     assert caught.value.violations[0].field == "lifetime"
 
 

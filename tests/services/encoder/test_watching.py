@@ -23,11 +23,11 @@ from services.encoder.models import ModelThread
 from services.encoder.runs import EncodingRuns
 from services.encoder.servicer import EncoderServicer
 from services.encoder.settings import EncoderSettings
-from services.encoder.watching import DatasetWatching
+from services.encoder.watching import DatasetWatching, Seen, Stage
 from services.stack import Stack
 from tests.services.encoder.conftest import OPTIONS, AddSample
 
-OPEN, ENCODING, READY = pb.DATASET_STATE_OPEN, pb.DATASET_STATE_ENCODING, pb.DATASET_STATE_READY
+READY = pb.DATASET_STATE_READY
 T = TypeVar("T")
 
 
@@ -41,24 +41,27 @@ class CountingStore(ObjectStore):
         return super()._patiently(action)
 
 
+State = tuple[Stage, int]
+
+
 class Script:
-    """A dataset as a test sets it. While `held`, a reading that has begun does not end."""
+    """A dataset as a test sets it: its stage, and how many samples it has. Unless `free`, no reading ends."""
 
     def __init__(self) -> None:
-        self.state = OPEN
+        self.stage = Stage.OPEN
         self.sample_count = self.reads = 0
         self.error: Exception | None = None
         self.free = threading.Event()
         self.free.set()
 
-    def read(self, tenant: str, dataset_id: str) -> pb.Dataset:
-        del tenant
+    def read(self, tenant: str, dataset_id: str) -> Seen[State]:
+        del tenant, dataset_id
         self.reads += 1
-        state, count, error = self.state, self.sample_count, self.error
+        stage, count, error = self.stage, self.sample_count, self.error
         self.free.wait(30)
         if error:
             raise error
-        return pb.Dataset(dataset_id=dataset_id, state=state, sample_count=count)
+        return Seen(stage=stage, dataset=(stage, count))
 
     async def has_read(self, *, sample_count: int) -> None:
         """Have so many samples, and wait until that has been read."""
@@ -105,7 +108,7 @@ def run(doing: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(in_time())
 
 
-async def states(watched: DatasetWatching, dataset_id: str = "ds", tenant: str = "t") -> list[pb.Dataset]:
+async def states(watched: DatasetWatching[T], dataset_id: str = "ds", tenant: str = "t") -> list[T]:
     """Everything that a watcher sees."""
     async with aclosing(watched.states(tenant, dataset_id)) as seen:
         return [dataset async for dataset in seen]
@@ -172,11 +175,10 @@ def test_watcher_that_does_not_read_gets_the_newest_state_and_the_last_one() -> 
         for number in range(1, 51):
             await script.has_read(sample_count=number)
         second = await anext(seen)
-        script.state = READY
+        script.stage = Stage.ENDED
         await until(lambda: not watched._topics)
-        script.state, script.sample_count = OPEN, 99  # of after the end: not this watcher's any more
-        rest = [dataset async for dataset in seen]
-        return [first.sample_count, second.sample_count, *(dataset.sample_count for dataset in rest)]
+        script.stage, script.sample_count = Stage.OPEN, 99  # of after the end: not this watcher's any more
+        return [count for _, count in [first, second, *[state async for state in seen]]]
 
     assert run(watch()) == [0, 50, 50]
 
@@ -185,46 +187,46 @@ def test_watcher_sees_nothing_that_was_read_before_it_came() -> None:
     script = Script()
     watched = DatasetWatching(script.read)
 
-    async def watch() -> list[pb.DatasetState]:
-        script.state = READY
+    async def watch() -> list[Stage]:
+        script.stage = Stage.ENDED
         script.free.clear()
         early = asyncio.ensure_future(states(watched))
         await until(lambda: script.reads == 1)  # it has read READY, and is on its way
-        script.state = OPEN  # a sample has come
+        script.stage = Stage.OPEN  # a sample has come
         late = watched.states("t", "ds")
         first_of_late = asyncio.ensure_future(anext(late))
         await asyncio.sleep(0)
         script.free.set()
-        seen = [(await early)[-1].state, (await first_of_late).state]
+        seen = [(await early)[-1], await first_of_late]
         await late.aclose()
-        return seen
+        return [stage for stage, _ in seen]
 
-    assert run(watch()) == [READY, OPEN]
+    assert run(watch()) == [Stage.ENDED, Stage.OPEN]
 
 
 def test_open_after_encoding_ends_who_saw_it_and_not_who_came_later() -> None:
     script = Script()
     watched = DatasetWatching(script.read)
 
-    async def watch() -> list[list[pb.DatasetState]]:
-        script.state = ENCODING
+    async def watch() -> list[list[Stage]]:
+        script.stage = Stage.ENCODING
         early = asyncio.ensure_future(states(watched))
         await until(lambda: script.reads > 1)
-        script.state = OPEN
+        script.stage = Stage.OPEN
         late = asyncio.ensure_future(states(watched))
-        seen = [[dataset.state for dataset in await early]]
+        seen = [[stage for stage, _ in await early]]
         await until(lambda: bool(watched._topics))
-        script.state = READY
-        return [*seen, [dataset.state for dataset in await late]]
+        script.stage = Stage.ENDED
+        return [*seen, [stage for stage, _ in await late]]
 
-    assert run(watch()) == [[ENCODING, OPEN], [OPEN, READY]]
+    assert run(watch()) == [[Stage.ENCODING, Stage.OPEN], [Stage.OPEN, Stage.ENDED]]
 
 
 def test_a_deleted_dataset_is_told_to_all_and_nothing_is_left() -> None:
     script = Script()
     watched = DatasetWatching(script.read)
 
-    async def watch() -> list[list[pb.Dataset] | BaseException]:
+    async def watch() -> list[list[State] | BaseException]:
         watchers = [asyncio.ensure_future(states(watched)) for _ in range(5)]
         await until(lambda: script.reads > 1)
         script.error = unknown("dataset", "ds")

@@ -83,8 +83,9 @@ def test_all_that_is_wrong_is_told_at_once(estimator: MemoryEstimator) -> None:
 
 def test_unreadable_base_is_told_with_what_to_do() -> None:
     estimator = MemoryEstimator(ServiceSettings(base_model="/nowhere", device="cpu"))
-    with pytest.raises(NotReady, match="/nowhere") as told:
+    with pytest.raises(NotReady, match="base model 'nowhere'") as told:
         estimator.estimate({})
+    assert "'/nowhere'" in told.value.log_line
     assert told.value.reason == "BASE_MODEL_UNKNOWN"
     assert for_dev(estimator).peak_bytes > 26e9
 
