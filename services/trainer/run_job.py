@@ -29,6 +29,7 @@ from services.trainer.adapters.warm_start import load_into
 from services.trainer.base import Base
 from services.trainer.checkpoints.checkpoints import Checkpoints
 from services.trainer.checkpoints.fingerprints import Fingerprints, versions
+from services.trainer.checkpoints.retention import thinned
 from services.trainer.checkpoints.savepoints import WARM_START, Savepoints
 from services.trainer.checkpoints.sets import CheckpointOfOtherBase
 from services.trainer.checkpoints.state import RunState
@@ -267,7 +268,7 @@ class Run:
             previews = Previews(
                 self._store,
                 self._link,
-                config,
+                data.with_trigger(config),
                 transformer,
                 scheduler_folder=self._base.scheduler_folder,
                 folder=epoch_prefix(self._job),
@@ -339,6 +340,7 @@ class Run:
         """Say what the job's owner may not have meant."""
         total = self._reporter.total_steps
         warnings = [JobWarning(reason="UNUSED_SETTING", message=text) for text in unused(self._config, total)]
+        warnings += [*data.trigger_warnings(self._config), *thinned(self._config, total)]
         if total < SHORT_RUN_STEPS:
             arithmetic = data.arithmetic(self._config, total)
             message = f"{arithmetic}; under {SHORT_RUN_STEPS} steps a LoRA learns little: raise steps or epochs"

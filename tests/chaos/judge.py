@@ -235,11 +235,12 @@ def _skip_message(happening: Happening) -> str:
 
 
 def _adapters(result: dict[str, Any]) -> dict[str, str]:
-    files = [*result["artifacts"], result["lora"]]
+    """Digests of what was published; the names of checkpoints tell how often a job was taken up."""
+    digests = {file["artifact_name"]: file["content_digest"] for file in [*result["artifacts"], result["lora"]]}
     return {
-        file["artifact_name"]: file["content_digest"]
-        for file in files
-        if file["artifact_name"].endswith(".safetensors")
+        name: digest
+        for name, digest in digests.items()
+        if name.endswith(".safetensors") and not name.startswith("checkpoints/")
     }
 
 

@@ -93,6 +93,7 @@ def render_report(
     """
     columns = _preview_columns([preview.step for preview in history.previews], history.best_step)
     start = _start_of(job)
+    shown = [preview.prompt for preview in history.previews]  # with the dataset's trigger word
     page = (
         _template_environment()
         .get_template("report.html.jinja")
@@ -118,7 +119,7 @@ def render_report(
             lora_file=_lora_file(artifacts),
             best_adapter=_best_adapter(artifacts, history, start),
             base_model=repr(base_model),
-            example_prompt=repr(next(iter(job.config.preview_prompts), "a prompt like your captions")),
+            example_prompt=repr(next(iter([*shown, *job.config.preview_prompts]), "a prompt like your captions")),
         )
     )
     return page.encode("utf-8", "xmlcharrefreplace")
