@@ -5,6 +5,9 @@ from datetime import datetime
 
 from fluxsmith.artifacts import Artifact
 
+CHECKPOINTS = "checkpoints/"
+"""With what the names of their LoRAs begin among those of a job's files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:

@@ -103,6 +103,7 @@ class PreviewRendered(Event):
     step: int
     """After this step; 0 is before the first: the base, or the LoRA that the job began with."""
     prompt: str
+    """Its prompt, with the dataset's trigger word."""
     seed: int
     """Seed of its noise."""
     image: Artifact

@@ -22,9 +22,10 @@ from fluxsmith._runtime import TrainerStub, in_thread
 from fluxsmith._wire import read_time
 from fluxsmith._wire_jobs import read_artifact, read_checkpoint, read_event, read_job
 from fluxsmith.artifacts import Artifact, DownloadLink
-from fluxsmith.checkpoints import Checkpoint
+from fluxsmith.checkpoints import CHECKPOINTS, Checkpoint
 from fluxsmith.errors import (
     DeadlineExceeded,
+    DownloadFailed,
     FailedPrecondition,
     FluxsmithError,
     InternalError,
@@ -175,6 +176,7 @@ class JobHandle:
     def checkpoint(self) -> TrainingJob:
         """Ask for a checkpoint after the step that the job is in; `CheckpointWritten` of `watch` says when it is there.
 
+        It stays until the job is deleted, or cancelled with `discard_checkpoints`.
         Raises `FailedPrecondition` when the job is not running.
         """
         request = trainer_pb2.CreateCheckpointRequest(job_id=self.id, request_id=str(uuid4()))
@@ -182,18 +184,26 @@ class JobHandle:
 
     def checkpoints(self) -> list[Checkpoint]:
         """Return the job's checkpoints, newest first."""
-        request = trainer_pb2.ListCheckpointsRequest(job_id=self.id)
-        found = (self._connection.call(self._connection.stub.ListCheckpoints, request)).checkpoints
-        return [read_checkpoint(checkpoint) for checkpoint in found]
+        return [read_checkpoint(checkpoint) for checkpoint in (self._listed()).checkpoints]
+
+    def removed_checkpoints(self) -> list[int]:
+        """Return the steps of the checkpoints that were written and are removed since, in order.
+
+        There are none once the job's events are removed, some time after its end.
+        """
+        return list((self._listed()).removed_steps)
 
     def artifacts(self) -> list[Artifact]:
         """Return the files that the job has published so far, the newest of each name, in the order of their names.
 
-        Works at any time: while the job runs, and after it failed or was cancelled.
+        The LoRAs of its checkpoints are among them. Works at any time: while the job runs, and after it failed or was
+        cancelled.
         """
         job = self.refresh()
         found = list(job.result.artifacts) if job.result else []
-        newest = {artifact.artifact_name: artifact for artifact in found or list(self._published(job.last_sequence))}
+        published = found or list(self._published(job.last_sequence))
+        of_checkpoints = [checkpoint.lora for checkpoint in self.checkpoints()]
+        newest = {artifact.artifact_name: artifact for artifact in [*of_checkpoints, *published]}
         return [newest[name] for name in sorted(newest)]
 
     def download(self, path: str | PathLike[str], *, artifact_name: str = "") -> Path:
@@ -219,6 +229,7 @@ class JobHandle:
         """Fetch every file of `artifacts` into `folder`, which is made if it is missing, and return their paths.
 
         A file that is there already, unchanged, is not fetched again: called while the job runs, it brings what is new.
+        The LoRA of a checkpoint that is removed meanwhile is left out.
         `on_file` is told of each file once it is there, and whether it was fetched.
         """
         into, written = path_of(folder, "folder"), list[Path]()
@@ -227,11 +238,25 @@ class JobHandle:
             there = in_thread(holds, target, size_bytes=artifact.size_bytes, digest=artifact.content_digest)
             if not there:
                 make_folder(target.parent)
-                self.download(target, artifact_name=artifact.artifact_name)
+                try:
+                    self.download(target, artifact_name=artifact.artifact_name)
+                except (FailedPrecondition, NotFound, DownloadFailed):
+                    if self._is_removed(artifact):
+                        continue
+                    raise
             written.append(target)
             if on_file:
                 on_file(target, not there)
         return written
+
+    def _listed(self) -> trainer_pb2.ListCheckpointsResponse:
+        request = trainer_pb2.ListCheckpointsRequest(job_id=self.id)
+        return self._connection.call(self._connection.stub.ListCheckpoints, request)
+
+    def _is_removed(self, artifact: Artifact) -> bool:
+        """Return whether it is the LoRA of a checkpoint that is no longer there."""
+        names = {checkpoint.lora.artifact_name for checkpoint in self.checkpoints()}
+        return artifact.artifact_name.startswith(CHECKPOINTS) and artifact.artifact_name not in names
 
     def download_link(self, *, artifact_name: str = "") -> DownloadLink:
         """Return an address from which a file of the job can be fetched for an hour; raises as `download` does."""

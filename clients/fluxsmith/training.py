@@ -160,7 +160,8 @@ class TrainConfig:
     """A measurement is better when it is lower by more than this. 0 to 100; default 0."""
     preview_prompts: Sequence[str] | None = None
     """Prompts of the pictures that are made while training, before the first step, every `preview_interval_steps`
-    and at the end. Up to 16 of up to 2000 characters; default no pictures."""
+    and at the end. Each gets the dataset's trigger word as captions do: in place of `[trigger]`, or before it unless it
+    has it. Up to 16 of up to 2000 characters; default no pictures."""
     preview_interval_steps: int | None = None
     """Steps between previews. 1 to 100,000; default 4 times a run."""
     preview_seed: int | None = None
@@ -174,9 +175,11 @@ class TrainConfig:
     preview_width_px: int | None = None
     """Width of previews. A multiple of 16, 32 to 2048; default that of most samples."""
     checkpoint_interval_steps: int | None = None
-    """Steps between checkpoints. 1 to 100,000; default one every few minutes, as the trainer is set."""
+    """Steps between checkpoints, of which the newest `checkpoints_kept` stay until the job is deleted. 1 to 100,000;
+    default one every few minutes, as the trainer is set, and they are removed once the job has succeeded."""
     checkpoints_kept: int | None = None
-    """Newest checkpoints that are kept. 1 to 100; default 2, so that there is one before a damaged one."""
+    """Newest checkpoints that are kept: until the job is deleted if this is set, also those of every few minutes. 1 to
+    100; default 2, so that there is one before a damaged one."""
     checkpoint_keep_interval_steps: int | None = None
     """Also write and keep, until the job is deleted, the checkpoint of every step that this divides. 0 means none. 0 to
     100,000; default 0."""
@@ -244,7 +247,7 @@ class TrainingResult:
     """Median time of a step."""
     artifacts: tuple[Artifact, ...] = ()
     """Every file of the job, the newest of each name: the LoRA in its forms, the best one, metrics, previews, the
-    report. Left out by `client.jobs()`; `job.artifacts()` has them."""
+    report, and the LoRA of each checkpoint that stays. Left out by `client.jobs()`; `job.artifacts()` has them."""
     best_step: int | None = None
     """Step after which the held-out loss was lowest; None without held-out data. The adapter of that step is
     `lora-best.safetensors`."""

@@ -79,6 +79,9 @@ class TrainRequest(_Body):
     """The samples; 10 to 20 are usual. At most as many as the gateway is set to take."""
     user_id: Annotated[StrictInt | UserText, AfterValidator(_user)]
     """The product's user whom the job is for, up to 64 printable characters."""
+    trigger_word: Annotated[Text, Field(max_length=64)] = ""
+    """A word for what is learnt. It takes the place of `[trigger]` in descriptions and in `preview_prompts`, and is put
+    before those that have neither; empty for none."""
     training_params: TrainingParams = TrainConfig()
     """How to train; what is left out is the trainer's default: without `epochs` or `steps` one epoch, in which every
     sample is seen once, a few steps for a few pictures."""

@@ -98,7 +98,7 @@ async def _submit(client: AsyncClient, body: TrainRequest, key: str | None) -> A
         for number, sample in enumerate(body.train_data)
     ]
     # With other samples the name is another one, and so the encoder refuses the same key.
-    digest = await asyncio.to_thread(_digest, images)
+    digest = await asyncio.to_thread(_digest, images, body.trigger_word)
     dataset = await client.datasets.create(name=f"{DATASET_NAME} {digest}", request_id=key)
     try:
         return await _queue(client, dataset, images, body, key)
@@ -118,7 +118,7 @@ async def _queue(
     for tries_left in reversed(range(_TRIES)):
         try:
             if key is None or tries_left < _TRIES - 1:  # first, a key is told what it made, without the images
-                await _encode(client, dataset, images)
+                await _encode(client, dataset, images, body.trigger_word)
             return await client.submit(dataset, body.training_params, user_id=str(body.user_id), request_id=key)
         except errors.FailedPrecondition as error:
             if key is None or error.reason not in _MADE_MEANWHILE or not tries_left:
@@ -132,16 +132,16 @@ def _is_final(error: FluxsmithError) -> bool:
     return isinstance(error, errors.InvalidRequest | errors.DatasetFailed) or error.reason == "JOB_DELETED"
 
 
-async def _encode(client: AsyncClient, dataset: Dataset, images: list[CaptionedImage]) -> None:
+async def _encode(client: AsyncClient, dataset: Dataset, images: list[CaptionedImage], trigger_word: str) -> None:
     """Return once the images are encoded; what another request has begun is waited for."""
     if dataset.state in {DatasetState.OPEN, DatasetState.FAILED}:
         await client.datasets.upload(dataset, images)
-        await client.datasets.encode(dataset)
+        await client.datasets.encode(dataset, trigger_word=trigger_word)
     await client.datasets.wait(dataset)
 
 
-def _digest(images: list[CaptionedImage]) -> str:
-    digest = hashlib.sha256()
+def _digest(images: list[CaptionedImage], trigger_word: str) -> str:
+    digest = hashlib.sha256(trigger_word.encode())
     for image in images:
         for part in (image.read(), image.captions[0].encode()):
             digest.update(hashlib.sha256(part).digest())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from fluxsmith.text import is_blank
+
 TRIGGER_PLACE = "[trigger]"
 
 
@@ -11,6 +13,8 @@ def with_trigger(caption: str, trigger_word: str) -> str:
     """A caption that holds the trigger word: where `[trigger]` stands, or else before it."""
     if not trigger_word:
         return caption
+    if is_blank(caption):
+        return trigger_word
     if TRIGGER_PLACE in caption:
         return caption.replace(TRIGGER_PLACE, trigger_word)
     there = re.search(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", caption)

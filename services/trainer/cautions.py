@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from services.common.cache import CachedSample
+from services.trainer.checkpoints.retention import thinned
 from services.trainer.config import TrainConfig
 from services.trainer.config.unused import unused
 from services.trainer.data.job_data import Data
@@ -21,6 +22,7 @@ Buckets = Counter[tuple[int, int]]
 def cautions(config: TrainConfig, data: Data, total_steps: int) -> list[JobWarning]:
     """Everything worth telling of a configuration and the data that it meets."""
     warnings = [JobWarning(reason="UNUSED_SETTING", message=text) for text in unused(config, total_steps)]
+    warnings += [*data.trigger_warnings(config), *thinned(config, total_steps)]
     if total_steps < SHORT_RUN_STEPS:
         arithmetic = data.arithmetic(config, total_steps)
         message = f"{arithmetic}; under {SHORT_RUN_STEPS} steps a LoRA learns little: raise steps or epochs"

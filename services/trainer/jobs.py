@@ -127,7 +127,8 @@ class ArtifactPublished(_Record):
 class Checkpoint(_Record):
     """A state that a job can go on from: the address of its manifest, that one's digest, and the LoRA as it was then.
 
-    `size_bytes` is that of all its files; `held_out_loss` is there where it was measured after that very step.
+    `size_bytes` is that of all its files; `held_out_loss` is there where it was measured after that very step. A
+    `requested` one answers CreateCheckpoint.
     """
 
     checkpoint_id: str
@@ -137,6 +138,7 @@ class Checkpoint(_Record):
     size_bytes: int
     lora: Artifact
     held_out_loss: float | None = None
+    requested: bool = False
 
 
 class StoredCheckpoint(Checkpoint):
@@ -160,6 +162,11 @@ class PreviewRendered(_Record):
     prompt: str
     seed: int
     image: Artifact
+
+    @property
+    def prompt_number(self) -> int:
+        """Place of its prompt among those of the job, from 0, as in the name of its picture."""
+        return int(self.image.artifact_name.removesuffix(".png").rpartition("-")[2])
 
 
 class JobWarning(_Record):

@@ -285,7 +285,7 @@ class Run:
             previews = Previews(
                 self._store,
                 self._link,
-                config,
+                data.with_trigger(config),
                 transformer,
                 scheduler_folder=self._base.scheduler_folder,
                 folder=epoch_prefix(self._job),

@@ -160,7 +160,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Context) -> pb.ListCheckpointsResponse:
         found = await asyncio.to_thread(self._jobs.checkpoints, _caller(context).tenant, request.job_id)
         messages = [checkpoint_message(checkpoint, checkpoint.create_time_s) for checkpoint in found]
-        return pb.ListCheckpointsResponse(checkpoints=messages)
+        removed = await asyncio.to_thread(self._jobs.removed_checkpoints, request.job_id)
+        return pb.ListCheckpointsResponse(checkpoints=messages, removed_steps=removed)
 
     async def CreateDownloadUrl(
         self, request: pb.CreateDownloadUrlRequest, context: Context

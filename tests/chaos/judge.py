@@ -244,9 +244,12 @@ def _learnt(store: ObjectStore, file: dict[str, Any]) -> str:
 
 
 def _adapters(result: dict[str, Any], store: ObjectStore) -> dict[str, str]:
-    files = [*result["artifacts"], result["lora"]]
+    """Digests of what was published; the names of checkpoints tell how often a job was taken up."""
+    files = {file["artifact_name"]: file for file in [*result["artifacts"], result["lora"]]}
     return {
-        file["artifact_name"]: _learnt(store, file) for file in files if file["artifact_name"].endswith(".safetensors")
+        name: _learnt(store, file)
+        for name, file in files.items()
+        if name.endswith(".safetensors") and not name.startswith("checkpoints/")
     }
 
 

@@ -50,6 +50,7 @@ class Recorder:
         self.job = trainer.TrainingJob(job_id="j", state=trainer.TRAINING_JOB_STATE_SUCCEEDED)
         self.events: list[trainer.TrainingEvent] = []
         self.checkpoints: list[trainer.Checkpoint] = []
+        self.removed_steps: list[int] = []
         self.estimate = trainer.EstimateMemoryResponse()
         self.deleted = False
         self.refusals: dict[type[Message], grpc.StatusCode] = {}
@@ -144,7 +145,7 @@ class Recorder:
             case trainer.CreateCheckpointRequest():
                 yield trainer.CreateCheckpointResponse(job=self.job)
             case trainer.ListCheckpointsRequest():
-                yield trainer.ListCheckpointsResponse(checkpoints=self.checkpoints)
+                yield trainer.ListCheckpointsResponse(checkpoints=self.checkpoints, removed_steps=self.removed_steps)
 
     def happened(self, event: trainer.TrainingEvent) -> None:
         """Let the event be the job's newest."""

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import fluxsmith
+import grpc
 import pytest
 from fluxsmith import Artifact
-from fluxsmith.errors import DownloadFailed, InvalidRequest
+from fluxsmith.errors import DownloadFailed, InvalidRequest, NotFound
 from fluxsmith.v1 import trainer_pb2
 
 from tests.clients.recording import CONTENT, DIGEST, Recorder
@@ -47,6 +48,34 @@ def test_files_are_those_so_far_without_a_wait_for_more(client: fluxsmith.Client
         recorder.happened(trainer_pb2.TrainingEvent(artifact_published=artifact(name)))
     recorder.job.last_sequence = 1
     assert [file.artifact_name for file in client.job("j").artifacts()] == ["metrics.csv"]
+
+
+def test_loras_of_checkpoints_are_files_of_a_job_whatever_its_state(
+    client: fluxsmith.Client, recorder: Recorder, tmp_path: Path
+) -> None:
+    name = "checkpoints/000003-1/lora.safetensors"
+    recorder.checkpoints.append(trainer_pb2.Checkpoint(checkpoint_id="000003-1", step=3, lora=artifact(name)))
+    made(recorder, "lora.safetensors", name)  # as a trainer tells it of a job that has succeeded
+    assert [file.artifact_name for file in client.job("j").artifacts()] == [name, "lora.safetensors"]
+    recorder.job.ClearField("result")
+    recorder.job.state = trainer_pb2.TRAINING_JOB_STATE_RUNNING
+    assert client.job("j").download_all(tmp_path) == [tmp_path / name]
+
+
+def test_lora_of_a_checkpoint_that_goes_meanwhile_is_left_out(
+    client: fluxsmith.Client, recorder: Recorder, tmp_path: Path
+) -> None:
+    name = "checkpoints/000003-1/lora.safetensors"
+    recorder.checkpoints.append(trainer_pb2.Checkpoint(checkpoint_id="000003-1", step=3, lora=artifact(name)))
+    made(recorder, "metrics.csv")
+    job = client.job("j")
+    recorder.refusals[trainer_pb2.CreateDownloadUrlRequest] = grpc.StatusCode.NOT_FOUND
+    (tmp_path / "metrics.csv").write_bytes(CONTENT)
+    with pytest.raises(NotFound):  # it is still there
+        job.download_all(tmp_path)
+    listed, job.artifacts = job.artifacts(), lambda: listed  # type: ignore[method-assign]
+    recorder.checkpoints.clear()
+    assert job.download_all(tmp_path) == [tmp_path / "metrics.csv"]
 
 
 def test_job_that_has_just_begun_has_no_files(client: fluxsmith.Client, recorder: Recorder, tmp_path: Path) -> None:

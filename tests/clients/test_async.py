@@ -5,7 +5,6 @@
 import asyncio
 import gc
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -26,7 +25,7 @@ from tests.faults.proxy import FaultProxy, Faults
 _Answer = TypeVar("_Answer")
 
 LAST = 10
-SOON_S = 10
+SOON_S = 60
 
 
 class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
@@ -60,9 +59,11 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
     """Takes uploads and never says that it has them."""
 
     def __init__(self) -> None:
+        self.begun = threading.Event()
         self.ended = threading.Event()
 
     def UploadSamples(self, _: Any, context: Any) -> encoder_pb2.UploadSamplesResponse:
+        self.begun.set()
         context.add_callback(self.ended.set)
         self.ended.wait(SOON_S)
         return encoder_pb2.UploadSamplesResponse()
@@ -95,6 +96,13 @@ def run(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Coroutine[Any, A
     yield lambda coroutine: asyncio.run(coroutine, debug=True)
     gc.collect()
     assert not [record for record in caplog.records if record.name == "asyncio" and "took" not in record.message]
+
+
+async def _until(met: Callable[[], bool]) -> None:
+    """Wait for what the services are to see first."""
+    async with asyncio.timeout(SOON_S):
+        while not met():
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -134,10 +142,12 @@ def test_wait_that_is_too_long_ends_and_ends_its_call(address: str, trainer: Tra
             assert caught.value.reason == "WAIT_TIMEOUT"
 
     run(main())
-    assert trainer.ended.wait(SOON_S)
+    assert not trainer.streams or trainer.ended.wait(SOON_S)  # none where the time was over before it began
 
 
-def test_calls_under_way_tell_that_the_client_was_closed(address: str, trainer: Trainer, run: Any) -> None:
+def test_calls_under_way_tell_that_the_client_was_closed(
+    address: str, trainer: Trainer, encoder: Encoder, run: Any
+) -> None:
     trainer.endless = True
 
     async def main() -> list[BaseException | None]:
@@ -153,7 +163,7 @@ def test_calls_under_way_tell_that_the_client_was_closed(address: str, trainer: 
                 await client.datasets.upload("d", [image])
 
             tasks = [asyncio.create_task(watched()), asyncio.create_task(sent())]
-            await asyncio.sleep(0.3)
+            await _until(lambda: bool(trainer.streams) and encoder.begun.is_set())
             await client.close()
             await asyncio.wait(tasks)
             return [None if task.cancelled() else task.exception() for task in tasks]
@@ -161,7 +171,7 @@ def test_calls_under_way_tell_that_the_client_was_closed(address: str, trainer: 
     assert [type(error) for error in run(main())] == [RuntimeError, RuntimeError]
 
 
-def test_threads_are_told_that_their_client_was_closed(address: str, trainer: Trainer) -> None:
+def test_threads_are_told_that_their_client_was_closed(address: str, trainer: Trainer, encoder: Encoder) -> None:
     trainer.endless = True
     client = Client(address, address)
     job = client.job("j")
@@ -171,7 +181,8 @@ def test_threads_are_told_that_their_client_was_closed(address: str, trainer: Tr
             threads.submit(lambda: list(job.watch())),
             threads.submit(client.datasets.upload, "d", [image]),
         ]
-        time.sleep(0.3)
+        assert encoder.begun.wait(SOON_S)
+        asyncio.run(_until(lambda: bool(trainer.streams)))
         client.close()
         told = [type(each.exception(SOON_S)) for each in under_way]
     assert told == [RuntimeError, RuntimeError]
@@ -191,7 +202,7 @@ def test_leaving_early_ends_the_call(address: str, trainer: Trainer, run: Any, l
                     break
             else:
                 task = asyncio.create_task(_drain(job))
-                await asyncio.sleep(0.2)
+                await _until(lambda: bool(trainer.streams))
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
@@ -211,7 +222,7 @@ def test_cancelling_an_upload_ends_its_calls(address: str, encoder: Encoder, run
     async def main() -> None:
         async with AsyncClient(address, address) as client:
             task = asyncio.create_task(client.datasets.upload("d", images))
-            await asyncio.sleep(0.3)
+            await _until(encoder.begun.is_set)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

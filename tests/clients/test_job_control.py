@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Iterable
 from threading import Timer
 
 import fluxsmith
@@ -13,6 +14,7 @@ from fluxsmith.cli.app import run
 from fluxsmith.errors import DeadlineExceeded, InternalError, InvalidRequest
 from fluxsmith.v1 import trainer_pb2 as pb
 from fluxsmith.v1.encoder_pb2 import CreateDatasetRequest
+from google.protobuf.message import Message
 
 from tests.clients.recording import CONTENT, DIGEST, Recorder
 
@@ -156,6 +158,56 @@ def test_command_lists_checkpoints_with_the_names_to_fetch_them_by(
     assert json.loads(capsys.readouterr().out)[0]["lora"]["artifact_name"] == line.split()[0]
 
 
+REMOVED = "removed: 2 checkpoints, written after step 3, 6"
+NO_LONGER_NEEDED = "the job has succeeded, and those of every few minutes were to go on from"
+KEEP = (
+    "To keep more of the next job's, set checkpoint_interval_steps and checkpoints_kept, or "
+    "checkpoint_keep_interval_steps"
+)
+
+
+@pytest.mark.parametrize(
+    ("state", "config", "said"),
+    [
+        (
+            pb.TRAINING_JOB_STATE_SUCCEEDED,
+            pb.TrainConfig(),
+            f"No checkpoints.|{REMOVED}: {NO_LONGER_NEEDED}. {KEEP}",
+        ),
+        (
+            pb.TRAINING_JOB_STATE_RUNNING,
+            pb.TrainConfig(checkpoint_interval_steps=3, checkpoints_kept=1),
+            f"No checkpoints yet.|{REMOVED}: checkpoints_kept is 1. {KEEP}",
+        ),
+        (
+            pb.TRAINING_JOB_STATE_CANCELLED,
+            pb.TrainConfig(),
+            f"No checkpoints.|{REMOVED}",
+        ),
+    ],
+)
+def test_removed_checkpoints_are_told_with_what_keeps_them(
+    services: Recorder,
+    capsys: pytest.CaptureFixture[str],
+    state: pb.TrainingJobState.ValueType,
+    config: pb.TrainConfig,
+    said: str,
+) -> None:
+    services.job.state, services.removed_steps = state, [3, 6]
+    services.job.config.CopyFrom(config)
+    assert run(["checkpoints", "j"]) == 0
+    assert capsys.readouterr().err.splitlines() == said.split("|")
+
+
+def test_many_removed_checkpoints_are_told_as_a_range(services: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    add_checkpoint(services, 500)
+    services.removed_steps = list(range(10, 500, 10))
+    assert run(["checkpoints", "j"]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2
+    assert captured.err.startswith("removed: 49 checkpoints, written after steps 10 to 490: ")
+
+
 def test_command_asks_for_a_checkpoint_and_says_where_to_look(
     services: Recorder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +257,7 @@ def test_delete_says_what_it_removed_and_can_be_repeated(
 ) -> None:
     add_checkpoint(services, 50)
     services.job.result.artifacts.add(artifact_name="lora.safetensors", size_bytes=1_300_000)
+    services.job.result.artifacts.add(artifact_name="checkpoints/50-1/lora.safetensors", size_bytes=1_300_000)
     assert (run(["delete", "j"]), run(["delete", "j"])) == (0, 0)
     assert capsys.readouterr().out.splitlines() == [
         "job j is deleted, with its events, 1 checkpoint (2.0 MB) and 1 file (1.3 MB)",
@@ -234,11 +287,18 @@ def test_watch_left_on_a_paused_job_names_the_command_that_resumes_it(
 
 
 def test_watch_shows_the_time_left_as_the_trainer_estimates_it(
-    services: Recorder, capsys: pytest.CaptureFixture[str]
+    services: Recorder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services.job.step, services.job.total_steps, services.job.time_left.seconds = 1, 100, 990
     services.job.state = pb.TRAINING_JOB_STATE_RUNNING
-    Timer(1.0, setattr, (services.job, "state", pb.TRAINING_JOB_STATE_SUCCEEDED)).start()
+    answer = services.answer
+
+    def end_with_the_second_stream(request: Message) -> Iterable[Message]:
+        if len(services.asked(pb.WatchTrainingJobRequest)) == 2:
+            services.job.state = pb.TRAINING_JOB_STATE_SUCCEEDED
+        return answer(request)
+
+    monkeypatch.setattr(services, "answer", end_with_the_second_stream)
     done = pb.StepsCompleted(total_steps=100, steps=[pb.StepMetrics(step=1, loss=1.0)])
     done.steps[0].duration.seconds = 2
     services.happened(pb.TrainingEvent(steps_completed=done))

@@ -20,7 +20,7 @@ from services.stack import Stack
 from services.trainer.adapters.adapter import adapter_parameters, attached
 from services.trainer.adapters.files import peft_file, snapshot
 from services.trainer.config import TrainConfig
-from services.trainer.encoder_link import EncoderAway, EncoderLink
+from services.trainer.encoder_link import EMBED_S, EncoderAway, EncoderLink
 from services.trainer.jobs import PreviewRendered
 from services.trainer.previews import Previews, Size
 from services.trainer.transformer import load_transformer
@@ -93,7 +93,7 @@ def test_an_encoder_that_is_away_costs_previews_until_it_is_there(
     begin_s = time.monotonic()
     with pytest.raises(EncoderAway, match="does not answer"):
         previews.render(0, lambda: None)
-    assert time.monotonic() - begin_s < 5
+    assert time.monotonic() - begin_s < EMBED_S / 2  # a second or five, where one that is slow has a minute
     assert list(store.keys(FOLDER)) == []
     request.getfixturevalue("encoder")
     assert len(previews.render(1, lambda: None)) == len(PROMPTS)

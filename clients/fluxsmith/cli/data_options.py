@@ -46,7 +46,9 @@ RandomCrops = Annotated[
 ]
 TriggerWord = Annotated[
     str,
-    typer.Option(metavar="WORD", rich_help_panel=_DATA, help="Stands in captions for \\[trigger], or before them."),
+    typer.Option(
+        metavar="WORD", rich_help_panel=_DATA, help="In captions and previews: for \\[trigger], or before them."
+    ),
 ]
 Background = Annotated[
     str, typer.Option(metavar="#RRGGBB", rich_help_panel=_DATA, help="Behind transparent pixels. (default #ffffff)")

@@ -14,7 +14,7 @@ from fluxsmith.checkpoints import Checkpoint
 from fluxsmith.cli.fitting import fitted
 from fluxsmith.cli.jobs import Job
 from fluxsmith.cli.session import Session
-from fluxsmith.cli.text import duration_text, size_text, time_text, to_json
+from fluxsmith.cli.text import duration_text, removed_checkpoints_text, size_text, time_text, to_json
 from fluxsmith.errors import NotFound
 from fluxsmith.training import JobState, TrainingJob
 
@@ -61,13 +61,17 @@ def checkpoints(context: typer.Context, job_id: Job, as_json: AsJson = False) ->
     """List the checkpoints of a job, newest first; `fluxsmith download --artifact` fetches the LoRA of each."""
     session: Session = context.obj
     with session.client() as client:
-        found = client.job(job_id).checkpoints()
+        job = client.job(job_id)
+        found, removed = job.checkpoints(), job.removed_checkpoints()
     if as_json:
         typer.echo(to_json(found))
-    elif found:
+        return
+    if found:
         session.out.print(fitted(_checkpoints_table(found), session.out))
     else:
-        session.say("No checkpoints yet.")
+        session.say("No checkpoints." if job.snapshot.state.ended else "No checkpoints yet.")
+    if removed:
+        session.say(removed_checkpoints_text(job.snapshot, removed))
 
 
 def files(context: typer.Context, job_id: Job, as_json: AsJson = False) -> None:

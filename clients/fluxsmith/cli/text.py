@@ -13,14 +13,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fluxsmith.checkpoints import Checkpoint
+from fluxsmith.checkpoints import CHECKPOINTS, Checkpoint
 from fluxsmith.data import Dataset, DatasetProgress, SampleProblem
 from fluxsmith.errors import FluxsmithError
 from fluxsmith.events import Event
 from fluxsmith.text import on_one_line
-from fluxsmith.training import Fault, TrainingJob, TrainingResult
+from fluxsmith.training import Fault, JobState, TrainingJob, TrainingResult
 
 _MAX_PROBLEMS = 10
+_MAX_STEPS = 10
+_NEWEST_KEPT = 2
 
 
 def error_line(text: str) -> str:
@@ -157,12 +159,28 @@ def removed_text(job: TrainingJob, checkpoints: Sequence[Checkpoint]) -> str:
     if checkpoints:
         size_bytes = sum(checkpoint.size_bytes for checkpoint in checkpoints)
         parts.append(f"{_count(len(checkpoints), 'checkpoint')} ({size_text(size_bytes)})")
-    if job.result and job.result.artifacts:
-        size_bytes = sum(artifact.size_bytes for artifact in job.result.artifacts)
-        parts.append(f"{_count(len(job.result.artifacts), 'file')} ({size_text(size_bytes)})")
+    artifacts = job.result.artifacts if job.result else ()
+    if files := [each for each in artifacts if not each.artifact_name.startswith(CHECKPOINTS)]:
+        size_bytes = sum(file.size_bytes for file in files)
+        parts.append(f"{_count(len(files), 'file')} ({size_text(size_bytes)})")
     else:  # one without a result has a report and metrics, and perhaps previews
         parts.append("its files")
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def removed_checkpoints_text(job: TrainingJob, steps: Sequence[int]) -> str:
+    """Return how many checkpoints of a job are removed, of which steps, why, and what keeps those of the next one."""
+    if len(steps) <= _MAX_STEPS:
+        written = f"written after step {', '.join(map(str, steps))}"
+    else:
+        written = f"written after steps {steps[0]} to {steps[-1]}"
+    if job.state is JobState.CANCELLED:
+        return f"removed: {_count(len(steps), 'checkpoint')}, {written}"
+    why = f"checkpoints_kept is {job.config.checkpoints_kept or _NEWEST_KEPT}"
+    if job.state is JobState.SUCCEEDED and not job.config.checkpoint_interval_steps:
+        why = "the job has succeeded, and those of every few minutes were to go on from"
+    keep = "checkpoint_interval_steps and checkpoints_kept, or checkpoint_keep_interval_steps"
+    return f"removed: {_count(len(steps), 'checkpoint')}, {written}: {why}. To keep more of the next job's, set {keep}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -207,10 +225,11 @@ def _held_out_facts(result: TrainingResult) -> dict[str, str]:
 
 
 def _files_text(names: Sequence[str]) -> str:
-    """Return the names of a job's files, its many previews as a count."""
-    single = [name for name in names if not name.startswith("previews/")]
-    previews = len(names) - len(single)
-    return ", ".join([*single, *([f"{previews} {'preview' if previews == 1 else 'previews'}"] if previews else [])])
+    """Return the names of a job's files, its many previews and LoRAs of checkpoints as counts."""
+    many = {"preview": "previews/", "checkpoint": CHECKPOINTS}
+    counts = {noun: sum(name.startswith(folder) for name in names) for noun, folder in many.items()}
+    single = [name for name in names if not name.startswith(tuple(many.values()))]
+    return ", ".join([*single, *(_count(count, noun) for noun, count in counts.items() if count)])
 
 
 def to_json(value: object) -> str:

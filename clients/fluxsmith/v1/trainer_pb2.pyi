@@ -744,9 +744,13 @@ class TrainConfig(_message.Message):
     preview_width_px: _builtins.int
     """Width of previews. A multiple of 16, 32 to 2048; unset means that of most samples."""
     checkpoint_interval_steps: _builtins.int
-    """Steps between checkpoints. 1 to 100,000; unset means one every few minutes, as the service is set."""
+    """Steps between checkpoints, of which the newest `checkpoints_kept` stay until the job is deleted. 1 to 100,000; unset
+    means one every few minutes, as the service is set, and they are removed once the job has succeeded.
+    """
     checkpoints_kept: _builtins.int
-    """Newest checkpoints that are kept. 1 to 100; unset means 2, so that there is one before a damaged one."""
+    """Newest checkpoints that are kept: until the job is deleted if this is set, also those of every few minutes. 1 to 100;
+    unset means 2, so that there is one before a damaged one.
+    """
     checkpoint_keep_interval_steps: _builtins.int
     """Also write and keep, until the job is deleted, the checkpoint of every step that this divides. 0 means none. 0 to
     100,000; unset means 0.
@@ -764,7 +768,8 @@ class TrainConfig(_message.Message):
     @_builtins.property
     def preview_prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Prompts of the pictures that are made while training, before the first step, every `preview_interval_steps` and at
-        the end. Up to 16 of up to 2000 characters; none means no pictures.
+        the end. Each gets the dataset's trigger word as captions do: in place of `[trigger]`, or before it unless it has it.
+        Up to 16 of up to 2000 characters; none means no pictures.
         """
 
     def __init__(
@@ -1271,8 +1276,8 @@ class TrainingResult(_message.Message):
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArtifactPublished]:
-        """Every file of the job, the newest of each name: the LoRA in its forms, the best one, metrics, previews, the report.
-        Left out by ListTrainingJobs.
+        """Every file of the job, the newest of each name: the LoRA in its forms, the best one, metrics, previews, the report,
+        and the LoRA of each checkpoint that stays. Left out by ListTrainingJobs.
         """
 
     def __init__(
@@ -1559,7 +1564,7 @@ class PreviewRendered(_message.Message):
     step: _builtins.int
     """After this step; 0 is the base, or the file of a warm start."""
     prompt: _builtins.str
-    """Its prompt."""
+    """Its prompt, with the dataset's trigger word."""
     seed: _builtins.int
     """Seed of its noise."""
     @_builtins.property
@@ -1616,8 +1621,10 @@ class JobWarning(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Stable reason for programs: FEW_READERS, SHORT_RUN and UNUSED_SETTING of the configuration, the first as soon as the
-    job is created; SMALL_BATCHES (sizes of images that do not fill batches), HELD_OUT_TRAINED (images that are both
-    measured on and learnt) and PROMPT_NOT_READ of the data and the preview prompts; CHECKPOINT_SKIPPED (one that is
+    job is created; TRIGGER_MISSING (`[trigger]` stands in prompts or captions, and the dataset has no trigger word) and
+    TRIGGER_DIFFERS (the held-out dataset has another); SMALL_BATCHES (sizes of images that do not fill batches),
+    HELD_OUT_TRAINED (images that are both measured on and learnt) and PROMPT_NOT_READ of the data and the preview
+    prompts; CHECKPOINTS_THINNED (of those that the configuration asks for, older ones will go); CHECKPOINT_SKIPPED (one that is
     damaged, or was not written since a number in it is not finite), CHECKPOINT_OF_OTHER_VERSION and STALLED;
     PREVIEW_SKIPPED, BEST_SKIPPED, KOHYA_SKIPPED, COMFYUI_SKIPPED, REPORT_FAILED and CONTACT_SHEET_SKIPPED of files that are not there.
     More may come.
@@ -2211,18 +2218,24 @@ class ListCheckpointsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    REMOVED_STEPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Checkpoint]:
         """The checkpoints, newest first."""
+
+    @_builtins.property
+    def removed_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Steps of the checkpoints that were written and are removed since, in order; none once the job's events are removed."""
 
     def __init__(
         self,
         *,
         checkpoints: _abc.Iterable[Global___Checkpoint] | None = ...,
+        removed_steps: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "removed_steps", b"removed_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

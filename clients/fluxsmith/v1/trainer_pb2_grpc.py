@@ -182,7 +182,8 @@ class TrainerServiceServicer:
 
     def CreateCheckpoint(self, request, context):
         """Write a checkpoint of a running job, within a heartbeat of its worker and a step; `CheckpointWritten` says when it
-        is there. Asking again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
+        is there. It stays until the job is deleted, or cancelled with `discard_checkpoints`. Asking again before it is there
+        changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -72,7 +72,8 @@ class TrainerServiceStub:
     """
     CreateCheckpoint: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateCheckpointRequest, _trainer_pb2.CreateCheckpointResponse]
     """Write a checkpoint of a running job, within a heartbeat of its worker and a step; `CheckpointWritten` says when it
-    is there. Asking again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
+    is there. It stays until the job is deleted, or cancelled with `discard_checkpoints`. Asking again before it is there
+    changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
     """
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]
     """Checkpoints of a job, newest first."""
@@ -130,7 +131,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """
     CreateCheckpoint: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateCheckpointRequest, _trainer_pb2.CreateCheckpointResponse]  # type: ignore[assignment]
     """Write a checkpoint of a running job, within a heartbeat of its worker and a step; `CheckpointWritten` says when it
-    is there. Asking again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
+    is there. It stays until the job is deleted, or cancelled with `discard_checkpoints`. Asking again before it is there
+    changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
     """
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
     """Checkpoints of a job, newest first."""
@@ -239,7 +241,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.CreateCheckpointResponse, _abc.Awaitable[_trainer_pb2.CreateCheckpointResponse]]:
         """Write a checkpoint of a running job, within a heartbeat of its worker and a step; `CheckpointWritten` says when it
-        is there. Asking again before that changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
+        is there. It stays until the job is deleted, or cancelled with `discard_checkpoints`. Asking again before it is there
+        changes nothing. Fails with FAILED_PRECONDITION when the job is not running.
         """
 
     @_abc_1.abstractmethod

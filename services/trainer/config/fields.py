@@ -167,7 +167,7 @@ class ConfigFields(BaseModel):
     """A measurement is better when it is lower by more than this."""
     preview_prompts: tuple[Prompt, ...] = Field(default=(), max_length=16)
     """Prompts of the pictures that are made while training, before the first step, every `preview_interval_steps`
-    and at the end. Empty means no pictures."""
+    and at the end, each with the dataset's trigger word as captions have it. Empty means no pictures."""
     preview_interval_steps: int | None = Field(default=None, ge=1, le=100_000)
     """Steps between previews. None means 4 times a run."""
     preview_seed: int = Field(default=0, ge=0, lt=2**32)
@@ -182,8 +182,8 @@ class ConfigFields(BaseModel):
     """Width of previews. None means that of most samples."""
     checkpoint_interval_steps: int | None = Field(default=None, ge=1, le=100_000)
     """Steps between checkpoints. None means one every few minutes, as the service is set."""
-    checkpoints_kept: int = Field(default=2, ge=1, le=100)
-    """Newest checkpoints that are kept; with two there is one before a damaged one."""
+    checkpoints_kept: int | None = Field(default=None, ge=1, le=100)
+    """Newest checkpoints that are kept. None means two, so that there is one before a damaged one."""
     checkpoint_keep_interval_steps: int = Field(default=0, ge=0, le=100_000)
     """Also write and keep, until the job is deleted, the checkpoint of every step that this divides. 0 means none."""
 

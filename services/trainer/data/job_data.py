@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from diffusers import FluxTransformer2DModel
 
 from services.common.cache import read_manifest
+from services.common.captions import TRIGGER_PLACE, with_trigger
 from services.common.errors import NotReady
 from services.common.object_store import ObjectStore
 from services.trainer.config import TrainConfig
@@ -16,7 +17,7 @@ from services.trainer.data.arrival import ArrivingSamples
 from services.trainer.data.cached_dataset import CachedDataset, Widths
 from services.trainer.data.held_out import split
 from services.trainer.data.references import encoder_mismatch
-from services.trainer.jobs import DatasetReference, Job
+from services.trainer.jobs import DatasetReference, Job, JobWarning
 from services.trainer.previews import Size
 
 
@@ -54,6 +55,34 @@ class Data:
             return f"{text}, the run has {_counted(total_steps, 'step')}{a_step}"
         epochs = config.epochs or 1
         return f"{text}, {_counted(epochs, 'epoch')} of them{a_step} make {_counted(total_steps, 'step')}"
+
+    def with_trigger(self, config: TrainConfig) -> TrainConfig:
+        """The configuration with the trigger word in the prompts of its previews: they show what was trained."""
+        word = self.training.head.trigger_word
+        prompts = tuple(with_trigger(prompt, word) for prompt in config.preview_prompts)
+        return config.model_copy(update={"preview_prompts": prompts})
+
+    def trigger_warnings(self, config: TrainConfig) -> Iterator[JobWarning]:
+        """What of trigger words the job's owner may not have meant; of arriving samples the captions are not known."""
+        word = self.training.head.trigger_word
+        samples = self.training.samples if self.manifest_digest else ()
+        captions = sum(any(TRIGGER_PLACE in each.caption for each in sample.captions) for sample in samples)
+        prompts = sum(TRIGGER_PLACE in prompt for prompt in config.preview_prompts)
+        if not word and (captions or prompts):
+            places = [_counted(prompts, "preview prompt")] * bool(prompts)
+            places += [f"the captions of {_counted(captions, 'sample')}"] * bool(captions)
+            message = (
+                f"{TRIGGER_PLACE} stays as it stands in {' and '.join(places)}, since the dataset has no trigger word: "
+                "encode it with one (trigger_word), and create the job again"
+            )
+            yield JobWarning(reason="TRIGGER_MISSING", message=message)
+        if self.held_out and self.held_out.head.trigger_word != word:
+            measured = self.held_out.head.trigger_word
+            message = (
+                f"captions to train on have {_named(word)}, those to measure on have {_named(measured)}: encode both "
+                "datasets with the same one, or the held-out loss is that of captions as nobody trained on"
+            )
+            yield JobWarning(reason="TRIGGER_DIFFERS", message=message)
 
     def provenance(self) -> dict[str, str]:
         """What a file says of the data, once all of it is known."""
@@ -104,6 +133,10 @@ def _dataset(
         return CachedDataset(store, samples.head(), samples)
     manifest = read_manifest(store, tenant, reference.manifest_digest)
     return CachedDataset(store, manifest, manifest.samples)
+
+
+def _named(trigger_word: str) -> str:
+    return f"the trigger word {trigger_word!r}" if trigger_word else "no trigger word"
 
 
 def _counted(count: int, what: str) -> str:

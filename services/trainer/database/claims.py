@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, not_, or_, select, true, update
 
+from services.trainer.checkpoints.retention import dropped_at_success
 from services.trainer.database.database import Database, insert_if_new
 from services.trainer.database.line import LONGEST_DELAY_S, active_counts, claimable, first, suspect
 from services.trainer.database.rows import (
@@ -130,14 +131,21 @@ class Claims:
     def add_checkpoint(self, job: Job, checkpoint: Checkpoint, *, drop: Collection[str] = ()) -> None:
         """Make a checkpoint known that lies in the object store, and forget those that it takes the place of.
 
-        It ends the wait for one that was asked for, and shows that the job gets on. Adding it again changes nothing.
+        It ends the wait for one that was asked for, which it then is, and shows that the job gets on. Adding it again
+        changes nothing.
         """
         with self._database.writing() as connection:
+            wanted = _update_held(connection, job)["checkpoint_wanted"]
+            checkpoint = checkpoint.model_copy(update={"requested": checkpoint.requested or wanted})
+            values = checkpoint_values(job.job_id, job.epoch, checkpoint)
+            if insert_if_new(connection, checkpoints, **values):
+                append_events(connection, job.job_id, [CheckpointWritten(checkpoint=checkpoint)])
+            elif wanted:
+                named = and_(checkpoints.c.job_id == job.job_id, checkpoints.c.checkpoint_id == values["checkpoint_id"])
+                connection.execute(update(checkpoints).where(named).values(record=values["record"]))
+            _drop_checkpoints(connection, job, drop)
             done = {"lost": 0, "checkpoint_wanted": False, "checkpoint_step": checkpoint.step}
             _update_held(connection, job, **done)
-            if insert_if_new(connection, checkpoints, **checkpoint_values(job.job_id, job.epoch, checkpoint)):
-                append_events(connection, job.job_id, [CheckpointWritten(checkpoint=checkpoint)])
-            _drop_checkpoints(connection, job, drop)
 
     def drop_checkpoints(self, job: Job, ids: Collection[str]) -> None:
         """Forget checkpoints, such as damaged ones; their objects are the caller's to remove."""
@@ -159,17 +167,21 @@ class Claims:
         """End a job, with its last events, in one transaction.
 
         A job whose cancellation was acknowledged in the meantime ends CANCELLED, whatever it made. Checkpoints that
-        nobody will go on from are forgotten; their objects are the caller's to remove.
+        nobody needs any more are forgotten; their objects are the caller's to remove. The result names the LoRAs of the
+        others with its files.
         """
         with self._database.writing() as connection:
             held = _update_held(connection, job, **(_noted(progress) if progress else {}))
             if held["state"] == JobState.CANCELLING:
                 state, last_events, failure, result = JobState.CANCELLED, (), None, None
             append_events(connection, job.job_id, last_events)
-            end(connection, job.job_id, state, failure=failure, result=result)
             if needless := _needless(connection, job, state):
                 _drop_checkpoints(connection, job, needless)
                 _note_newest(connection, job)
+            if result:
+                loras = (each.lora for each in read_checkpoints(connection, job.job_id))
+                result = result.model_copy(update={"artifacts": (*result.artifacts, *loras)})
+            end(connection, job.job_id, state, failure=failure, result=result)
             serve(connection, job.tenant, job.user_id, progress.served_s if progress else 0.0)
 
     def park(self, job: Job, progress: Progress, *, because: str = "") -> JobState:
@@ -337,11 +349,10 @@ def _let_go(connection: Connection, job: Job, state: JobState, **values: Any) ->
 
 
 def _needless(connection: Connection, job: Job, state: JobState) -> list[str]:
-    """Of a job that SUCCEEDED all checkpoints but those it was asked to keep; of a CANCELLED one all, if so asked."""
+    """Of a job that SUCCEEDED all checkpoints but those that were asked for; of a CANCELLED one all, if so asked."""
     found = read_checkpoints(connection, job.job_id)
     if state is JobState.SUCCEEDED:
-        interval = job.config.checkpoint_keep_interval_steps
-        return [each.checkpoint_id for each in found if not interval or each.step % interval]
+        return dropped_at_success(found, job.config)
     discard = select(jobs.c.discard_checkpoints).where(jobs.c.job_id == job.job_id)
     if state is JobState.CANCELLED and connection.execute(discard).scalar_one():
         return [each.checkpoint_id for each in found]

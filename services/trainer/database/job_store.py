@@ -30,7 +30,14 @@ from services.trainer.database.requests import (
     was_deleted,
 )
 from services.trainer.database.retention import Retention
-from services.trainer.database.rows import append_events, job_of, published_files, read_checkpoints, read_job
+from services.trainer.database.rows import (
+    append_events,
+    job_of,
+    published_files,
+    read_checkpoints,
+    read_job,
+    removed_steps,
+)
 from services.trainer.database.shares import enter
 from services.trainer.database.tables import checkpoints, deletions, events, jobs, now_s
 from services.trainer.jobs import (
@@ -179,6 +186,11 @@ class JobStore:
         with self._database.reading() as connection:
             read_job(connection, tenant, job_id)
             return read_checkpoints(connection, job_id)
+
+    def removed_checkpoints(self, job_id: str) -> Sequence[int]:
+        """Steps of the checkpoints that were written and are removed since, in order; none once its events are gone."""
+        with self._database.reading() as connection:
+            return removed_steps(connection, job_id)
 
     def cancel(self, tenant: str, job_id: str, *, discard_checkpoints: bool = False, request_id: str = "") -> Job:
         """Ask for the end of a job: one that no worker has ends here, another when its worker sees it.

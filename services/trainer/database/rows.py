@@ -112,6 +112,15 @@ def published_files(connection: Connection, job_id: str) -> dict[str, Artifact]:
     return {artifact.artifact_name: artifact for artifact in found}
 
 
+def removed_steps(connection: Connection, job_id: str) -> list[int]:
+    """Steps of the checkpoints that a job's events tell of and that are no longer there, in order."""
+    told = events.c.event["kind"].as_string() == "checkpoint_written"
+    query = select(events.c.event["checkpoint"]).where(events.c.job_id == job_id, told)
+    steps = {record["checkpoint_id"]: int(record["step"]) for record in _scalars(connection, query)}
+    there = {each.checkpoint_id for each in read_checkpoints(connection, job_id)}
+    return sorted(step for checkpoint_id, step in steps.items() if checkpoint_id not in there)
+
+
 def read_checkpoints(connection: Connection, job_id: str) -> list[StoredCheckpoint]:
     """The checkpoints of a job, newest first, whatever the clock said when they were written."""
     newest = (checkpoints.c.epoch.desc(), checkpoints.c.step.desc(), checkpoints.c.create_time_s.desc())

@@ -33,6 +33,7 @@ class EventFile:
     def __init__(self, job: Job) -> None:
         self.name = f"events.out.tfevents.{job.job_id}"
         self._config = job.config
+        self._prompts = dict(enumerate(job.config.preview_prompts))
         self._total_steps = job.total_steps
         self._last_step = 0
         self._buffer = io.BytesIO()
@@ -40,9 +41,8 @@ class EventFile:
         self._warnings: list[JobWarning] = []
         self._write(TensorBoardEvent(wall_time=job.create_time_s, file_version="brain.Event:2"))
         self._write_text("config", _settings(job.config), job.create_time_s)
-        if job.config.preview_prompts:
-            numbered = [f"{number}: {prompt}" for number, prompt in enumerate(job.config.preview_prompts)]
-            self._write_text("preview_prompts", numbered, job.create_time_s)
+        if self._prompts:
+            self._write_prompts(job.create_time_s)
 
     def add(self, event: Event, *, time_s: float | None = None, png: bytes | None = None) -> None:
         """Note an event; `time_s` is when it was (seconds since 1970), now unless given; `png` a preview's picture."""
@@ -55,14 +55,24 @@ class EventFile:
         elif isinstance(event, JobWarning) and event not in self._warnings:  # a job that goes on says some again
             self._warnings.append(event)
             self._write_text("warnings", [f"{found.reason}: {found.message}" for found in self._warnings], at_s)
-        elif isinstance(event, PreviewRendered) and png is not None and self._shows(event.step):
-            number = self._config.preview_prompts.index(event.prompt)  # from 0, as in the names of the files
-            self._write_summary(_image(f"previews/{number}", small_picture(png)), event.step, at_s)
+        elif isinstance(event, PreviewRendered):
+            self._add_preview(event, at_s, png)
 
     def content(self) -> tuple[str, bytes]:
         """File name and bytes of everything so far; the name stays the same, the bytes only grow."""
         self._records.flush()
         return self.name, self._buffer.getvalue()
+
+    def _add_preview(self, event: PreviewRendered, at_s: float, png: bytes | None) -> None:
+        number = event.prompt_number
+        if self._prompts.get(number) != event.prompt:  # it was given without the dataset's trigger word
+            self._prompts[number] = event.prompt
+            self._write_prompts(at_s)
+        if png is not None and self._shows(event.step):
+            self._write_summary(_image(f"previews/{number}", small_picture(png)), event.step, at_s)
+
+    def _write_prompts(self, time_s: float) -> None:
+        self._write_text("preview_prompts", [f"{number}: {prompt}" for number, prompt in self._prompts.items()], time_s)
 
     def _add_steps(self, steps: tuple[StepMetrics, ...], end_s: float) -> None:
         stride = -(-self._total_steps // MOST_POINTS)

@@ -59,6 +59,25 @@ def test_a_users_identifier_stays_as_it_is(web: TestClient, services: Recorder) 
     assert [request.user_id for request in services.queued()] == ["007", "7"]
 
 
+def test_trigger_word_goes_to_the_encoder_and_makes_another_wish(
+    web: TestClient, services: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, made = services.answer, encoder.Dataset(dataset_id="d", state=encoder.DATASET_STATE_OPEN)
+
+    def opening(request: Message) -> Iterable[Message]:
+        if isinstance(request, encoder.CreateDatasetRequest):
+            services.requests.append(request)
+            return [encoder.CreateDatasetResponse(dataset=made)]
+        return answer(request)
+
+    monkeypatch.setattr(services, "answer", opening)
+    for trigger_word in ("", "ohwx"):
+        assert web.post("/jobs", json=BODY | {"trigger_word": trigger_word}).status_code == 202
+    asked = services.asked(encoder.EncodeDatasetRequest)
+    assert [request.options.trigger_word for request in asked] == ["", "ohwx"]
+    assert len({request.display_name for request in services.asked(encoder.CreateDatasetRequest)}) == 2
+
+
 def test_an_idempotency_key_is_the_request_id_of_dataset_and_job(web: TestClient, services: Recorder) -> None:
     web.post("/jobs", json=BODY, headers={"Idempotency-Key": "wish"})
     named = [getattr(request, "request_id", "") for request in services.requests]

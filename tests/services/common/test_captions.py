@@ -15,6 +15,7 @@ from services.common.captions import with_trigger
         ("a dog like sks", "a dog like sks"),
         ("she asks a dog", "sks, she asks a dog"),  # not the word
         ("[trigger] and [trigger]", "sks and sks"),
+        ("", "sks"),
     ],
 )
 def test_caption_holds_the_trigger_word(caption: str, expected: str) -> None:

@@ -76,9 +76,11 @@ def test_grace_period_of_a_manifest_begins_when_it_goes_out_of_use(
     desk.encode()
     manifest, digest = desk.manifest, datasets.pointer(desk.tenant, desk.dataset_id)
     assert digest
+    written_s = time.monotonic()
     time.sleep(4)
     datasets.delete(desk.tenant, desk.dataset_id)
-    collector(datasets, timedelta(seconds=2)).sweep(desk.tenant)  # old enough to go, but out of use since now only
+    grace_s = time.monotonic() - written_s - 1  # a second is as exact as the store dates
+    collector(datasets, timedelta(seconds=grace_s)).sweep(desk.tenant)  # old enough, but out of use since now only
     assert read_manifest(datasets.store, desk.tenant, digest.manifest_digest) == manifest
 
 
@@ -206,8 +208,8 @@ def test_encoder_relies_on_nothing_while_a_sweep_is_under_way(
     add_sample("a")
     marker = SweepMarker(token="t", beat=datetime.now(UTC))
     datasets.store.put(marker_key(desk.tenant), marker.model_dump_json().encode())
-    threading.Timer(0.5, datasets.store.delete, [marker_key(desk.tenant)]).start()
     began_s = time.monotonic()
+    threading.Timer(0.5, datasets.store.delete, [marker_key(desk.tenant)]).start()
     if work == "encoding":
         desk.encode()
     else:

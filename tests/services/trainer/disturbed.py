@@ -20,6 +20,7 @@ from services.trainer.flow_matching import loss_per_sample
 from services.trainer.jobs import (
     Job,
     NewJob,
+    Orders,
     StepsCompleted,
     TrainingResult,
 )
@@ -122,14 +123,36 @@ def digest(bench: Bench, job: Job, name: str = "lora.safetensors") -> str:
     return hashlib.sha256(data[8 + header_bytes :]).hexdigest()
 
 
+def hearing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """What waits until the job that runs has heard what is wanted of it by now: two whole heartbeats, or its loss."""
+    heartbeat, beats = bench.jobs.claims.heartbeat, itertools.count(1)
+    last = 0
+
+    def counted(*arguments: Any, **named: Any) -> Orders:
+        nonlocal last
+        try:
+            return heartbeat(*arguments, **named)
+        finally:
+            last = next(beats)
+
+    def wait() -> None:
+        deadline_s, heard = time.monotonic() + PATIENCE_S, last + 3  # the first may be under way already
+        while last < heard and any(thread.name == "heartbeat" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.005)
+
+    monkeypatch.setattr(bench.jobs.claims, "heartbeat", counted)
+    return wait
+
+
 def stop_after(bench: Bench, steps: int, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Do something in the middle of the first batch of step `steps` + 1."""
-    taken = itertools.count()
+    taken, hear = itertools.count(), hearing(bench, monkeypatch)
 
     def counted(*arguments: Any) -> Tensor:
         if next(taken) == steps:
             act()
-            time.sleep(0.2)  # ten heartbeats
+            hear()
         return loss_per_sample(*arguments)
 
     monkeypatch.setattr("services.trainer.train.loss_per_sample", counted)

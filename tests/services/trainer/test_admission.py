@@ -73,10 +73,10 @@ def test_a_field_out_of_range_is_not_blamed_twice(admission: Admission, tenant: 
 )
 def test_no_expression_takes_long_or_is_an_internal_error(admission: Admission, tenant: str, pattern: str) -> None:
     admission.check_only(tenant, Asked(config={"target_regex": ".*to_q"}))  # the names are known from here on
-    begin_s = time.monotonic()
+    begin_s = time.thread_time()
     for config in ({"target_regex": pattern}, {"rank_pattern": {pattern[:200]: 4}}):
         assert violations(admission, tenant, Asked(config=config))
-    assert time.monotonic() - begin_s < 2
+    assert time.thread_time() - begin_s < 2
 
 
 @pytest.mark.parametrize(

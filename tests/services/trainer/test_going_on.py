@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +30,7 @@ from services.trainer.results.job_files import job_prefix
 from services.trainer.worker import Worker
 from tests.services.trainer import disturbed
 from tests.services.trainer.database.test_job_store import take
-from tests.services.trainer.disturbed import LONG, Alone, create, digest, steps_of, stop_after
+from tests.services.trainer.disturbed import LONG, Alone, create, digest, hearing, steps_of, stop_after
 from tests.services.trainer.test_run_job import Bench
 
 bench, refusing_server = disturbed.bench, disturbed.refusing_server  # fixtures are found by these names
@@ -92,12 +91,12 @@ def test_job_paused_while_it_is_measured_is_measured_again_and_nothing_else_chan
     undisturbed = alone(LONG)
     job = create(bench, LONG)
     with monkeypatch.context() as patched:
-        measured = itertools.count()
+        measured, hear = itertools.count(), hearing(bench, patched)
 
         def counted(*arguments: Any) -> Tensor:
             if next(measured) == 20:  # in the second measurement
                 bench.jobs.pause(bench.tenant, job.job_id)
-                time.sleep(0.2)
+                hear()
             return loss_per_sample(*arguments)
 
         patched.setattr("services.trainer.validation.loss_per_sample", counted)
@@ -147,14 +146,54 @@ def test_cancelled_job_keeps_its_checkpoints_unless_told_otherwise(
     assert kept == [(2, True), (0, False)]
 
 
-def test_finished_job_keeps_only_the_checkpoints_it_was_asked_to_keep(bench: Bench) -> None:
-    asked = {"checkpoint_interval_steps": 1, "checkpoints_kept": 3, "checkpoint_keep_interval_steps": 4}
+@pytest.mark.parametrize(
+    ("asked", "stay"),
+    [
+        ({"checkpoint_interval_steps": 3, "checkpoints_kept": 10}, [6, 3]),
+        ({"checkpoint_interval_steps": 2}, [8, 6]),
+        ({"checkpoint_interval_steps": 1, "checkpoints_kept": 1, "checkpoint_keep_interval_steps": 4}, [8, 4]),
+        ({"checkpoint_interval_steps": 1, "checkpoints_kept": 3, "checkpoint_keep_interval_steps": 4}, [8, 7, 6, 4]),
+    ],
+)
+def test_checkpoints_that_were_asked_for_stay_with_their_loras(
+    bench: Bench, asked: dict[str, int], stay: list[int]
+) -> None:
     job = bench.run(LONG.model_copy(update=asked))
-    written = [event.checkpoint.step for event in bench.events(job) if isinstance(event, CheckpointWritten)]
-    assert written == list(range(1, 9))
-    assert [each.step for each in bench.jobs.checkpoints(bench.tenant, job.job_id)] == [8, 4]
+    assert [each.step for each in bench.jobs.checkpoints(bench.tenant, job.job_id)] == stay
     keys = bench.objects.keys(f"{job_prefix(bench.tenant, job.job_id)}checkpoints/")
-    assert {key.split("/")[-2] for key in keys} == {"000004-1", "000008-1"}
+    assert {key.split("/")[-2] for key in keys} == {f"{step:06}-1" for step in stay}
+    loras = {f"checkpoints/{step:06}-1/lora.safetensors" for step in stay}
+    assert job.result
+    assert {each.artifact_name for each in job.result.artifacts if "checkpoints/" in each.artifact_name} == loras
+    assert all(bench.file(job, name) for name in loras)
+    written = {event.checkpoint.step for event in bench.events(job) if isinstance(event, CheckpointWritten)}
+    assert bench.jobs.removed_checkpoints(job.job_id) == sorted(written - set(stay))
+    assert job.checkpoint_step == stay[0]
+
+
+def test_checkpoints_that_nobody_asked_for_go_with_success_and_are_told_as_removed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = create(bench, LONG)
+    with monkeypatch.context() as patched:
+        stop_after(bench, 3, lambda: bench.jobs.pause(bench.tenant, job.job_id), patched)
+        bench.run_next()
+    (written,) = bench.jobs.checkpoints(bench.tenant, job.job_id)
+    bench.jobs.resume(bench.tenant, job.job_id)
+    finished = bench.run_next()
+    assert finished.state is JobState.SUCCEEDED
+    assert not bench.jobs.checkpoints(bench.tenant, job.job_id)
+    assert bench.jobs.removed_checkpoints(job.job_id) == [written.step]
+    assert not list(bench.objects.keys(f"{job_prefix(bench.tenant, job.job_id)}checkpoints/"))
+
+
+@pytest.mark.parametrize(("changes", "warned"), [({}, True), ({"checkpoints_kept": 2}, False), ({"steps": 6}, False)])
+def test_job_says_at_its_start_that_older_checkpoints_will_go(
+    bench: Bench, changes: dict[str, int], warned: bool
+) -> None:
+    warnings = bench.warnings(bench.run(LONG.model_copy(update={"checkpoint_interval_steps": 2, **changes})))
+    assert ("CHECKPOINTS_THINNED" in warnings) is warned
+    assert not warned or "every 2 steps 4 checkpoints are written" in warnings["CHECKPOINTS_THINNED"]
 
 
 def test_checkpoint_on_demand_is_written_after_the_step_under_way(
@@ -165,6 +204,8 @@ def test_checkpoint_on_demand_is_written_after_the_step_under_way(
     finished = bench.run_next()
     written = [event.checkpoint.step for event in bench.events(finished) if isinstance(event, CheckpointWritten)]
     assert written == [5]
+    assert finished.state is JobState.SUCCEEDED
+    assert [each.step for each in bench.jobs.checkpoints(bench.tenant, job.job_id)] == [5]  # it was asked for
 
 
 def test_damaged_newest_checkpoint_is_passed_over_for_the_one_before(

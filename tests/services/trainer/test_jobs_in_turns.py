@@ -51,6 +51,18 @@ def run_together(bench: Bench, configs: Sequence[TrainConfig], monkeypatch: pyte
         thread.join()
 
 
+def first_to_step(bench: Bench, jobs: Sequence[Job]) -> Job:
+    """Wait until one of the jobs has done a step; return it."""
+    found: list[Job] = []
+
+    def any_has_begun(_: Job) -> bool:
+        found.extend(job for job in jobs if bench.jobs.get(bench.tenant, job.job_id).step)
+        return bool(found)
+
+    until(bench, jobs[0], any_has_begun)
+    return found[0]
+
+
 def test_jobs_that_take_turns_make_what_each_makes_alone(
     bench: Bench, alone: Alone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,12 +101,14 @@ def test_job_that_waits_its_turn_is_cancelled_and_paused_without_waiting_for_the
     try:
         for job in jobs:
             until(bench, job, lambda found: found.state is JobState.RUNNING)
-        until(bench, jobs[0], lambda found: found.step > 0)
-        bench.jobs.cancel(bench.tenant, jobs[1].job_id)
-        bench.jobs.pause(bench.tenant, jobs[2].job_id)
-        until(bench, jobs[1], lambda found: found.state is JobState.CANCELLED)
-        until(bench, jobs[2], lambda found: found.state is JobState.PAUSED)
-        assert bench.jobs.get(bench.tenant, jobs[0].job_id).state is JobState.RUNNING
+        # Whichever thread is ready first has the base: the others wait for an hour.
+        first = first_to_step(bench, jobs)
+        cancelled, paused = (job for job in jobs if job is not first)
+        bench.jobs.cancel(bench.tenant, cancelled.job_id)
+        bench.jobs.pause(bench.tenant, paused.job_id)
+        until(bench, cancelled, lambda found: found.state is JobState.CANCELLED)
+        until(bench, paused, lambda found: found.state is JobState.PAUSED)
+        assert bench.jobs.get(bench.tenant, first.job_id).state is JobState.RUNNING
     finally:
         stop.set()
         thread.join()

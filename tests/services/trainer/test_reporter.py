@@ -54,7 +54,7 @@ def reporter(job_store: JobStore, job: Job, stop: threading.Event) -> Iterator[R
 
 def until(reporter: Reporter) -> None:
     """Let heartbeats pass until the reporter says stop."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         reporter.check()
         time.sleep(0.01)
@@ -78,7 +78,7 @@ def test_first_and_last_step_are_written_at_once(job_store: JobStore, job: Job, 
 
 def test_heartbeat_reports_the_step_without_being_asked(job_store: JobStore, job: Job, reporter: Reporter) -> None:
     reporter.on_step(step_of(3))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while job_store.get("t", job.job_id).step != 3:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -142,6 +142,7 @@ def test_measurements_keep_their_numbers() -> None:
 
 def test_time_spent_on_measuring_does_not_count_as_a_step(reporter: Reporter) -> None:
     time.sleep(0.1)
+    measured_s = time.monotonic()
     reporter.restart_clock()
     reporter.on_step(step_of(1))
-    assert reporter.durations_s[0] < 0.1
+    assert reporter.durations_s[0] <= time.monotonic() - measured_s

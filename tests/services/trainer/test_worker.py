@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -55,7 +54,7 @@ def test_step_that_hangs_is_told_and_ends_its_worker(bench: Bench, monkeypatch: 
     monkeypatch.setattr("services.trainer.worker.os._exit", ended.append)
     settings = bench.place.settings.model_copy(update={"stall_s": 1.0})
     job = create(bench, LONG)
-    stop_after(bench, 3, lambda: time.sleep(2.0), monkeypatch)
+    stop_after(bench, 3, lambda: until(bench, job, lambda found: found.state is JobState.QUEUED), monkeypatch)
     with pytest.raises(LostJob):
         Worker(replace(bench.place, settings=settings), bench.stop).run_one(take(bench.jobs))
     found = bench.jobs.get(bench.tenant, job.job_id)

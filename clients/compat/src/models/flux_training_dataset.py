@@ -42,22 +42,23 @@ class FluxTrainingDataset(Sequence[tuple[bytes, str]]):
     def __getitem__(self, index: int | slice) -> tuple[bytes, str] | list[tuple[bytes, str]]:
         return self._samples[index]
 
-    def cache(self, client: Client) -> Dataset:
+    def cache(self, client: Client, *, trigger_word: str = "") -> Dataset:
         """Have the encoder compute latents and text embeddings and keep them; return the READY dataset.
 
-        What it has computed for an equal picture or caption before costs no model work.
+        `trigger_word` takes the place of `[trigger]` in captions, and is put before those that have neither. What the
+        encoder has computed for an equal picture or caption before costs no model work.
         """
-        return encode(self, client)
+        return encode(self, client, trigger_word=trigger_word)
 
 
-def encode(samples: FluxTrainingDataset, client: Client) -> Dataset:
+def encode(samples: FluxTrainingDataset, client: Client, *, trigger_word: str = "") -> Dataset:
     """Do the work of `FluxTrainingDataset.cache`; its warnings point to the line that called its caller."""
     images = [
         CaptionedImage(name=f"train_data[{number}]", captions=(caption,), content=image)
         for number, (image, caption) in enumerate(samples)
     ]
     with refused_samples():
-        dataset = client.datasets.create_from(images, name="train_data")
+        dataset = client.datasets.create_from(images, name="train_data", trigger_word=trigger_word)
     for problem in dataset.problems:
         if problem.reason is SampleProblemReason.CAPTION_TRUNCATED:
             warnings.warn(f"{problem.sample_name}: {problem.message}", stacklevel=3)

@@ -36,10 +36,13 @@ class FluxLoRATrainingModule:
         learning_rate: float | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
+        *,
+        trigger_word: str = "",
     ) -> str:
         """Train on the samples, wait, and return the `s3://` address of the LoRA, a safetensors file.
 
-        A sample is {"image": base64, "description": caption}. What is None is taken from the settings. The pictures
+        A sample is {"image": base64, "description": caption}. `trigger_word` takes the place of `[trigger]` in
+        captions, and is put before those that have neither. What is None is taken from the settings. The pictures
         are removed from the service once the job has ended. Raises `InvalidImageFormat`, `TextEncodingFailed` and
         `OutOfMemory`, and otherwise what `fluxsmith.Client` raises. What the trainer warns of, such as too few steps to
         learn a style, is a `UserWarning`. Breaking off the wait leaves the job running.
@@ -53,7 +56,7 @@ class FluxLoRATrainingModule:
         with self._connected() as client:
             client.validate(config)  # before anything is uploaded
             settings.warn_of_differences(client)
-            dataset = encode(samples, client)
+            dataset = encode(samples, client, trigger_word=trigger_word)
             job = None
             try:
                 job = client.submit(dataset, config, user_id=user)

@@ -127,9 +127,9 @@ def test_each_caption_is_shown_and_too_many_are_counted() -> None:
 
 @pytest.mark.parametrize("caption", ["meadow " * 2000, "x" * 9000, "\u65e5" * 3000, "\u0301" * 3000])
 def test_text_of_any_length_stays_within_its_card(caption: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     sheet = draw_contact_sheet([tile(heading=caption, facts=caption, captions=(caption,) * 9)] * 2, title=caption)
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
     assert sheet.height < 900
     gap = np.asarray(sheet)[:, sheet.width // 2 - 6 : sheet.width // 2 + 6][100:]
     assert len(np.unique(gap.reshape(-1, 3), axis=0)) == 1  # nothing is written between the cards

@@ -137,11 +137,11 @@ def test_regex_that_names_no_linear_layer_is_refused(flux_dev: tuple[str, ...]) 
     ids=["alternatives", "classes", "stars", "counts", "depth"],
 )
 def test_catastrophic_or_huge_regex_is_refused_in_time(flux_dev: tuple[str, ...], pattern: str) -> None:
-    begin = time.monotonic()
+    begin = time.thread_time()
     with pytest.raises(InvalidInput) as refused:
         target_names(flux_dev, TrainConfig().model_copy(update={"target_regex": pattern}))
     assert refused.value.reason == "TARGET_MATCHES_NOTHING"
-    assert time.monotonic() - begin < 1
+    assert time.thread_time() - begin < 1
 
 
 def test_rank_pattern_takes_the_first_that_matches_in_alphabetical_order(flux_dev: tuple[str, ...]) -> None:

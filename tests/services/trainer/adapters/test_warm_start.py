@@ -171,16 +171,16 @@ def test_what_is_no_lora_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("pattern", ["(?:[a-z]|[a-z._0-9]|.)+[A-Z]", "(.*)*" * 1000 + "!"])
 def test_catastrophic_pattern_in_a_header_matches_nothing_in_time(pattern: str) -> None:
-    begin = time.monotonic()
+    begin = time.thread_time()
     read = read_adapter(foreign({"transformer.lora_alpha": 2.0, "transformer.alpha_pattern": {pattern: 8}}))
     assert read.scales == {LAYER: 1.0}
-    assert time.monotonic() - begin < 1
+    assert time.thread_time() - begin < 1
 
 
 @pytest.mark.parametrize("pattern", ["(((a{1,100}){1,100}){1,100}){1,100}", "a" * 200_001], ids=["counts", "length"])
 def test_huge_pattern_in_a_header_is_refused_in_time(pattern: str) -> None:
-    begin = time.monotonic()
+    begin = time.thread_time()
     with pytest.raises(InvalidInput) as refused:
         read_adapter(foreign({"transformer.lora_alpha": 2.0, "transformer.alpha_pattern": {pattern: 8}}))
     assert refused.value.reason == "WARM_START_UNREADABLE"
-    assert time.monotonic() - begin < 1
+    assert time.thread_time() - begin < 1

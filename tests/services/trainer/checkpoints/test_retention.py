@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.checkpoints.retention import dropped
+from services.trainer.checkpoints.retention import dropped, dropped_at_success
 from services.trainer.config import TrainConfig
 from services.trainer.jobs import Artifact, Checkpoint
 
 LORA = Artifact(artifact_name="lora.safetensors", uri="s3://b/k", size_bytes=1, content_digest="0")
 
 
-def checkpoint(step: int, loss: float | None = None) -> Checkpoint:
+def checkpoint(step: int, loss: float | None = None, *, requested: bool = False) -> Checkpoint:
     """A checkpoint after a step."""
     return Checkpoint(
         checkpoint_id=f"{step:06}-1",
@@ -22,6 +22,7 @@ def checkpoint(step: int, loss: float | None = None) -> Checkpoint:
         size_bytes=1,
         lora=LORA,
         held_out_loss=loss,
+        requested=requested,
     )
 
 
@@ -59,6 +60,25 @@ def test_the_best_is_always_kept(existing: list[Checkpoint]) -> None:
 
 def test_the_checkpoint_before_the_newest_is_kept_by_default() -> None:
     assert kept_of([checkpoint(step) for step in (40, 30, 20, 10)], TrainConfig()) == [40, 30]
+
+
+def test_one_that_was_asked_for_outlasts_newer_ones_and_success() -> None:
+    existing = [checkpoint(40), checkpoint(30), checkpoint(20), checkpoint(10, requested=True)]
+    assert kept_of(existing, TrainConfig()) == [40, 30, 10]
+    assert len(dropped_at_success(existing, TrainConfig())) == 3
+
+
+def test_pauses_take_no_place_from_the_checkpoints_of_an_interval() -> None:
+    existing = [checkpoint(step) for step in (35, 33, 30, 21, 20, 10)]
+    config = TrainConfig(checkpoint_interval_steps=10)
+    assert kept_of(existing, config) == [35, 33, 30, 20]
+    assert dropped_at_success(existing, config) == ["000035-1", "000033-1", "000021-1", "000010-1"]
+
+
+def test_number_that_is_to_be_kept_counts_for_those_of_every_few_minutes_too() -> None:
+    existing = [checkpoint(step) for step in (35, 33, 30)]
+    assert dropped_at_success(existing, TrainConfig(checkpoints_kept=2)) == ["000030-1"]
+    assert len(dropped_at_success(existing, TrainConfig())) == 3
 
 
 def test_of_equal_losses_the_newest_is_kept() -> None:

@@ -60,6 +60,44 @@ def test_seed_of_the_job_decides_what_is_held_out(read: Read, make_dataset: Make
     assert len(chosen) == 2
 
 
+def test_prompts_get_the_trigger_word_as_captions_do(read: Read, make_dataset: MakeDataset) -> None:
+    prompts = ("[trigger] on a beach", "a drawing", "a drawing by ohwx", "")
+    manifest = make_dataset([SQUARE]).model_copy(update={"trigger_word": "ohwx"})
+    data = read(manifest, preview_prompts=prompts)
+    shown = data.with_trigger(TrainConfig(preview_prompts=prompts)).preview_prompts
+    assert shown == ("ohwx on a beach", "ohwx, a drawing", "a drawing by ohwx", "ohwx")
+    assert not list(data.trigger_warnings(TrainConfig(preview_prompts=prompts)))
+
+
+def test_place_for_a_trigger_word_that_there_is_not_is_warned_of(read: Read, make_dataset: MakeDataset) -> None:
+    manifest = make_dataset([SQUARE] * 2, captions=2)
+    caption = manifest.samples[0].captions[0].model_copy(update={"caption": "a [trigger]"})
+    sample = manifest.samples[0].model_copy(update={"captions": (caption, *manifest.samples[0].captions[1:])})
+    data = read(manifest.model_copy(update={"samples": (sample, manifest.samples[1])}))
+    config = TrainConfig(preview_prompts=("[trigger] on a beach", "a beach"))
+    (warning,) = data.trigger_warnings(config)
+    assert warning.reason == "TRIGGER_MISSING"
+    assert "[trigger] stays as it stands in 1 preview prompt and the captions of 1 sample," in warning.message
+    assert data.with_trigger(config) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("ohwx", "sks"), "to train on have the trigger word 'ohwx', those to measure on have the trigger word 'sks'"),
+        (("ohwx", ""), "those to measure on have no trigger word"),
+        (("ohwx", "ohwx"), ""),
+    ],
+)
+def test_held_out_dataset_with_another_trigger_word_is_warned_of(
+    read: Read, make_dataset: MakeDataset, words: tuple[str, str], told: str
+) -> None:
+    manifest, measured = (make_dataset([SQUARE]).model_copy(update={"trigger_word": word}) for word in words)
+    warnings = list(read(manifest, held_out=measured).trigger_warnings(TrainConfig()))
+    assert [warning.reason for warning in warnings] == ["TRIGGER_DIFFERS"] * bool(told)
+    assert all(told in warning.message for warning in warnings)
+
+
 def test_without_a_share_everything_is_trained_on(read: Read, make_dataset: MakeDataset) -> None:
     manifest = make_dataset([SQUARE] * 2)
     data = read(manifest)

@@ -175,6 +175,17 @@ def test_wanted_checkpoint_is_asked_of_the_worker_until_it_is_there(job_store: J
     assert asked == [False, True, False]
 
 
+def test_checkpoint_that_answers_a_wish_is_known_as_such(job_store: JobStore) -> None:
+    job = in_state(job_store, S.RUNNING)
+    job_store.claims.add_checkpoint(job, checkpoint(3))
+    job_store.request_checkpoint("t", job.job_id)
+    job_store.claims.add_checkpoint(job, checkpoint(4))
+    job_store.claims.add_checkpoint(job, checkpoint(5))
+    job_store.request_checkpoint("t", job.job_id)
+    job_store.claims.add_checkpoint(job, checkpoint(5))  # the answer to the first time was lost
+    assert {one.step: one.requested for one in job_store.claims.checkpoints(job)} == {3: False, 4: True, 5: True}
+
+
 def test_checkpoint_is_there_with_its_event_and_the_older_one_gone(job_store: JobStore) -> None:
     job_store.create("t", NEW)
     job = take(job_store)

@@ -72,11 +72,20 @@ def test_previews_are_pictures_under_the_number_of_their_prompt(tmp_path: Path) 
     file = EventFile(JOB)
     first, second = png_of(16), png_of(16, "blue")
     file.add(preview_of(0), png=first)
-    file.add(preview_of(10, "# not a *heading*"), png=second)
+    file.add(preview_of(10, "# not a *heading*", number=1), png=second)
     found = read_back(file, tmp_path)
     (apple,), (heading,) = found.Images("previews/0"), found.Images("previews/1")
     assert (apple.step, apple.encoded_image_string, apple.width) == (0, first, 16)
     assert (heading.step, heading.encoded_image_string) == (10, second)
+
+
+def test_prompts_are_told_as_they_were_shown(tmp_path: Path) -> None:
+    file = EventFile(JOB)
+    for number, prompt in enumerate(("ohwx, red apple", "ohwx, # not a *heading*")):
+        file.add(preview_of(0, prompt, number=number), png=png_of(16))
+    found = read_back(file, tmp_path)
+    assert (len(found.Images("previews/0")), len(found.Images("previews/1"))) == (1, 1)
+    assert text_of(found, "preview_prompts") == "    0: ohwx, red apple\n    1: ohwx, # not a *heading*"
 
 
 def test_configuration_prompts_and_warnings_are_texts(tmp_path: Path) -> None:

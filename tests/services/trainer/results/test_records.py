@@ -44,7 +44,10 @@ class Bench:
         self.store, self.jobs, self.job = store, jobs, job
         stored = store.put(f"{job.tenant}/preview.png", png_of(8))
         self.image = Artifact(
-            artifact_name="p.png", uri=store.uri(stored.key), size_bytes=stored.size_bytes, content_digest=stored.digest
+            artifact_name="previews/000002-0.png",
+            uri=store.uri(stored.key),
+            size_bytes=stored.size_bytes,
+            content_digest=stored.digest,
         )
 
     def records(self) -> tuple[Records, Reporter]:

@@ -247,9 +247,13 @@ def test_the_time_of_a_job_that_did_not_get_far_is_all_accounted_for() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["red apple", 'it\'s "quoted"', "two\nlines \\ and </code>"])
-def test_the_example_of_use_is_python_with_the_prompt(prompt: str) -> None:
-    job = DONE.model_copy(update={"config": TrainConfig(preview_prompts=(prompt,))})
-    code = Page(render_report(job, History(), artifacts=[LORA], sampling=Sampling(base="a/b"))).code()
+@pytest.mark.parametrize("shown", [False, True], ids=["as given", "as shown"])
+def test_the_example_of_use_is_python_with_the_prompt(prompt: str, shown: bool) -> None:
+    history = History()
+    if shown:  # with a trigger word
+        history.add(preview_of(0, prompt), png=png_of(16))
+    job = DONE.model_copy(update={"config": TrainConfig(preview_prompts=("an apple" if shown else prompt,))})
+    code = Page(render_report(job, history, artifacts=[LORA], sampling=Sampling(base="a/b"))).code()
     constants = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
     assert {prompt, "a/b", "lora.safetensors", 28, 3.5} <= set(constants)
 
