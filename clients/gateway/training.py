@@ -8,12 +8,22 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
-from fluxsmith import AsyncClient, AsyncJobHandle, CaptionedImage, Dataset, DatasetState, FluxsmithError, errors, events
+from fluxsmith import (
+    AsyncClient,
+    AsyncJobHandle,
+    CaptionedImage,
+    Dataset,
+    DatasetState,
+    EncodingOptions,
+    FluxsmithError,
+    errors,
+    events,
+)
 
 from gateway import problems
+from gateway.bodies import DESCRIBED, TrainBody, forget_body
 from gateway.callers import Caller
 from gateway.schemas import Job, JobWarning, TrainRequest, TrainResponse
-from gateway.settings import GatewaySettings
 
 DATASET_NAME = "train-lora"  # a space and 16 hexadecimal digits follow, in the names that the gateway gives
 
@@ -32,18 +42,17 @@ IdempotencyKey = Annotated[
 ]
 
 
-@router.post("/train-lora", response_model=TrainResponse)
+@router.post("/train-lora", response_model=TrainResponse, openapi_extra=DESCRIBED)
 async def train_lora(
-    request: Request, body: TrainRequest, client: Caller, idempotency_key: IdempotencyKey = None
+    request: Request, body: TrainBody, client: Caller, idempotency_key: IdempotencyKey = None
 ) -> TrainResponse | JSONResponse:
     """Train a LoRA and answer when it is done, which takes as long as the training.
 
     A caller that hangs up loses nothing: the job goes on, and the same request with the same Idempotency-Key waits for
     it again.
     """
-    if refusal := _too_many(request, body):
-        return refusal
     job = await _submit(client, body, idempotency_key)
+    forget_body(request, body)
     try:
         warnings = await _warnings(job)
         result = await job.result()
@@ -52,13 +61,11 @@ async def train_lora(
     return TrainResponse(model_url=result.lora_uri, job_id=job.id, warnings=warnings)
 
 
-@router.post("/jobs", status_code=HTTPStatus.ACCEPTED, response_model=Job)
+@router.post("/jobs", status_code=HTTPStatus.ACCEPTED, openapi_extra=DESCRIBED)
 async def create_job(
-    request: Request, response: Response, body: TrainRequest, client: Caller, idempotency_key: IdempotencyKey = None
-) -> Job | JSONResponse:
+    response: Response, body: TrainBody, client: Caller, idempotency_key: IdempotencyKey = None
+) -> Job:
     """Queue a training and answer with its job once the pictures are encoded, which takes seconds."""
-    if refusal := _too_many(request, body):
-        return refusal
     job = await _submit(client, body, idempotency_key)
     response.headers["Location"] = f"/jobs/{job.id}"
     return Job.of(job.snapshot)
@@ -75,18 +82,6 @@ async def _warnings(job: AsyncJobHandle) -> list[JobWarning]:
         ]
 
 
-def _too_many(request: Request, body: TrainRequest) -> JSONResponse | None:
-    settings: GatewaySettings = request.app.state.settings
-    if len(body.train_data) <= settings.max_samples:
-        return None
-    return problems.problem(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"train_data has {len(body.train_data)} samples, and may have {settings.max_samples}.",
-        reason="TOO_MANY_SAMPLES",
-        remedy="Send fewer, or raise FLUXSMITH_GATEWAY_MAX_SAMPLES.",
-    )
-
-
 async def _submit(client: AsyncClient, body: TrainRequest, key: str | None) -> AsyncJobHandle:
     """Make a dataset of the samples and queue a job on it; with the same `key` both are those from before.
 
@@ -98,7 +93,7 @@ async def _submit(client: AsyncClient, body: TrainRequest, key: str | None) -> A
         for number, sample in enumerate(body.train_data)
     ]
     # With other samples the name is another one, and so the encoder refuses the same key.
-    digest = await asyncio.to_thread(_digest, images)
+    digest = await asyncio.to_thread(_digest, images, body.trigger_word)
     dataset = await client.datasets.create(name=f"{DATASET_NAME} {digest}", request_id=key)
     try:
         return await _queue(client, dataset, images, body, key)
@@ -118,7 +113,7 @@ async def _queue(
     for tries_left in reversed(range(_TRIES)):
         try:
             if key is None or tries_left < _TRIES - 1:  # first, a key is told what it made, without the images
-                await _encode(client, dataset, images)
+                await _encode(client, dataset, images, EncodingOptions(trigger_word=body.trigger_word))
             return await client.submit(dataset, body.training_params, user_id=str(body.user_id), request_id=key)
         except errors.FailedPrecondition as error:
             if key is None or error.reason not in _MADE_MEANWHILE or not tries_left:
@@ -132,16 +127,18 @@ def _is_final(error: FluxsmithError) -> bool:
     return isinstance(error, errors.InvalidRequest | errors.DatasetFailed) or error.reason == "JOB_DELETED"
 
 
-async def _encode(client: AsyncClient, dataset: Dataset, images: list[CaptionedImage]) -> None:
+async def _encode(
+    client: AsyncClient, dataset: Dataset, images: list[CaptionedImage], options: EncodingOptions
+) -> None:
     """Return once the images are encoded; what another request has begun is waited for."""
     if dataset.state in {DatasetState.OPEN, DatasetState.FAILED}:
         await client.datasets.upload(dataset, images)
-        await client.datasets.encode(dataset)
+        await client.datasets.encode(dataset, options=options)
     await client.datasets.wait(dataset)
 
 
-def _digest(images: list[CaptionedImage]) -> str:
-    digest = hashlib.sha256()
+def _digest(images: list[CaptionedImage], trigger_word: str) -> str:
+    digest = hashlib.sha256(trigger_word.encode())
     for image in images:
         for part in (image.read(), image.captions[0].encode()):
             digest.update(hashlib.sha256(part).digest())
