@@ -3,5 +3,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 scripts/setup.sh
 say "Running the tests (about fifteen minutes on two cores)"
+scripts/browser.sh >/dev/null || true
 # Two at a time, a file each: tests of whole stacks mostly wait.
 exec python -m pytest -n 2 --dist loadfile "$@"

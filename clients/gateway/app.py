@@ -3,12 +3,15 @@
 import importlib.metadata
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp
 
-from gateway import jobs, problems, training
+from gateway import docs_page, jobs, problems, training
+from gateway.bodies import described_schemas
+from gateway.browsers import OwnPagesOnly
 from gateway.callers import Caller
-from gateway.limits import BodyLimit, BodyTooLarge
+from gateway.limits import BytesUnderWay
 from gateway.problems import Problem
 from gateway.schemas import Health
 from gateway.settings import GatewaySettings
@@ -21,6 +24,7 @@ class _Gateway(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Describe problems under their own media type alone; FastAPI has models under that of the answer."""
         description = super().openapi()
+        description["components"]["schemas"].update(described_schemas())
         for operations in description["paths"].values():
             for operation in operations.values():
                 for response in operation["responses"].values():
@@ -28,6 +32,10 @@ class _Gateway(FastAPI):
                         schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
                         response["content"] = {problems.MEDIA_TYPE: {"schema": schema}}
         return description
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Look at who sends before anything else, and give the answer to what was not foreseen its headers too."""
+        return OwnPagesOnly(super().build_middleware_stack(), settings=self.state.settings)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
@@ -37,15 +45,14 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         version=importlib.metadata.version("fluxsmith"),
         description="LoRA training for FLUX.1: pictures with captions in, the address of a LoRA out.",
         generate_unique_id_function=lambda route: route.name,  # what generated clients call their methods
+        # FastAPI's own pages load their scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
     )
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.state.settings = settings
+    app.state.bytes_under_way = BytesUnderWay(settings.max_bytes_under_way)
     problems.install(app)
-
-    @app.exception_handler(BodyTooLarge)
-    async def too_large(_: Request, error: BodyTooLarge) -> JSONResponse:
-        return problems.respond(error.told)
-
+    app.include_router(docs_page.router)
     app.include_router(training.router, responses=_PROBLEM)
     app.include_router(jobs.router, responses=_PROBLEM)
 

@@ -1,46 +1,57 @@
-"""A limit on bodies that holds whether or not their length is announced."""
+"""Bytes of bodies that are in memory at once, over all requests of the process, and their bound."""
 
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
 
-from gateway.problems import Problem, respond
+from gateway.problems import Refusal
 
-
-class BodyTooLarge(HTTPException):
-    """More came than a body may have; of starlette's kind, so that FastAPI lets it pass while it reads a body."""
-
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__(413)
-        self.told = Problem(
-            title="Content Too Large",
-            status=413,
-            detail=f"the body has more than {max_bytes} bytes.",
-            reason="BODY_TOO_LARGE",
-            remedy="Send fewer or smaller pictures, or raise FLUXSMITH_GATEWAY_MAX_BODY_BYTES.",
-        )
+RETRY_AFTER_S = 5.0
 
 
-class BodyLimit:
-    """ASGI middleware that refuses bodies over `max_bytes`, reading no further."""
+class BytesUnderWay:
+    """What all requests hold together: `held` bytes of `most`."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.held = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, counting its body."""
-        received = 0
+    @contextmanager
+    def hold(self, announced: int) -> Iterator["HeldBody"]:
+        """Count what one request adds until the end, or raise `Refusal` when what it announces does not fit."""
+        self.require_room(announced)
+        body = HeldBody(self)
+        try:
+            yield body
+        finally:
+            body.release()
 
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise BodyTooLarge(self._max_bytes)
-            return message
+    def require_room(self, more: int) -> None:
+        """Raise `Refusal` when that many more would be too many."""
+        if self.held + more > self._most:
+            raise Refusal(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"the bodies of other requests hold {self.held} of {self._most} bytes.",
+                reason="GATEWAY_BUSY",
+                remedy="Send it again later, or raise FLUXSMITH_GATEWAY_MAX_BYTES_UNDER_WAY.",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
-        announced = dict(scope.get("headers", ())).get(b"content-length", b"")
-        if announced.isdigit() and int(announced) > self._max_bytes:
-            await respond(BodyTooLarge(self._max_bytes).told)(scope, receive, send)
-        else:
-            await self._app(scope, counted, send)
+
+class HeldBody:
+    """What one request holds."""
+
+    def __init__(self, under_way: BytesUnderWay) -> None:
+        self._under_way = under_way
+        self._bytes = 0
+
+    def add(self, count: int) -> None:
+        """Hold that many more, or raise `Refusal`."""
+        self._under_way.require_room(count)
+        self._under_way.held += count
+        self._bytes += count
+
+    def release(self) -> None:
+        """Hold nothing more: the body is gone from memory."""
+        self._under_way.held -= self._bytes
+        self._bytes = 0

@@ -12,6 +12,11 @@ from pydantic import ConfigDict, GetPydanticSchema, ValidationError, ValidatorFu
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from gateway.problems import MOST_VIOLATIONS
+
+# More names than these cannot be mistyped ones.
+_MOST_PARAMETERS = 2 * len(TrainConfig.__dataclass_fields__)
+
 
 def _describe(schema: dict[str, Any]) -> None:
     """Add the sentences that stand below the fields of `TrainConfig`; pydantic reads those of its own classes only."""
@@ -24,13 +29,18 @@ def _describe(schema: dict[str, Any]) -> None:
 def _with_ranges(given: object, read: ValidatorFunctionWrapHandler) -> TrainConfig:
     """Check ranges beside names and types, so that one answer has every field at fault."""
     found: list[InitErrorDetails] = []
+    if isinstance(given, dict) and len(given) > _MOST_PARAMETERS:
+        raise ValueError(f"has {len(given)} parameters: there are {len(TrainConfig.__dataclass_fields__)}")
     try:
         config: TrainConfig = read(given)
     except ValidationError as error:
         told = error.errors()
         if not isinstance(given, dict) or not all(one["loc"] for one in told):
             raise  # no parameters at all, or one whose name is no text
-        found = [_fault(one["loc"], _text(one)) for one in told]
+        # The search for similar names takes a millisecond each, and no more faults than these are told.
+        found = [
+            _fault(one["loc"], _text(one) if place < MOST_VIOLATIONS else one["msg"]) for place, one in enumerate(told)
+        ]
         wrong = {one["loc"][0] for one in told}
         config = read({name: value for name, value in given.items() if name not in wrong})
     found += [_fault((name,), text) for name, text in faults(vars(config)).items()]

@@ -2,22 +2,26 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from math import ceil
-from typing import Any
+from typing import Any, Self
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fluxsmith import Fault, FluxsmithError, errors
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 _ADDRESS = re.compile(r"(?<=^the (?:encoder|trainer)) at \S+")  # as the client tells of one that is away
+MOST_VIOLATIONS = 20
+"""Most fields at fault that one answer lists."""
+_LONGEST_FIELD, _LONGEST_DESCRIPTION = 200, 1000
 _OF_SAMPLE = re.compile(r"(?P<part>\w+) of sample 'train_data\[(?P<number>\d+)\]'")
 
 # The first kind that fits; whatever is not here is a fault of the services or the gateway.
@@ -73,9 +77,37 @@ class Problem(BaseModel):
     retry_after_s: float | None = None
     """Seconds after which to try again, if the service named them; also in the header Retry-After."""
     violations: list[Violation] = []
-    """Every field at fault."""
+    """The fields at fault, the first 20 of them."""
+    more_violations: int = 0
+    """How many further fields are at fault."""
     job_id: str | None = None
     """The job that the problem came up with or after; it can be asked for."""
+
+
+class Refusal(HTTPException):
+    """A problem to raise; of starlette's kind, which passes through whatever calls the code that raises it."""
+
+    def __init__(self, status: HTTPStatus, detail: str, *, reason: str, **more: Any) -> None:
+        super().__init__(status, detail)
+        self.told = Problem(title=status.phrase, status=status, detail=detail, reason=reason, **more)
+
+    @classmethod
+    def of_fields(cls, faults: Sequence[ErrorDetails | dict[str, Any]], *, within: tuple[str, ...] = ()) -> Self:
+        """Of the faults that pydantic found, their places below `within`."""
+        return cls(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "the request is not as /openapi.json describes it.",
+            reason="REQUEST_INVALID",
+            remedy="Mend the fields named.",
+            violations=[
+                Violation(
+                    field=".".join(map(str, (*within, *fault["loc"]))),
+                    description=fault["msg"].removeprefix("Value error, "),
+                )
+                for fault in faults[:MOST_VIOLATIONS]
+            ],
+            more_violations=max(0, len(faults) - MOST_VIOLATIONS),
+        )
 
 
 def problem(status: HTTPStatus, detail: str, *, reason: str, **more: Any) -> JSONResponse:
@@ -84,10 +116,28 @@ def problem(status: HTTPStatus, detail: str, *, reason: str, **more: Any) -> JSO
 
 
 def respond(told: Problem, *, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The response that tells this problem."""
+    """The response that tells this problem, its violations cut to what a person reads."""
+    listed = told.violations[:MOST_VIOLATIONS]
+    told = told.model_copy(
+        update={
+            "violations": [
+                Violation(
+                    field=_cut(one.field, _LONGEST_FIELD), description=_cut(one.description, _LONGEST_DESCRIPTION)
+                )
+                for one in listed
+            ],
+            "more_violations": told.more_violations + len(told.violations) - len(listed),
+        }
+    )
     retry = {} if told.retry_after_s is None else {"Retry-After": str(ceil(told.retry_after_s))}
     content = told.model_dump(mode="json", exclude_defaults=True)
     return JSONResponse(content, told.status, {**(headers or {}), **retry}, MEDIA_TYPE)
+
+
+def _cut(text: str, most: int) -> str:
+    """The text as an answer can hold it: not too long, and without half a character."""
+    whole = text.encode(errors="backslashreplace").decode()
+    return whole if len(whole) <= most else f"{whole[:most]}... ({len(whole):,} characters)"
 
 
 def problem_of(error: FluxsmithError, *, job_id: str | None = None) -> Problem:
@@ -140,13 +190,15 @@ def install(app: FastAPI) -> None:
         return respond(told)
 
     @app.exception_handler(RequestValidationError)
-    async def of_request(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _of_request(request, error)
+    async def of_parameters(_: Request, error: RequestValidationError) -> JSONResponse:
+        return respond(Refusal.of_fields(error.errors()).told)
+
+    @app.exception_handler(Refusal)
+    async def of_refusal(_: Request, error: Refusal) -> JSONResponse:
+        return respond(error.told)
 
     @app.exception_handler(HTTPException)
     async def of_routing(_: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's for a body that cannot be decoded
-            return _not_read(error.__cause__)
         status = HTTPStatus(error.status_code)
         told = Problem(
             title=status.phrase,
@@ -165,46 +217,3 @@ def install(app: FastAPI) -> None:
             reason="INTERNAL",
             remedy="Its log has the traceback; report it.",
         )
-
-
-def _of_request(request: Request, error: RequestValidationError) -> JSONResponse:
-    """What is told of a request that is not as it should be: the first thing to mend, or every field at fault."""
-    faults = error.errors()
-    if faults[0]["type"] == "json_invalid":
-        before = str(error.body)[: faults[0]["loc"][-1]]
-        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        return _not_json(f"the body is no JSON: {faults[0]['ctx']['error']}, line {line} column {column}.")
-    if isinstance(error.body, bytes):  # FastAPI leaves a body alone that is not said to be JSON
-        said = request.headers.get("content-type")
-        return problem(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"the body came as {said}, not as JSON." if said else "the body came without a Content-Type.",
-            reason="CONTENT_TYPE_NOT_JSON",
-            remedy="Send the header `Content-Type: application/json`.",
-        )
-    return problem(
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-        "the request is not as /openapi.json describes it.",
-        reason="REQUEST_INVALID",
-        remedy="Mend the fields named.",
-        violations=[
-            Violation(field=".".join(map(str, fault["loc"])), description=fault["msg"].removeprefix("Value error, "))
-            for fault in faults
-        ],
-    )
-
-
-def _not_read(cause: BaseException | None) -> JSONResponse:
-    """What is told of a body that Python's reader of JSON gave up on without saying where."""
-    if isinstance(cause, UnicodeDecodeError):
-        return _not_json("the body is no text in UTF-8.")
-    remedy = "Send a body as /openapi.json describes it."
-    if isinstance(cause, RecursionError):
-        return _not_json("the body is JSON that is nested too deeply.", remedy=remedy)
-    if isinstance(cause, ValueError) and "digits" in str(cause):  # of a whole number; any other is read
-        return _not_json("the body is JSON with a number of too many digits.", remedy=remedy)
-    return _not_json("the body cannot be read as JSON.", remedy=remedy)
-
-
-def _not_json(detail: str, *, remedy: str = "Send JSON in UTF-8.") -> JSONResponse:
-    return problem(HTTPStatus.BAD_REQUEST, detail, reason="BODY_NOT_JSON", remedy=remedy)

@@ -1,48 +1,75 @@
 """What the gateway takes and answers, as its OpenAPI description shows it."""
 
-import base64
+import binascii
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Self
 
 from fluxsmith import Fault, JobState, TrainConfig, TrainingJob
+from fluxsmith.text import fault_of, is_blank
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, WithJsonSchema
 
 from gateway.examples import DOWNLOAD_LINK, JOB, RED_DOT_PNG
 from gateway.parameters import TrainingParams
 
-MAX_USER_ID = 64  # characters; with the rule in `_user`, what the trainer takes
+# Characters, as the services take them.
+MAX_USER_ID = 64
+MAX_TRIGGER_WORD = 64
+# Characters, four for three bytes.
+_DECODED_AT_ONCE = 256 * 1024
 
 
 def _decoded(text: object) -> bytes:
     if not isinstance(text, str):
         raise ValueError("is not text")
     encoded = text.partition(",")[2] if text.startswith("data:") else text
+    encoded = "".join(encoded.split())
+    starts = range(0, len(encoded), _DECODED_AT_ONCE)
+    if any(encoded[start - 1] == "=" for start in starts[1:]):
+        raise ValueError("is not base64: it goes on after its end")
+    # In pieces, between which other threads have their turn: a picture of 100 MB is decoded for a second.
+    pieces = (encoded[start : start + _DECODED_AT_ONCE] for start in starts)
     try:
-        return base64.b64decode("".join(encoded.split()), validate=True)
+        return b"".join(binascii.a2b_base64(piece, strict_mode=True) for piece in pieces)
     except ValueError as error:
         raise ValueError(f"is not base64: {error}") from error
 
 
-def _sendable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # such as \ud83d alone, which JSON can say
-        raise ValueError("has half a character, which UTF-8 cannot hold") from error
+def _text(text: str) -> str:
+    if fault := fault_of(text, lines=True):
+        raise ValueError(fault)
+    return text
+
+
+def _line(text: str) -> str:
+    if fault := fault_of(text):
+        raise ValueError(fault)
+    if text and is_blank(text):
+        raise ValueError("has nothing that can be seen: leave it out, or give what can be read")
     return text
 
 
 def _user(given: int | str) -> int | str:
-    text = str(given)
-    if len(text) > MAX_USER_ID:
-        raise ValueError(f"has {len(text)} characters: use at most {MAX_USER_ID}")
-    if text and not text.isprintable():
-        raise ValueError("has a control character: use printable characters only")
+    _require_length(text := str(given), MAX_USER_ID)
+    _line(text)
     return given
 
 
-Text = Annotated[str, AfterValidator(_sendable)]
-UserText = Annotated[Text, Field(json_schema_extra={"maxLength": MAX_USER_ID})]
+def _trigger_word(word: str) -> str:
+    _require_length(word, MAX_TRIGGER_WORD)
+    if word != word.strip():
+        raise ValueError("begins or ends with a space: leave the space out")
+    return _line(word)
+
+
+def _require_length(text: str, most: int) -> None:
+    if len(text) > most:
+        raise ValueError(f"has {len(text)} characters: use at most {most}")
+
+
+Text = Annotated[str, AfterValidator(_text)]
+UserText = Annotated[str, Field(json_schema_extra={"maxLength": MAX_USER_ID})]
+TriggerWord = Annotated[str, AfterValidator(_trigger_word), Field(json_schema_extra={"maxLength": MAX_TRIGGER_WORD})]
 
 
 class _Body(BaseModel):
@@ -59,7 +86,7 @@ class TrainSample(_Body):
     ]
     """An image file, PNG, JPEG or WebP among others, as base64; a `data:` address is read as well."""
     description: Text
-    """The caption."""
+    """The caption; `[trigger]` in it stands for the trigger word of the request."""
 
 
 class TrainRequest(_Body):
@@ -78,10 +105,10 @@ class TrainRequest(_Body):
     train_data: Annotated[list[TrainSample], Field(min_length=1)]
     """The samples; 10 to 20 are usual. At most as many as the gateway is set to take."""
     user_id: Annotated[StrictInt | UserText, AfterValidator(_user)]
-    """The product's user whom the job is for, up to 64 printable characters."""
-    trigger_word: Annotated[Text, Field(max_length=64)] = ""
-    """A word for what is learnt. It takes the place of `[trigger]` in descriptions and in `preview_prompts`, and is put
-    before those that have neither; empty for none."""
+    """The product's user whom the job is for, up to 64 characters on one line."""
+    trigger_word: TriggerWord = ""
+    """A word that stands for what is learnt, up to 64 characters. It replaces `[trigger]` in captions and preview
+    prompts, and is put before those that have neither."""
     training_params: TrainingParams = TrainConfig()
     """How to train; what is left out is the trainer's default: without `epochs` or `steps` one epoch, in which every
     sample is seen once, a few steps for a few pictures."""

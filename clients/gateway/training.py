@@ -8,12 +8,21 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
-from fluxsmith import AsyncClient, AsyncJobHandle, CaptionedImage, Dataset, DatasetState, FluxsmithError, errors, events
+from fluxsmith import (
+    AsyncClient,
+    AsyncJobHandle,
+    CaptionedImage,
+    Dataset,
+    DatasetState,
+    FluxsmithError,
+    errors,
+    events,
+)
 
 from gateway import problems
+from gateway.bodies import DESCRIBED, TrainBody, forget_body
 from gateway.callers import Caller
 from gateway.schemas import Job, JobWarning, TrainRequest, TrainResponse
-from gateway.settings import GatewaySettings
 
 DATASET_NAME = "train-lora"  # a space and 16 hexadecimal digits follow, in the names that the gateway gives
 
@@ -32,18 +41,17 @@ IdempotencyKey = Annotated[
 ]
 
 
-@router.post("/train-lora", response_model=TrainResponse)
+@router.post("/train-lora", response_model=TrainResponse, openapi_extra=DESCRIBED)
 async def train_lora(
-    request: Request, body: TrainRequest, client: Caller, idempotency_key: IdempotencyKey = None
+    request: Request, body: TrainBody, client: Caller, idempotency_key: IdempotencyKey = None
 ) -> TrainResponse | JSONResponse:
     """Train a LoRA and answer when it is done, which takes as long as the training.
 
     A caller that hangs up loses nothing: the job goes on, and the same request with the same Idempotency-Key waits for
     it again.
     """
-    if refusal := _too_many(request, body):
-        return refusal
     job = await _submit(client, body, idempotency_key)
+    forget_body(request, body)
     try:
         warnings = await _warnings(job)
         result = await job.result()
@@ -52,13 +60,11 @@ async def train_lora(
     return TrainResponse(model_url=result.lora_uri, job_id=job.id, warnings=warnings)
 
 
-@router.post("/jobs", status_code=HTTPStatus.ACCEPTED, response_model=Job)
+@router.post("/jobs", status_code=HTTPStatus.ACCEPTED, openapi_extra=DESCRIBED)
 async def create_job(
-    request: Request, response: Response, body: TrainRequest, client: Caller, idempotency_key: IdempotencyKey = None
-) -> Job | JSONResponse:
+    response: Response, body: TrainBody, client: Caller, idempotency_key: IdempotencyKey = None
+) -> Job:
     """Queue a training and answer with its job once the pictures are encoded, which takes seconds."""
-    if refusal := _too_many(request, body):
-        return refusal
     job = await _submit(client, body, idempotency_key)
     response.headers["Location"] = f"/jobs/{job.id}"
     return Job.of(job.snapshot)
@@ -73,18 +79,6 @@ async def _warnings(job: AsyncJobHandle) -> list[JobWarning]:
             async for event in told
             if isinstance(event, events.JobWarning)
         ]
-
-
-def _too_many(request: Request, body: TrainRequest) -> JSONResponse | None:
-    settings: GatewaySettings = request.app.state.settings
-    if len(body.train_data) <= settings.max_samples:
-        return None
-    return problems.problem(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"train_data has {len(body.train_data)} samples, and may have {settings.max_samples}.",
-        reason="TOO_MANY_SAMPLES",
-        remedy="Send fewer, or raise FLUXSMITH_GATEWAY_MAX_SAMPLES.",
-    )
 
 
 async def _submit(client: AsyncClient, body: TrainRequest, key: str | None) -> AsyncJobHandle:

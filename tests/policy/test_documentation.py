@@ -27,6 +27,8 @@ SETTINGS: tuple[type[BaseSettings], ...] = (
     GatewaySettings,
 )
 OF_CLIENTS_AND_SCRIPTS = {
+    "FLUXSMITH_BROWSER_TESTS",
+    "FLUXSMITH_CHROMIUM",
     "FLUXSMITH_ENCODER",
     "FLUXSMITH_TRAINER",
     "FLUXSMITH_TENANT",

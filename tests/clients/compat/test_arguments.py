@@ -30,6 +30,20 @@ def test_half_a_character_is_no_caption() -> None:
         FluxTrainingDataset([SAMPLE, {**SAMPLE, "description": "a dot \ud83d"}])
 
 
+@pytest.mark.parametrize(
+    ("caption", "fault"),
+    [("\u200b\u2060", "has no description"), ("a dot\x00", r"has the control character U\+0000 at place 6")],
+)
+def test_a_caption_that_cannot_be_is_named(caption: str, fault: str) -> None:
+    with pytest.raises(TextEncodingFailed, match=rf"train_data\[0\] {fault}"):
+        FluxTrainingDataset([{**SAMPLE, "description": caption}])
+
+
+def test_a_caption_that_people_write_is_taken() -> None:
+    caption = "no\u00a0break \U0001f469\u200d\U0001f3a8\nand a second line"
+    assert FluxTrainingDataset([{**SAMPLE, "description": caption}])[0][1] == caption
+
+
 @pytest.mark.parametrize("train_data", [None, 5])
 def test_what_is_no_list_of_samples_is_told_by_its_type(train_data: Any) -> None:
     with pytest.raises(InvalidRequest, match=f"train_data is of type {type(train_data).__name__}, not a list"):

@@ -84,6 +84,32 @@ def test_an_idempotency_key_is_the_request_id_of_dataset_and_job(web: TestClient
     assert named.count("wish") == 2
 
 
+def test_a_trigger_word_is_the_encodings(web: TestClient, services: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = services.answer
+
+    def beginning(request: Message) -> Iterable[Message]:
+        if not isinstance(request, encoder.CreateDatasetRequest):
+            return answer(request)
+        return [
+            encoder.CreateDatasetResponse(dataset=encoder.Dataset(dataset_id="d", state=encoder.DATASET_STATE_OPEN))
+        ]
+
+    monkeypatch.setattr(services, "answer", beginning)
+    params = {"preview_prompts": ["[trigger] in the rain"]}
+    told = web.post("/jobs", json=BODY | {"training_params": params, "trigger_word": "sks"})
+    assert told.status_code == 202, told.text
+    (encoded,) = services.asked(encoder.EncodeDatasetRequest)
+    assert encoded.options.trigger_word == "sks"
+    # The services replace it themselves, where they read captions and prompts.
+    assert list(services.queued()[0].config.preview_prompts) == ["[trigger] in the rain"]
+
+
+def test_another_trigger_word_is_another_wish(web: TestClient, services: Recorder) -> None:
+    for word in ("", "sks", "ohwx"):
+        web.post("/jobs", json=BODY | {"trigger_word": word}, headers={"Idempotency-Key": "wish"})
+    assert len({request.display_name for request in services.asked(encoder.CreateDatasetRequest)}) == 3
+
+
 DELETED = Refused("gone", code=grpc.StatusCode.FAILED_PRECONDITION, reason="JOB_DELETED")
 AWAY = Refused("away", code=grpc.StatusCode.PERMISSION_DENIED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import subprocess
@@ -95,6 +96,65 @@ def test_users_are_taken_as_the_trainer_takes_them(user_id: str | int) -> None:
 def test_a_user_that_is_too_long_is_told_how_long_it_may_be(web: TestClient) -> None:
     (violation,) = web.post("/jobs", json=BODY | {"user_id": "u" * 65}).json()["violations"]
     assert violation == {"field": "body.user_id", "description": "has 65 characters: use at most 64"}
+
+
+PEOPLE_WRITE = ["no\u00a0break", "\u5168\u89d2\u3000\u7a7a\u767d", "\U0001f469\u200d\U0001f3a8", "\u200fright to left"]
+
+
+@pytest.mark.parametrize("text", PEOPLE_WRITE)
+def test_text_that_people_write_is_taken(text: str) -> None:
+    sample = {"image": RED_DOT_PNG, "description": f"{text}\n\tand a second line"}
+    taken = TrainRequest.model_validate(BODY | {"train_data": [sample], "user_id": text, "trigger_word": text})
+    assert (taken.user_id, taken.trigger_word, taken.train_data[0].description) == (text, text, sample["description"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field", "description"),
+    [
+        ({"user_id": "a\x1b[2J"}, "user_id", "has the control character U+001B at place 2"),
+        ({"user_id": "a\nb"}, "user_id", "has the control character U+000A at place 2"),
+        (
+            {"user_id": "\u200b\u2060"},
+            "user_id",
+            "has nothing that can be seen: leave it out, or give what can be read",
+        ),
+        (
+            {"trigger_word": "\u3164"},
+            "trigger_word",
+            "has nothing that can be seen: leave it out, or give what can be read",
+        ),
+        ({"trigger_word": "sks\x00"}, "trigger_word", "has the control character U+0000 at place 4"),
+        ({"trigger_word": "\u00a0sks"}, "trigger_word", "begins or ends with a space: leave the space out"),
+        ({"trigger_word": "s" * 65}, "trigger_word", "has 65 characters: use at most 64"),
+    ],
+)
+def test_text_that_cannot_be_is_told_with_its_place(
+    web: TestClient, wrong: dict[str, str], field: str, description: str
+) -> None:
+    (violation,) = web.post("/jobs", json=BODY | wrong).json()["violations"]
+    assert violation == {"field": f"body.{field}", "description": description}
+
+
+def test_a_caption_that_cannot_be_is_told_with_its_place(web: TestClient) -> None:
+    samples = [{"image": RED_DOT_PNG, "description": text} for text in ("a dot\x00", "half \ud83d")]
+    content = json.dumps(BODY | {"train_data": samples})
+    answer = web.post("/jobs", content=content, headers={"Content-Type": "application/json"})
+    assert [one["description"] for one in answer.json()["violations"]] == [
+        "has the control character U+0000 at place 6",
+        "has half a character (the lone surrogate U+D83D) at place 6",
+    ]
+
+
+def test_base64_is_read_whole_or_not_at_all(web: TestClient) -> None:
+    picture = bytes(range(256)) * 4096
+    given = base64.encodebytes(picture).decode()
+    (sample,) = TrainRequest.model_validate(
+        BODY | {"train_data": [{"image": f"data:image/png;base64,{given}", "description": "a dot"}]}
+    ).train_data
+    assert sample.image == picture
+    ended = "A" * (256 * 1024 - 1) + "=" + "AAAA"
+    answer = web.post("/jobs", json=BODY | {"train_data": [{"image": ended, "description": "a dot"}]})
+    assert "is not base64: it goes on after its end" in answer.text
 
 
 def test_faults_are_told_without_the_words_of_the_validator(web: TestClient) -> None:

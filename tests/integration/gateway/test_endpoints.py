@@ -128,6 +128,17 @@ def test_a_caller_that_hangs_up_loses_nothing(web: httpx.Client) -> None:
     assert web.get(f"/jobs/{again.json()['job_id']}").json()["state"] == "SUCCEEDED"
 
 
+def test_captions_have_the_trigger_word_where_its_place_is(web: httpx.Client, client: fluxsmith.Client) -> None:
+    sample = {**body()["train_data"][0], "description": "[trigger] on\u00a0white"}
+    for word, warned in (("", True), ("sks", False)):
+        wish = body(steps=1) | {"train_data": [sample], "trigger_word": word}
+        job = client.job(web.post("/jobs", json=wish).json()["job_id"])
+        dataset = client.datasets.get(job.snapshot.dataset_id)
+        assert dataset.options
+        assert dataset.options.trigger_word == word
+        assert ("TRIGGER_MISSING" in {problem.reason for problem in dataset.problems}) == warned
+
+
 def test_tenants_are_apart(web: httpx.Client, stack: Stack) -> None:
     headers = {"Fluxsmith-Tenant": "acme", "Authorization": "Bearer secret"}
     job = web.post("/jobs", json=body(user_id="ada", steps=1), headers=headers).json()
@@ -163,7 +174,8 @@ def test_a_wrong_request_is_told_with_reason(web: httpx.Client, wrong: object, s
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_that_is_too_large_is_refused(web: httpx.Client, chunked: bool) -> None:
     content = b" " * (MAX_BODY_BYTES + 1)
-    answer = web.post("/jobs", content=iter([content]) if chunked else content)
+    sent = iter([content]) if chunked else content
+    answer = web.post("/jobs", content=sent, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["reason"]) == (413, "BODY_TOO_LARGE")
 
 

@@ -7,6 +7,7 @@ from typing import overload
 
 from fluxsmith import CaptionedImage, Client, Dataset, SampleProblemReason
 from fluxsmith.errors import InvalidRequest
+from fluxsmith.text import fault_of, is_blank
 from src.models.errors import InvalidImageFormat, TextEncodingFailed, refused_samples
 
 _KEYS = frozenset({"image", "description"})
@@ -73,17 +74,17 @@ def _read_sample(number: int, sample: Mapping[str, str]) -> tuple[bytes, str]:
         message = f"train_data[{number}] has no {' and no '.join(missing)}; it has {sorted(map(str, sample))}."
         raise InvalidRequest(message, reason="FIELD_INVALID", remedy="Give image and description for every sample.")
     image, caption = sample["image"], sample["description"]
-    if not isinstance(caption, str) or not caption.strip():
+    if not isinstance(caption, str) or is_blank(caption):
         raise TextEncodingFailed(
             f"train_data[{number}] has no description.",
             reason="CAPTION_EMPTY",
             remedy="Write a caption that says what the image shows.",
         )
-    if caption.encode(errors="replace").decode() != caption:  # such as \ud83d alone
+    if fault := fault_of(caption, lines=True):
         raise TextEncodingFailed(
-            f"train_data[{number}] has half a character in its description, which UTF-8 cannot hold.",
+            f"train_data[{number}] {fault} in its description.",
             reason="FIELD_INVALID",
-            remedy="Write it whole, or remove it.",
+            remedy="Remove it, or write the character whole.",
         )
     return _decoded(number, image), caption
 
