@@ -96,11 +96,6 @@ ODD: dict[str, tuple[Any, Any]] = {
     "config is huge": (None, b" " * (2 << 20)),
     "config without a class": (None, {"in_channels": 64}),
     "config without sizes": (None, FLUX),
-    **{
-        f"{name} is {value!r}": (None, FLUX | {name: value})
-        for name in SIZES
-        for value in NO_SIZES
-    },
     "guidance is a text": (None, FLUX | {"guidance_embeds": "yes"}),
     "patches": (None, FLUX | {"patch_size": 2}),
     "channels": (None, FLUX | {"in_channels": 16}),
