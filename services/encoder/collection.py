@@ -10,9 +10,10 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from services.common.cache import (
     EncodingEnd,
@@ -268,16 +269,23 @@ class CollectorThread:
 
     def _run(self) -> None:
         while not self._collector.stopping.wait(self._interval_s):
-            try:
-                for tenant in list(self._store.folders("")):
-                    if self._collector.stopping.is_set():
-                        return
-                    swept = self._collector.sweep(tenant)
-                    if swept.objects:
-                        log.info(
-                            "collected %d objects, %.1f MB, of tenant %s", swept.objects, swept.size_bytes / 1e6, tenant
-                        )
-            except ServiceError as error:
-                log.warning("collection: %s", error.log_line)
-            except Exception:  # the broad except of this thread: what was not collected now is the next time
-                log.exception("collection failed")
+            self._try(self._sweep_all)
+
+    def _sweep_all(self) -> None:
+        for tenant in list(self._store.folders("")):
+            if self._collector.stopping.is_set():
+                return
+            self._try(partial(self._sweep, tenant))  # what is damaged of one tenant keeps nothing of the others
+
+    def _sweep(self, tenant: str) -> None:
+        swept = self._collector.sweep(tenant)
+        if swept.objects:
+            log.info("collected %d objects, %.1f MB, of tenant %s", swept.objects, swept.size_bytes / 1e6, tenant)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except ServiceError as error:
+            log.warning("collection: %s", error.log_line)
+        except Exception:  # the broad except of this thread: what was not collected now is the next time
+            log.exception("collection failed")

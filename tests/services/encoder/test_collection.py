@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.common.cache import hold_key, read_manifest
+from services.common.cache import hold_key, manifest_key, read_manifest
 from services.common.errors import Unavailable
-from services.common.object_store import ObjectStore
+from services.common.object_store import ObjectDamaged, ObjectStore
 from services.common.sweep import ABANDONED, SweepMarker, marker_key, wait_for_sweep
 from services.encoder.collection import Collector, CollectorThread
 from services.encoder.datasets import Datasets
@@ -272,7 +272,14 @@ def test_encoding_in_the_middle_of_sweeps_is_always_whole(
         sweeper.join()
 
 
-def test_thread_collects_now_and_then(desk: Desk, add_sample: AddSample, datasets: Datasets) -> None:
+def test_thread_collects_now_and_then_though_another_tenants_manifest_is_damaged(
+    desk: Desk, add_sample: AddSample, datasets: Datasets
+) -> None:
+    first = f"a{desk.tenant}"  # whose turn is before that of the tests' tenants
+    datasets.store.put(hold_key(first, "0" * 64, "job-1"), b"")
+    datasets.store.put(manifest_key(first, "0" * 64), b"{}")
+    with pytest.raises(ObjectDamaged):
+        collector(datasets).sweep(first)
     add_sample("a")
     desk.encode()
     datasets.delete(desk.tenant, desk.dataset_id)
