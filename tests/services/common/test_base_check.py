@@ -81,7 +81,7 @@ SIZES = [
     *("num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads"),
     *("joint_attention_dim", "pooled_projection_dim"),
 ]
-NO_SIZES: tuple[Any, ...] = (None, "x", -1, 1.5, 10**9, [])
+NO_SIZES: list[Any] = [None, "x", -1, 1.5, 10**9, []]
 ODD: dict[str, tuple[Any, Any]] = {
     "empty": (None, None),
     "index is garbage": (b"\xff\x00{", FLUX),
