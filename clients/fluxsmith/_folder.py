@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fluxsmith_text import is_blank, on_one_line
+
 from fluxsmith._samples import NotText, SampleNames, caption_fault, decoded, made_name
 from fluxsmith.data import CaptionedImage
 from fluxsmith.errors import InvalidFolder
-from fluxsmith.text import is_blank, on_one_line
 
 _log = logging.getLogger("fluxsmith")
 

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Sequence
 
-from fluxsmith.text import fault_of, is_blank
+from fluxsmith_text import fault_of, is_blank
 
 MOST_NAME_CHARACTERS = 200
 MOST_TRIGGER_CHARACTERS = 64

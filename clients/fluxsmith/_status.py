@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 import grpc
+from fluxsmith_text import on_one_line
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -23,7 +24,6 @@ from fluxsmith.errors import (
     Unavailable,
     Unimplemented,
 )
-from fluxsmith.text import on_one_line
 
 _DOMAIN = "fluxsmith"
 

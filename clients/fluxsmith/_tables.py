@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from fluxsmith_text import on_one_line
+
 from fluxsmith._samples import encoding_of
 from fluxsmith.errors import InvalidSource
-from fluxsmith.text import on_one_line
 
 _JSONL_EXAMPLE = '{"image": "cat.png", "caption": "a cat"}'
 _DELIMITERS = ",;\t"

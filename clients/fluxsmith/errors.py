@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from fluxsmith_text import on_one_line
+
 from fluxsmith.data import Dataset
-from fluxsmith.text import on_one_line
 from fluxsmith.training import JobFailure, TrainingJob
 
 _MAX_NAMED = 10

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Self
 
 from fluxsmith import Fault, JobState, TrainConfig, TrainingJob
-from fluxsmith.text import fault_of, is_blank
+from fluxsmith_text import fault_of, is_blank
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, WithJsonSchema
 
 from gateway.examples import DOWNLOAD_LINK, JOB, RED_DOT_PNG

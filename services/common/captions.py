@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fluxsmith.text import is_blank
+from fluxsmith_text import is_blank
 
 TRIGGER_PLACE = "[trigger]"
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import timedelta
 
-from fluxsmith.text import fault_of, is_blank
+from fluxsmith_text import fault_of, is_blank
 
 from services.common.errors import FieldViolation, InvalidInput, NotFound
 

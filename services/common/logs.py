@@ -6,7 +6,7 @@ import logging
 import os
 from typing import Any
 
-from fluxsmith.text import on_one_line
+from fluxsmith_text import on_one_line
 
 # On import, since these libraries speak up while they are imported themselves, of parts that are optional.
 for _name in ("bitsandbytes", "urllib3", "httpx"):

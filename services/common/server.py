@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
-from fluxsmith.text import on_one_line
+from fluxsmith_text import on_one_line
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from fluxsmith.text import fault_of, is_blank
 from fluxsmith.v1 import encoder_pb2 as pb
+from fluxsmith_text import fault_of, is_blank
 
 from services.common.caller import Caller
 from services.common.errors import InvalidInput, NotFound

@@ -11,9 +11,9 @@ from fluxsmith._folder import IMAGE_SUFFIXES, FolderImages, folder_name, read_fo
 from fluxsmith._samples import sample_faults
 from fluxsmith.cli.chosen import choose
 from fluxsmith.errors import InvalidFolder
-from fluxsmith.text import fault_of, on_one_line
 from fluxsmith.training import TrainConfig
 from fluxsmith.v1.encoder_pb2 import SampleHeader
+from fluxsmith_text import fault_of, on_one_line
 
 from services.encoder.requests import sample_record
 from services.encoder.settings import EncoderSettings

@@ -6,7 +6,7 @@ import sys
 import unicodedata
 
 import pytest
-from fluxsmith.text import fault_of, is_blank, on_one_line
+from fluxsmith_text import fault_of, is_blank, on_one_line
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 

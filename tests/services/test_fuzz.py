@@ -22,8 +22,8 @@ import grpc
 import pytest
 import safetensors.torch
 import torch
-from fluxsmith.text import on_one_line
 from fluxsmith.v1 import encoder_pb2 as pb
+from fluxsmith_text import on_one_line
 
 from services.common.cache import read_manifest
 from services.common.logs import LineFormatter

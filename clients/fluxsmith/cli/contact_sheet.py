@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from fluxsmith_text import on_one_line
 
 from fluxsmith._folder import folder_name, read_folder, warn_of_left_out
 from fluxsmith.cli.data_options import with_data_options
@@ -18,7 +19,6 @@ from fluxsmith.client import Client
 from fluxsmith.data import Dataset
 from fluxsmith.encoding import EncodingOptions
 from fluxsmith.errors import FluxsmithError, NotFound
-from fluxsmith.text import on_one_line
 
 Source = Annotated[
     str,

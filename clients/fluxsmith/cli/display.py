@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import typer
+from fluxsmith_text import on_one_line
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
@@ -25,7 +26,6 @@ from fluxsmith.events import (
     StepsCompleted,
     ValidationCompleted,
 )
-from fluxsmith.text import on_one_line
 from fluxsmith.training import JobState, TrainingJob
 
 _LINE_INTERVAL_S = 5.0

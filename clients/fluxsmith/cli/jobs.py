@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from fluxsmith_text import on_one_line
 
 from fluxsmith.cli.completion import (
     complete_ended,
@@ -18,7 +19,6 @@ from fluxsmith.cli.following import follow
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import job_json, removed_text, report_lines, size_text, to_json
 from fluxsmith.errors import JobCancelled, JobFailed, NotFound
-from fluxsmith.text import on_one_line
 from fluxsmith.training import TrainingJob
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from fluxsmith_text import on_one_line
 
 from fluxsmith.cli.checkout import require_checkout
 from fluxsmith.cli.completion import complete_job
@@ -16,7 +17,6 @@ from fluxsmith.cli.text import event_json, event_line, failure_lines
 from fluxsmith.errors import NotFound
 from fluxsmith.events import Event, StepsCompleted
 from fluxsmith.jobs import JobHandle
-from fluxsmith.text import on_one_line
 from fluxsmith.training import JobState
 
 _POLL_S = 0.5

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
+from fluxsmith_text import on_one_line
+
 from fluxsmith import _download
 from fluxsmith.errors import InvalidRequest
-from fluxsmith.text import on_one_line
 
 _LONGEST_STEM_BYTES = 200
 """Of the 255 that file systems take for a name."""

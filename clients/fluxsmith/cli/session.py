@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from fluxsmith_text import on_one_line
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
@@ -12,7 +13,6 @@ from rich.segment import Segment
 from fluxsmith._settings import Settings, resolve_settings
 from fluxsmith.client import Client
 from fluxsmith.errors import NotFound
-from fluxsmith.text import on_one_line
 
 # Wide enough that no column of a piped table is cut.
 _PIPE_WIDTH = 240

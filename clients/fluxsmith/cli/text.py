@@ -13,11 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fluxsmith_text import on_one_line
+
 from fluxsmith.checkpoints import CHECKPOINTS, Checkpoint
 from fluxsmith.data import Dataset, DatasetProgress, SampleProblem
 from fluxsmith.errors import FluxsmithError
 from fluxsmith.events import Event
-from fluxsmith.text import on_one_line
 from fluxsmith.training import Fault, JobState, TrainingJob, TrainingResult
 
 _MAX_PROBLEMS = 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fluxsmith.text import fault_of
+from fluxsmith_text import fault_of
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from services.trainer.config.choices import (

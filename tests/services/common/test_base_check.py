@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +95,12 @@ ODD: dict[str, tuple[Any, Any]] = {
     "config is huge": (None, b" " * (2 << 20)),
     "config without a class": (None, {"in_channels": 64}),
     "config without sizes": (None, FLUX),
+    **{f"{name} is {value!r}": (None, FLUX | {name: value}) for name in SIZES for value in NO_SIZES},
     "guidance is a text": (None, FLUX | {"guidance_embeds": "yes"}),
     "patches": (None, FLUX | {"patch_size": 2}),
     "channels": (None, FLUX | {"in_channels": 16}),
     **{name: (index, config) for name, (index, config, _) in OTHERS.items()},
 }
-
-
-for name, value in product(SIZES, NO_SIZES):
-    ODD[f"{name} is {value!r}"] = (None, FLUX | {name: value})
 
 
 @pytest.mark.parametrize("name", ODD)

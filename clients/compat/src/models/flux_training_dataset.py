@@ -7,7 +7,7 @@ from typing import overload
 
 from fluxsmith import CaptionedImage, Client, Dataset, SampleProblemReason
 from fluxsmith.errors import InvalidRequest
-from fluxsmith.text import fault_of, is_blank
+from fluxsmith_text import fault_of, is_blank
 from src.models.errors import InvalidImageFormat, TextEncodingFailed, refused_samples
 
 _KEYS = frozenset({"image", "description"})
