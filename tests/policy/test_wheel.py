@@ -9,6 +9,8 @@ from typing import Any
 
 from tests.policy.sources import ROOT, imports, is_standard, sources
 
+BESIDE = ("fluxsmith_command", "fluxsmith_text")
+"""Modules beside the package: what imports them does not import all of it."""
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -28,7 +30,7 @@ def required() -> set[str]:
 
 def test_wheel_has_the_client_library_and_no_services() -> None:
     target = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert target["packages"] == ["clients/fluxsmith", "clients/fluxsmith_command.py"]
+    assert target["packages"] == ["clients/fluxsmith", *(f"clients/{name}.py" for name in BESIDE)]
     assert not {"include", "force-include", "only-include", "artifacts", "sources"} & set(target)
 
 
@@ -41,7 +43,8 @@ def test_folder_that_becomes_the_wheel_holds_code_and_its_types_only() -> None:
 
 
 def test_folders_beside_it_are_no_part_of_the_wheel() -> None:
-    beside = {path.name for path in (ROOT / "clients").iterdir()} - {"__pycache__", "fluxsmith", "fluxsmith_command.py"}
+    beside = {path.name for path in (ROOT / "clients").iterdir()} - {"__pycache__", "fluxsmith"}
+    beside -= {f"{name}.py" for name in BESIDE}
     assert beside <= {"compat", "examples", "gateway"}
 
 
@@ -50,13 +53,13 @@ def test_wheel_requires_what_the_client_library_imports() -> None:
     stubs = sorted((ROOT / "clients/fluxsmith/v1").glob("*.py"))
     names = {
         name.partition(".")[0]
-        for path in (*sources("clients/fluxsmith"), ROOT / "clients/fluxsmith_command.py", *stubs)
+        for path in (*sources("clients/fluxsmith"), *(ROOT / f"clients/{name}.py" for name in BESIDE), *stubs)
         for name in imports(path)
         if name.partition(".")[0] not in BROUGHT_BY_THE_USER.get(path.name, ())
     }
     needed = {
         name: {canonical(distribution) for distribution in distributions[name]}
-        for name in names - {"fluxsmith", "fluxsmith_command"}
+        for name in names - {"fluxsmith", *BESIDE}
         if not is_standard(name)
     }
     assert not {name for name, providers in needed.items() if not providers & required()}

@@ -161,16 +161,20 @@ def test_upload_url_leads_to_where_clients_reach_the_store(store_settings: Store
 
 def test_wrong_keys_are_refused(store_settings: StoreSettings) -> None:
     wrong = ObjectStore(store_settings.model_copy(update={"secret_key": SecretStr("wrong")}))
-    with pytest.raises(Unavailable, match=store_settings.endpoint) as caught:
+    with pytest.raises(Unavailable) as caught:
         wrong.put("t/a", b"x")
+    assert store_settings.endpoint in caught.value.log_line
+    assert store_settings.endpoint not in caught.value.line  # which callers see
     assert "credentials" in caught.value.remedy
 
 
 def test_store_that_is_down_is_unavailable_with_a_remedy() -> None:
     endpoint = f"127.0.0.1:{free_ports(1)[0]}"
     down = ObjectStore(StoreSettings(endpoint=endpoint, secret_key=SecretStr("s")))
-    with pytest.raises(Unavailable, match=endpoint) as caught:
+    with pytest.raises(Unavailable) as caught:
         down.get("t/a")
+    assert endpoint in caught.value.log_line
+    assert endpoint not in caught.value.line
     assert "FLUXSMITH_STORE_" in caught.value.remedy
     assert caught.value.retry_after_s > 0
 

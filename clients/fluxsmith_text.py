@@ -4,6 +4,8 @@ Any character that people write is allowed, whatever its script or width: no-bre
 emoji, marks that turn the direction. Not allowed are control characters (Unicode category Cc), which no keyboard
 writes and terminals obey, and lone surrogates (Cs), which UTF-8 cannot hold. Text of invisible characters alone is
 empty.
+
+It lies outside of the package so that the services' tensor code can import it without gRPC.
 """
 
 import unicodedata
