@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-ITS_OWN_AND_THE_WIRE = {"fluxsmith", "google", "grpc", "grpc_status"}
+ITS_OWN_AND_THE_WIRE = {"fluxsmith", "fluxsmith_text", "google", "grpc", "grpc_status"}
 LARGEST_DIFFERENCE_S = 0.3
 
 
