@@ -8,13 +8,16 @@ empty.
 It lies outside of the package so that the services' tensor code can import it without gRPC.
 """
 
+import re
 import unicodedata
 
-LINE_CHARACTERS = "\n\t"
-"""Control characters that text of several lines may have."""
+# Cc but for line breaks and tabs, which text of several lines may have; Cs. As expressions, since texts may be long.
+_NOT_IN_LINES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Letters, marks and symbols that show nothing, by Unicode's property Default_Ignorable_Code_Point; and braille's blank.
-_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-_UNSEEN_RANGES = ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xE0000, 0xE0FFF))
+_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2065\u2800\u3164\uffa0")
+_UNSEEN_RANGES = ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF))
 _UNSEEN_CATEGORIES = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
 
 
@@ -23,29 +26,23 @@ def fault_of(text: str, *, lines: bool = False) -> str:
 
     With `lines` it may have line breaks and tabs.
     """
-    for place, character in enumerate(text, 1):
-        category = unicodedata.category(character)
-        if category == "Cs":
-            return f"has half a character (the lone surrogate U+{ord(character):04X}) at place {place}"
-        if category == "Cc" and not (lines and character in LINE_CHARACTERS):
-            return f"has the control character U+{ord(character):04X} at place {place}"
-    return ""
+    found = (_NOT_IN_LINES if lines else _NOT_IN_A_LINE).search(text)
+    if not found:
+        return ""
+    code, place = f"U+{ord(found[0]):04X}", found.start() + 1
+    if unicodedata.category(found[0]) == "Cs":
+        return f"has half a character (the lone surrogate {code}) at place {place}"
+    return f"has the control character {code} at place {place}"
 
 
 def is_blank(text: str) -> bool:
     """Return whether nothing of a text can be seen: it is empty, or spaces and invisible characters alone."""
-    return all(_is_unseen(character) for character in text)
+    return all(map(_is_unseen, text))
 
 
 def on_one_line(text: str) -> str:
     r"""Return a text for a terminal or a log: line breaks and what terminals obey are written as `\n` or `\x1b`."""
-    return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in _NOT_SHOWN else character
-        for character in text
-    )
-
-
-_NOT_SHOWN = frozenset({"Cc", "Cs", "Zl", "Zp"})
+    return _NOT_SHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _is_unseen(character: str) -> bool:

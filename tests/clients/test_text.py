@@ -30,7 +30,7 @@ def test_text_of_several_lines_has_breaks_and_tabs_but_no_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " \n", "\u00a0\u3000", "\u200b\u200d\ufeff", "\u3164", "\ufe0f", "\x00", "\U000e0020"]
+    "text", ["", " \n", "\u00a0\u3000", "\u200b\u200d\ufeff", "\u3164", "\ufe0f", "\x00", "\U000e0020", "\u2065"]
 )
 def test_what_shows_nothing_is_blank(text: str) -> None:
     assert is_blank(text)
