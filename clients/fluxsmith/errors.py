@@ -158,7 +158,8 @@ class JobCancelled(FluxsmithError):
     """A training job was cancelled before it had a result."""
 
     def __init__(self, job: TrainingJob) -> None:
-        super().__init__(f"job {job.id} was cancelled.", reason="JOB_CANCELLED", remedy="Train it again.")
+        remedy = "Fetch the LoRA of a checkpoint, or train it again." if job.checkpoint_step else "Train it again."
+        super().__init__(f"job {job.id} was cancelled.", reason="JOB_CANCELLED", remedy=remedy)
         self.job = job
 
 

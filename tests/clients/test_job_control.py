@@ -314,7 +314,8 @@ def test_download_of_a_cancelled_job_names_its_checkpoints_if_it_has_any(
     services.job.state, services.job.checkpoint_step = pb.TRAINING_JOB_STATE_CANCELLED, checkpoint_step
     assert run(["download", "j"]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == "error: job j was cancelled. Train it again."
+    remedy = "Fetch the LoRA of a checkpoint, or train it again." if checkpoint_step else "Train it again."
+    assert lines[-1] == f"error: job j was cancelled. {remedy}"
     assert ["fluxsmith checkpoints j" in line for line in lines[:-1]] == [True] * bool(checkpoint_step)
 
 
