@@ -149,6 +149,16 @@ def test_half_a_character_is_told_as_the_source_s_fault(
     assert not recorder.requests
 
 
+@pytest.mark.parametrize("caption", ["a" * 32_769, "ü" * 16_385])
+def test_a_caption_that_no_encoder_takes_is_told_by_its_reason_before_sending(
+    client: Client, recorder: Recorder, caption: str
+) -> None:
+    with pytest.raises(InvalidSource, match="too long") as caught:
+        client.datasets.upload("d", [CaptionedImage(content=b"image", captions=(caption,), name="a.png")])
+    assert caught.value.reason == "CAPTION_TOO_LONG"
+    assert not recorder.requests
+
+
 @pytest.mark.parametrize("streams", [0, 17])
 def test_streams_out_of_range_are_refused(streams: int) -> None:
     with pytest.raises(errors.InvalidRequest, match=r"upload_streams is .*, not a whole number"):
