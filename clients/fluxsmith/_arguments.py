@@ -1,11 +1,11 @@
 """What callers hand over, checked before anything is sent: a wrong kind is told by its name and value."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
 from fluxsmith._folder import name_some
-from fluxsmith._samples import EMPTY_CAPTION, MOST_NAME_CHARACTERS, name_fault, sample_faults
+from fluxsmith._samples import EMPTY_CAPTION, LONG_CAPTION, MOST_NAME_CHARACTERS, name_fault, sample_faults
 from fluxsmith.data import CaptionedImage, Dataset
 from fluxsmith.errors import FieldViolation, InvalidRequest, InvalidSource
 from fluxsmith.training import TrainConfig
@@ -96,11 +96,18 @@ def images_of(given: object) -> list[CaptionedImage]:
     if faults:
         raise InvalidSource(
             f"images cannot be sent: {name_some([f'{_shown(name)}: {fault}' for name, fault in faults])}.",
-            # Of empty captions alone, the encoder's own reason.
-            reason="CAPTION_EMPTY" if all(EMPTY_CAPTION in fault for _, fault in faults) else "SOURCE_INVALID",
+            reason=_reason_of([fault for _, fault in faults]),
             remedy="Correct these names and captions.",
         )
     return images
+
+
+def _reason_of(faults: Sequence[str]) -> str:
+    """Return the encoder's own reason where all faults are of one kind that it has too."""
+    for beginning, reason in ((EMPTY_CAPTION, "CAPTION_EMPTY"), (LONG_CAPTION, "CAPTION_TOO_LONG")):
+        if all(fault.startswith(beginning) for fault in faults):
+            return reason
+    return "SOURCE_INVALID"
 
 
 def truth_of(given: object, field: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fluxsmith_text import is_blank, on_one_line
 
-from fluxsmith._samples import NotText, SampleNames, caption_fault, decoded, made_name
+from fluxsmith._samples import NotText, SampleNames, caption_fault, decoded, length_fault, made_name
 from fluxsmith.data import CaptionedImage
 from fluxsmith.errors import InvalidFolder
 
@@ -240,6 +240,7 @@ class _Faults:
     with_several_captions: list[str] = field(default_factory=list)
     with_empty_caption: list[str] = field(default_factory=list)
     with_unreadable_caption: list[str] = field(default_factory=list)
+    with_long_caption: list[str] = field(default_factory=list)
     with_bad_characters: list[str] = field(default_factory=list)
     without_bytes: list[str] = field(default_factory=list)
     without_access: list[str] = field(default_factory=list)
@@ -250,6 +251,7 @@ class _Faults:
             (self.with_several_captions, "with several caption files", "Keep one caption file for each image."),
             (self.with_empty_caption, "with an empty caption", "Write a caption into each .txt file."),
             (self.with_unreadable_caption, "with a caption that is not UTF-8 text", "Save the captions as UTF-8."),
+            (self.with_long_caption, "with a caption that is too long", "Shorten these captions."),
             (
                 self.with_bad_characters,
                 "with a caption that has a character no text may have",
@@ -292,7 +294,9 @@ def _read_caption(image: Path, files: Sequence[Path], faults: _Faults) -> str:
     except NotText as error:
         faults.with_unreadable_caption.append(f"{name} ({error})" if error.args else name)
         return ""
-    if is_blank(caption):
+    if fault := length_fault(caption):
+        faults.with_long_caption.append(f"{name} ({fault})")
+    elif is_blank(caption):
         faults.with_empty_caption.append(f"{name} (invisible characters alone)" if caption else name)
     elif fault := caption_fault(caption):
         faults.with_bad_characters.append(f"{name} ({fault})")

@@ -5,12 +5,15 @@ from difflib import get_close_matches
 from enum import StrEnum
 from typing import TypeVar
 
+_LONGEST_MISTYPED = 100
+
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean ...?)` with the known names closest to `name`; empty when none is close."""
-    close = get_close_matches(name, list(known), n=2, cutoff=0.6)
+    # Much longer than any name is no mistyped one, and the search would read all of it.
+    close = get_close_matches(name, list(known), n=2, cutoff=0.6) if len(name) <= _LONGEST_MISTYPED else []
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 

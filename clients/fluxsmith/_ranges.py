@@ -3,7 +3,7 @@
 The trainer has the last word; a test compares these ranges with the contract's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from types import MappingProxyType
@@ -11,7 +11,8 @@ from types import MappingProxyType
 from fluxsmith.choices import Optimizer
 
 _MAX_PATTERNS = 100
-_MAX_PATTERN_CHARACTERS = 1000
+_MAX_PATTERN_CHARACTERS = 200
+_MAX_TEXT_CHARACTERS = 1000
 _MAX_PROMPTS = 16
 _MAX_PROMPT_CHARACTERS = 2000
 
@@ -119,23 +120,44 @@ def faults(values: Mapping[str, object]) -> dict[str, str]:
     return found
 
 
-def _fault_of_several(name: str, value: object) -> str:
-    """Return what is wrong with a value that is no number; empty when nothing is."""
+def excesses(values: Mapping[str, object]) -> dict[str, str]:
+    """Return what is too long or too many in the values of a configuration, by field, whatever else they are.
+
+    Reads no text and counts before it looks at any entry.
+    """
+    found = {}
+    for name, value in values.items():
+        if fault := _excess(name, value):
+            found[name] = fault
+    return found
+
+
+def _excess(name: str, value: object) -> str:
     match name, value:
-        case "target_regex", str():
-            return _too_long("it", len(value), _MAX_PATTERN_CHARACTERS)
+        case "target_regex" | "warm_start_uri", str():
+            return _too_long("it", [value], _MAX_TEXT_CHARACTERS)
         case "rank_pattern", Mapping():
-            wrong = [f"{pattern} is {rank}; a rank is {_RANK}" for pattern, rank in value.items() if rank not in _RANK]
-            return wrong[0] if wrong else _too_many("patterns", len(value), _MAX_PATTERNS)
-        case "preview_prompts", Sequence():
-            longest = max(map(len, value), default=0)
-            too_long = _too_long("a prompt", longest, _MAX_PROMPT_CHARACTERS)
-            return too_long or _too_many("prompts", len(value), _MAX_PROMPTS)
+            return _too_many("patterns", len(value), _MAX_PATTERNS) or _too_long(
+                "a pattern", value, _MAX_PATTERN_CHARACTERS
+            )
+        case "preview_prompts", Sequence() if not isinstance(value, str):
+            return _too_many("prompts", len(value), _MAX_PROMPTS) or _too_long(
+                "a prompt", value, _MAX_PROMPT_CHARACTERS
+            )
     return ""
 
 
-def _too_long(what: str, length: int, most: int) -> str:
-    return f"{what} has {length} characters; use {most} at most" if length > most else ""
+def _fault_of_several(name: str, value: object) -> str:
+    """Return what is wrong with a value that is no number; empty when nothing is."""
+    if name == "rank_pattern" and isinstance(value, Mapping) and not _excess(name, value):
+        wrong = [f"{pattern} is {rank}; a rank is {_RANK}" for pattern, rank in value.items() if rank not in _RANK]
+        return next(iter(wrong), "")
+    return _excess(name, value)
+
+
+def _too_long(what: str, texts: Iterable[object], most: int) -> str:
+    longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
+    return f"{what} has {longest} characters; use {most} at most" if longest > most else ""
 
 
 def _too_many(what: str, count: int, most: int) -> str:

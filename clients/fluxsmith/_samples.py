@@ -8,8 +8,11 @@ from fluxsmith_text import fault_of, is_blank
 MOST_NAME_CHARACTERS = 200
 MOST_TRIGGER_CHARACTERS = 64
 MOST_CAPTIONS = 16
+MOST_CAPTION_BYTES = 32 * 1024
+"""The most that an encoder can be set to take, in UTF-8; what it takes is often less, and for it to say."""
 EMPTY_CAPTION = "the caption is empty"
-"""What is said of one begins so."""
+LONG_CAPTION = "the caption is too long"
+"""What is said of such captions begins so."""
 _MOST_MADE_CHARACTERS = 190  # less what makes a name unique
 _REPLACEMENT = "_"
 # The mark of UTF-32 begins as that of UTF-16 does, so it comes first.
@@ -60,9 +63,26 @@ def with_plain_lines(text: str) -> str:
 
 def caption_fault(caption: str) -> str:
     """Return what is wrong with a caption, to be read after `the caption`; empty if nothing is."""
+    if fault := length_fault(caption):
+        return fault
     if is_blank(caption):
         return "is empty" if not caption.strip() else "is empty: it has invisible characters alone"
     return fault_of(caption, lines=True)
+
+
+def length_fault(caption: str) -> str:
+    """Return whether a caption is too long, to be read after `the caption`; empty if it is not.
+
+    Costs nothing for the longest text: what a caption says is to be looked at afterwards only.
+    """
+    size = len(caption)
+    if size <= MOST_CAPTION_BYTES:
+        size = len(caption.encode(errors="surrogatepass"))
+    return (
+        f"is too long: it has at least {size} bytes; use {MOST_CAPTION_BYTES} at most"
+        if size > MOST_CAPTION_BYTES
+        else ""
+    )
 
 
 def name_fault(name: str, *, most: int = MOST_NAME_CHARACTERS) -> str:

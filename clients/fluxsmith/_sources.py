@@ -128,6 +128,10 @@ def _checked(image: CaptionedImage, names: SampleNames) -> CaptionedImage:
     return image
 
 
+_REMEDIES = {"is empty": "Write a caption for every image.", "is too long": "Shorten the caption."}
+_REMEDY_OF_CHARACTERS = "Write the caption in whole, printable characters."
+
+
 def _read_captions(caption: object) -> tuple[str, ...]:
     captions = [caption] if isinstance(caption, str) else caption
     if not isinstance(captions, Sequence) or not all(isinstance(text, str) for text in captions):
@@ -138,11 +142,8 @@ def _read_captions(caption: object) -> tuple[str, ...]:
         raise PictureFault(f"there are {len(captions)} captions", f"Give {MOST_CAPTIONS} captions at most.")
     whole = tuple(with_plain_lines(text).strip() for text in captions)
     for fault in filter(None, map(caption_fault, whole)):
-        empty = fault.startswith("is empty")
-        raise PictureFault(
-            f"the caption {fault}",
-            "Write a caption for every image." if empty else "Write the caption in whole, printable characters.",
-        )
+        remedy = next((told for start, told in _REMEDIES.items() if fault.startswith(start)), _REMEDY_OF_CHARACTERS)
+        raise PictureFault(f"the caption {fault}", remedy)
     return whole
 
 

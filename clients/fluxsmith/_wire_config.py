@@ -6,7 +6,7 @@ from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor
 
-from fluxsmith._ranges import faults
+from fluxsmith._ranges import excesses, faults
 from fluxsmith._wire import WireEnum, write_fields
 from fluxsmith.choices import (
     AdapterType,
@@ -34,7 +34,7 @@ def write_config(config: TrainConfig) -> trainer_pb2.TrainConfig:
     """
     message = trainer_pb2.TrainConfig()
     violations = write_fields(vars(config), message, enums=_ENUMS, path="config")
-    if violations or (config.steps is not None and config.epochs is not None):
+    if violations or (config.steps is not None and config.epochs is not None) or excesses(vars(config)):
         untravelled = {violation.field.removeprefix("config."): violation.description for violation in violations}
         # A number too large to travel has a range all the same.
         others = {n: value for n, value in vars(config).items() if n not in untravelled or type(value) is int}

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from gateway import docs_page, jobs, problems, training
 from gateway.bodies import described_schemas
 from gateway.browsers import OwnPagesOnly
-from gateway.callers import Caller
+from gateway.callers import Caller, OneCaller
 from gateway.limits import BytesUnderWay
 from gateway.problems import Problem
 from gateway.schemas import Health
@@ -35,7 +35,7 @@ class _Gateway(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Look at who sends before anything else, and give the answer to what was not foreseen its headers too."""
-        return OwnPagesOnly(super().build_middleware_stack(), settings=self.state.settings)
+        return OwnPagesOnly(OneCaller(super().build_middleware_stack()), settings=self.state.settings)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:

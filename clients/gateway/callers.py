@@ -1,12 +1,19 @@
 """Who calls: tenant and token of a request, and a client that passes them on."""
 
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fluxsmith import AsyncClient
 from fluxsmith.errors import InvalidRequest
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway import problems
+
+_OF_THE_CALLER = ("Fluxsmith-Tenant", "Authorization")
 
 _bearer = HTTPBearer(auto_error=False, description="Passed on to encoder and trainer as it is.")
 
@@ -29,3 +36,28 @@ async def calling_client(
 
 
 Caller = Annotated[AsyncClient, Depends(calling_client)]
+
+
+class OneCaller:
+    """ASGI middleware: refuses two tenants or two tokens in one request, as the services do.
+
+    Two may come of a proxy that adds the true one to the caller's own: neither is to be believed.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer why not."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        for name in _OF_THE_CALLER:
+            if (count := len(headers.getlist(name))) > 1:
+                refusal = problems.problem(
+                    HTTPStatus.BAD_REQUEST,
+                    f"the header {name} comes {count} times.",
+                    reason="METADATA_REPEATED",
+                    remedy="Send it once; a proxy that sets it must replace what the caller sent.",
+                )
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

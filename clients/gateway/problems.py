@@ -21,6 +21,8 @@ MEDIA_TYPE = "application/problem+json"
 _ADDRESS = re.compile(r"(?<=^the (?:encoder|trainer)) at \S+")  # as the client tells of one that is away
 MOST_VIOLATIONS = 20
 """Most fields at fault that one answer lists."""
+CAPTION_TOO_LONG = "CAPTION_TOO_LONG"
+"""Type of a fault, and the reason of an answer that tells no other."""
 _LONGEST_FIELD, _LONGEST_DESCRIPTION = 200, 1000
 _OF_SAMPLE = re.compile(r"(?P<part>\w+) of sample 'train_data\[(?P<number>\d+)\]'")
 
@@ -94,10 +96,11 @@ class Refusal(HTTPException):
     @classmethod
     def of_fields(cls, faults: Sequence[ErrorDetails | dict[str, Any]], *, within: tuple[str, ...] = ()) -> Self:
         """Of the faults that pydantic found, their places below `within`."""
+        too_long = {fault["type"] for fault in faults} == {CAPTION_TOO_LONG}
         return cls(
             HTTPStatus.UNPROCESSABLE_ENTITY,
             "the request is not as /openapi.json describes it.",
-            reason="REQUEST_INVALID",
+            reason=CAPTION_TOO_LONG if too_long else "REQUEST_INVALID",
             remedy="Mend the fields named.",
             violations=[
                 Violation(

@@ -6,11 +6,14 @@ from datetime import datetime
 from typing import Annotated, Self
 
 from fluxsmith import Fault, JobState, TrainConfig, TrainingJob
+from fluxsmith._samples import MOST_CAPTION_BYTES, length_fault
 from fluxsmith_text import fault_of, is_blank
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from gateway.examples import DOWNLOAD_LINK, JOB, RED_DOT_PNG
 from gateway.parameters import TrainingParams
+from gateway.problems import CAPTION_TOO_LONG
 
 # Characters, as the services take them.
 MAX_USER_ID = 64
@@ -35,7 +38,9 @@ def _decoded(text: object) -> bytes:
         raise ValueError(f"is not base64: {error}") from error
 
 
-def _text(text: str) -> str:
+def _caption(text: str) -> str:
+    if fault := length_fault(text):
+        raise PydanticCustomError(CAPTION_TOO_LONG, "{fault}", {"fault": fault})
     if fault := fault_of(text, lines=True):
         raise ValueError(fault)
     return text
@@ -67,7 +72,7 @@ def _require_length(text: str, most: int) -> None:
         raise ValueError(f"has {len(text)} characters: use at most {most}")
 
 
-Text = Annotated[str, AfterValidator(_text)]
+Caption = Annotated[str, AfterValidator(_caption), Field(json_schema_extra={"maxLength": MOST_CAPTION_BYTES})]
 UserText = Annotated[str, Field(json_schema_extra={"maxLength": MAX_USER_ID})]
 TriggerWord = Annotated[str, AfterValidator(_trigger_word), Field(json_schema_extra={"maxLength": MAX_TRIGGER_WORD})]
 
@@ -85,7 +90,7 @@ class TrainSample(_Body):
         WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 4}),
     ]
     """An image file, PNG, JPEG or WebP among others, as base64; a `data:` address is read as well."""
-    description: Text
+    description: Caption
     """The caption; `[trigger]` in it stands for the trigger word of the request."""
 
 

@@ -35,8 +35,8 @@ class EncoderSettings(BaseSettings):
     """Largest image file in bytes."""
     max_image_pixels: int = Field(default=50_000_000, ge=64 * 64)
     """Largest image in pixels, checked before decoding; decoding takes about 16 bytes a pixel at its peak."""
-    max_caption_bytes: int = Field(default=8192, ge=1)
-    """Longest caption in bytes of UTF-8."""
+    max_caption_bytes: int = Field(default=8192, ge=1, le=32 * 1024)
+    """Longest caption in bytes of UTF-8; clients send none over 32 KiB."""
     max_samples: int = Field(default=10_000, ge=1)
     """Most samples in one dataset."""
     collect_interval_s: float = Field(default=6 * 3600, ge=0)

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fluxsmith import CaptionedImage, Client, DatasetProgress, Sample, errors
+from fluxsmith import CaptionedImage, Client, DatasetProgress, Sample, TrainConfig, errors
+from fluxsmith._samples import MOST_CAPTION_BYTES
 from fluxsmith._upload import Tally, UploadStream, missing_images
 from fluxsmith.errors import InvalidSource
 from fluxsmith.v1 import encoder_pb2
+from pydantic import ValidationError
 
+from services.encoder.settings import EncoderSettings
 from tests.clients.recording import Recorder
 
 MIB = 1024 * 1024
@@ -146,6 +149,32 @@ def test_half_a_character_is_told_as_the_source_s_fault(
     with pytest.raises(InvalidSource, match="half a character") as caught:
         client.datasets.create_from([CaptionedImage(content=b"image", captions=(caption,), name=name)])
     assert str(caught.value).encode()
+    assert not recorder.requests
+
+
+@pytest.mark.parametrize("caption", ["a" * 32_769, "ü" * 16_385])
+def test_a_caption_that_no_encoder_takes_is_told_by_its_reason_before_sending(
+    client: Client, recorder: Recorder, caption: str
+) -> None:
+    with pytest.raises(InvalidSource, match="too long") as caught:
+        client.datasets.upload("d", [CaptionedImage(content=b"image", captions=(caption,), name="a.png")])
+    assert caught.value.reason == "CAPTION_TOO_LONG"
+    assert not recorder.requests
+
+
+def test_no_encoder_can_be_set_to_take_a_caption_that_is_not_sent() -> None:
+    EncoderSettings(max_caption_bytes=MOST_CAPTION_BYTES)
+    with pytest.raises(ValidationError):
+        EncoderSettings(max_caption_bytes=MOST_CAPTION_BYTES + 1)
+
+
+def test_a_prompt_that_is_too_long_is_told_before_it_is_sent(client: Client, recorder: Recorder) -> None:
+    with pytest.raises(errors.InvalidRequest) as caught:
+        client.validate(TrainConfig(preview_prompts=["a" * 60_000_000]))
+    assert caught.value.reason == "CONFIG_INVALID"
+    (told,) = caught.value.violations
+    assert told.field == "config.preview_prompts"
+    assert told.description == "a prompt has 60000000 characters; use 2000 at most"
     assert not recorder.requests
 
 

@@ -78,6 +78,53 @@ def test_no_answer_is_as_long_as_what_was_wrong(web: TestClient) -> None:
         assert len(answer.content) < 5000
 
 
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"preview_prompts": [1] * 8000}, "8000 prompts are given; give 16 at most"),
+        ({"preview_prompts": ["a" * 2001]}, "a prompt has 2001 characters; use 2000 at most"),
+        ({"rank_pattern": {f"a{number}": "x" for number in range(2000)}}, "2000 patterns are given; give 100 at most"),
+        ({"rank_pattern": {"a" * 201: "x"}}, "a pattern has 201 characters; use 200 at most"),
+        ({"target_regex": "a" * 1001}, "it has 1001 characters; use 1000 at most"),
+        ({"warm_start_uri": "a" * 1001}, "it has 1001 characters; use 1000 at most"),
+    ],
+)
+def test_too_many_or_too_long_is_one_fault_whatever_the_entries_are(
+    web: TestClient, parameters: dict[str, Any], told: str
+) -> None:
+    answer = web.post("/jobs", json=BODY | {"training_params": parameters | {"rank": 0}}).json()
+    (name,) = parameters
+    assert {one["field"].rpartition(".")[2]: one["description"] for one in answer["violations"]} == {
+        name: told,
+        "rank": "0 is out of range: 1 to 512",
+    }
+
+
+@pytest.mark.parametrize("caption", ["a" * 32_769, "ü" * 16_385, "\x1b" * 32_769, " " * 32_769])
+def test_a_caption_that_is_too_long_is_told_before_anything_else_of_it(web: TestClient, caption: str) -> None:
+    sample = BODY["train_data"][0] | {"description": caption}
+    answer = web.post("/jobs", json=BODY | {"train_data": [sample]})
+    assert (answer.status_code, answer.json()["reason"]) == (422, "CAPTION_TOO_LONG")
+    (told,) = answer.json()["violations"]
+    assert told["field"] == "body.train_data.0.description"
+    assert "use 32768 at most" in told["description"]
+
+
+def test_the_text_of_a_caption_of_60_mb_is_not_looked_at(web: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+
+    def look(text: str, **_: bool) -> str:
+        looked_at.append(len(text))
+        return ""
+
+    for name in ("fault_of", "is_blank"):
+        monkeypatch.setattr(f"gateway.schemas.{name}", look)
+        monkeypatch.setattr(f"fluxsmith._samples.{name}", look)
+    sample = BODY["train_data"][0] | {"description": "a" * 60_000_000}
+    assert web.post("/jobs", json=BODY | {"train_data": [sample]}).json()["reason"] == "CAPTION_TOO_LONG"
+    assert max(looked_at, default=0) < 100
+
+
 def test_spaces_and_digits_without_end_are_refused_before_they_are_read(web: TestClient) -> None:
     for content in (b" " * 2 * MAX_BYTES_BETWEEN + b"{}", b"1." + b"1" * 2 * MAX_BYTES_BETWEEN):
         answer = web.post("/jobs", content=content, headers=JSON)

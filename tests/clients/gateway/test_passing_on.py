@@ -43,6 +43,18 @@ def test_what_is_no_bearer_token_is_refused_and_not_dropped(web: TestClient, ser
     assert not services.metadata
 
 
+@pytest.mark.parametrize("name", ["Fluxsmith-Tenant", "authorization"])
+def test_two_tenants_or_tokens_are_refused_by_every_route(web: TestClient, services: Recorder, name: str) -> None:
+    described = create_app(GatewaySettings()).openapi()["paths"]
+    routes = [(method, path.format(job_id="j")) for path, methods in described.items() for method in methods]
+    for method, path in [*routes, ("get", "/docs"), ("get", "/openapi.json"), ("get", "/nonesuch")]:
+        answer = web.request(method, path, headers=[(name, "Bearer mine"), (name.lower(), "Bearer mine")])
+        assert (answer.status_code, answer.json()["reason"]) == (400, "METADATA_REPEATED"), path
+        assert "Content-Security-Policy" in answer.headers
+    assert len(routes) > 9
+    assert not services.requests
+
+
 def test_readiness_is_asked_with_the_token(web: TestClient, services: Recorder) -> None:
     assert web.get("/readyz", headers={"Authorization": "Bearer s3cret"}).status_code == 200
     assert {metadata["authorization"] for metadata in services.metadata} == {"Bearer s3cret"}
