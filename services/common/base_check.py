@@ -7,14 +7,14 @@ would be trained as plain text-to-image without a word.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from services.common.base_names import CONFIG, INDEX, LARGEST_JSON_BYTES, names_of_folder
 from services.common.errors import ServiceError
 
-INDEX, CONFIG = "model_index.json", "transformer/config.json"
-LARGEST_JSON_BYTES = 1 << 20
 PIPELINES = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
 """Pipelines of diffusers over a text-to-image model of FLUX.1."""
 TRANSFORMER = "FluxTransformer2DModel"
@@ -47,6 +47,15 @@ _OTHERS = {
     "Chroma": "Chroma, which has neither CLIP nor guidance and another transformer",
     "Flux2": "FLUX.2, which has other latents, text encoders and blocks",
 }
+# Kinds by a word of a name, such as FLUX.1-Fill-dev, where no pipeline's class is given.
+_BY_NAME = {
+    "kontext": "FluxKontext",
+    "fill": "FluxFill",
+    "canny": "FluxControl",
+    "depth": "FluxControl",
+    "redux": "FluxPriorRedux",
+    "chroma": "Chroma",
+}
 _BY_CHANNELS = {384: "FLUX.1 Fill", 2 * CHANNELS: "FLUX.1 Canny or Depth"}
 
 
@@ -60,9 +69,11 @@ class BaseModelError(ServiceError):
 def refuse_other_model(folder: Path) -> None:
     """Raise `BaseModelError` unless a folder holds a text-to-image model of FLUX.1, as far as its configuration tells.
 
-    A file that is not there tells nothing: see `assumption`.
+    Where there is no model_index.json the model's names count, and where these say nothing either, see `assumption`.
     """
     index = _json(folder, INDEX)
+    if index is None:
+        _refuse_other_name(folder)
     if index is not None and (name := index.get("_class_name")) not in PIPELINES:
         raise BaseModelError(f"base model {folder} is {_described(name)}, by the {INDEX} in it", SUPPORTED)
     transformer_config(folder)
@@ -99,6 +110,16 @@ def assumption(folder: Path) -> str:
     if (folder / INDEX).is_file():
         return ""
     return f"{folder} has no {INDEX}, which would tell FLUX.1 Kontext from FLUX.1-dev; it is taken for text-to-image"
+
+
+def _refuse_other_name(folder: Path) -> None:
+    for name in names_of_folder(folder):
+        words = re.findall("[a-z]+", name.lower())
+        if kind := next((kind for word, kind in _BY_NAME.items() if word in words), ""):
+            raise BaseModelError(
+                f"base model {folder} has no {INDEX} and is {_OTHERS[kind]}, by its name {_shown(name)}",
+                f"{SUPPORTED} If it is one, put the {INDEX} that belongs to it beside its parts.",
+            )
 
 
 def _refuse_other_channels(folder: Path, config: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ from huggingface_hub.errors import (
     XetDownloadError,
 )
 
-from services.common.base_check import CONFIG, INDEX, BaseModelError, refuse_other_model, transformer_config
+from services.common.base_check import BaseModelError, refuse_other_model, transformer_config
+from services.common.base_names import COMMIT, CONFIG, INDEX
 
 if TYPE_CHECKING:  # who loads a model without settings, as the benchmarks do, needs no pydantic-settings
     from services.common.settings import ServiceSettings
@@ -39,7 +39,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ERRORS = (OSError, ValueError, HTTPError, EntryNotFoundError, RevisionResolutionError, XetDownloadError)
 
 

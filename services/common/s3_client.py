@@ -9,6 +9,7 @@ from typing import Any
 import urllib3
 from minio import Minio
 
+from services.common.errors import ServiceError
 from services.common.settings import StoreSettings
 
 CONNECT_S = 3.0
@@ -17,7 +18,17 @@ PIECE_BYTES = 256 << 10  # of a body on its way: what the time limit of a connec
 
 
 def s3_client(settings: StoreSettings, endpoint: str) -> Minio:
-    """A client of the S3 server at `endpoint` that tries twice more what fails at once and waits 20 s for answers."""
+    """A client of the S3 server at `endpoint` that tries twice more what fails at once and waits 20 s for answers.
+
+    Raises `ServiceError` without credentials.
+    """
+    if not (settings.access_key and settings.secret_key.get_secret_value()):
+        name = "SECRET_KEY" if settings.access_key else "ACCESS_KEY"
+        raise ServiceError(
+            f"FLUXSMITH_STORE_{name} is empty, and the object store at {endpoint} asks for credentials",
+            reason="SETTINGS_INVALID",
+            remedy="Set FLUXSMITH_STORE_ACCESS_KEY and FLUXSMITH_STORE_SECRET_KEY to those of the store.",
+        )
     return Minio(
         endpoint,
         access_key=settings.access_key,

@@ -14,9 +14,16 @@ from typing import Any
 
 LENGTH_BYTES = 8
 LARGEST_HEADER_BYTES = 8 << 20
-MOST_TENSORS = 20_000
-MOST_BRACKETS = 200_000  # of all kinds: what JSON of this size may cost in objects before its tensors can be counted
+MOST_TENSORS = 10_000  # FLUX.1-dev and its text encoders have 750 linear layers, of up to 7 tensors each
+MOST_METADATA = 10_000  # entries; kohya's sd-scripts write some eighty
 MOST_AXES = 8
+MOST_DIGITS = 20
+# What JSON of this size may cost is counted before it is parsed. A tensor has five texts (its name, three keys, a
+# type), three brackets, and a comma for each axis and between all else.
+MOST_TEXTS = 5 * MOST_TENSORS + 2 * MOST_METADATA
+MOST_BRACKETS = 4 * MOST_TENSORS
+MOST_COMMAS = (MOST_AXES + 4) * MOST_TENSORS + MOST_METADATA
+MOST_ESCAPES = 1 << 20  # such as the quotes in kohya's `ss_tag_frequency`, which is JSON within a text
 LARGEST_AXIS = 1 << 40
 METADATA = "__metadata__"
 FLOATS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8}
@@ -130,11 +137,15 @@ def _read(source: Source, offset: int, length: int) -> bytes:
 
 
 def _json(text: bytes) -> dict[str, Any]:
-    brackets = text.count(b"{") + text.count(b"[")
-    if brackets > MOST_BRACKETS:
-        raise NotSafetensors(f"its header has {brackets:,} brackets, too many for {MOST_TENSORS:,} tensors")
+    _refuse_costly(text)
     try:
-        fields = json.loads(text.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant)
+        fields = json.loads(
+            text.decode(),
+            object_pairs_hook=_distinct,
+            parse_constant=_no_constant,
+            parse_float=_no_fraction,
+            parse_int=_whole,
+        )
     except NotSafetensors:
         raise
     except (ValueError, RecursionError) as error:
@@ -142,6 +153,24 @@ def _json(text: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise NotSafetensors("its header is no object")
     return fields
+
+
+def _refuse_costly(text: bytes) -> None:
+    """Raise unless a header's JSON is cheap to parse: it is parsed in one go, while no other thread runs."""
+    escapes = text.count(b"\\")
+    if escapes > 2 * MOST_ESCAPES:
+        raise NotSafetensors(f"its header has {escapes:,} backslashes, and it may have {2 * MOST_ESCAPES:,}")
+    # Without escaped backslashes and then without escaped quotes, each quote that is left begins or ends a text.
+    plain = text.replace(b"\\\\", b"").replace(b'\\"', b"") if escapes else text
+    _refuse_more("texts", plain.count(b'"') // 2, MOST_TEXTS)
+    outside = b"".join(plain.split(b'"')[::2])
+    _refuse_more("brackets", outside.count(b"{") + outside.count(b"["), MOST_BRACKETS)
+    _refuse_more("commas", outside.count(b","), MOST_COMMAS)
+
+
+def _refuse_more(what: str, count: int, most: int) -> None:
+    if count > most:
+        raise NotSafetensors(f"its header has {count:,} {what}, too many for {MOST_TENSORS:,} tensors")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -155,11 +184,23 @@ def _no_constant(name: str) -> float:
     raise NotSafetensors(f"its header has {name}, which is not JSON")
 
 
+def _no_fraction(number: str) -> float:
+    raise NotSafetensors(f"its header has {_shown(number)}, and shapes and offsets are whole numbers")
+
+
+def _whole(number: str) -> int:
+    if len(number) > MOST_DIGITS:
+        raise NotSafetensors(f"its header has a number of {len(number):,} digits")
+    return int(number)
+
+
 def _metadata(fields: dict[str, Any]) -> dict[str, str]:
     """What is under `__metadata__`, taken out of the fields."""
     metadata = fields.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise NotSafetensors(f"its {METADATA} is not an object of texts")
+    if len(metadata) > MOST_METADATA:
+        raise NotSafetensors(f"its {METADATA} has {len(metadata):,} entries, and it may have {MOST_METADATA:,}")
     return metadata
 
 

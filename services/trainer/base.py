@@ -10,8 +10,9 @@ from diffusers import FluxTransformer2DModel
 
 from services.common.base_check import assumption
 from services.common.base_model import base_folder
+from services.common.base_names import name_of_folder
 from services.common.settings import ServiceSettings
-from services.trainer.base_names import BaseKind, kind_of_folder, name_of_folder
+from services.trainer.base_names import BaseKind, kind_of_folder
 from services.trainer.checkpoints.fingerprints import base_fingerprint
 from services.trainer.transformer import load_transformer
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from services.common.base_model import COMMIT
+from services.common.base_names import CONFIG, INDEX, names_of_folder
 
 # The two differ in the embedding of guidance alone; another model of the family has other sizes.
 _FLUX_1 = {
@@ -53,19 +52,8 @@ def kind_of(transformer_config: Mapping[str, Any], pipeline: str, names: Iterabl
 
 def kind_of_folder(folder: Path, name: str) -> BaseKind:
     """The kind of the base in a folder of diffusers' layout that people call `name`."""
-    index, transformer = (_json(folder / path) for path in ("model_index.json", "transformer/config.json"))
-    paths = [name, *(str(found.get("_name_or_path", "")) for found in (index, transformer))]
-    # Of a path its end: a folder above may be called anything.
-    names = [re.split(r"[/\\]", path.rstrip("/\\"))[-1] for path in paths]
-    return kind_of(transformer, str(index.get("_class_name", "")), names)
-
-
-def name_of_folder(folder: Path) -> str:
-    """What to call the base in a folder: its name, or the hub's where it is a snapshot in the hub's cache."""
-    path = folder.resolve()
-    if COMMIT.fullmatch(path.name) and path.parent.name == "snapshots":
-        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
-    return path.name
+    index, transformer = (_json(folder / path) for path in (INDEX, CONFIG))
+    return kind_of(transformer, str(index.get("_class_name", "")), names_of_folder(folder, name))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from services.trainer.adapters.adapter import (
     pissa_factors,
     refuse_non_finite,
 )
+from services.trainer.adapters.fit import module_of
 from services.trainer.adapters.targets import exactly
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import AdapterType, FileDtype
@@ -39,6 +40,13 @@ DTYPES = {FileDtype.FP32: torch.float32, FileDtype.BF16: torch.bfloat16, FileDty
 EXACT = (".alpha", ".dora_scale", ".lora_magnitude_vector")  # tensors that keep float32 in any file
 # The factor of a LoKr's or LoHa's change that takes up its scale; of the others it is B.
 SCALED = {AdapterType.LOKR: ".lokr_w1", AdapterType.LOHA: ".hada_w1_a"}
+
+# Factors whose product is a layer's change. LoKr may have a side in two factors.
+FACTORS = (
+    (".lora_B.weight", ".lora_A.weight"),
+    (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b"),
+    (".lokr_w1", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,23 +174,32 @@ def with_scale(adapter: AdapterSnapshot, config: TrainConfig) -> dict[str, Tenso
     """The tensors of the same adapter with scale 1.
 
     DoRA's lengths stay: they are those of the rows of W + scale B A, and that sum is the same. FP16 has few bits below
-    6e-5, where B times a small scale may lie, so that there A takes up the scale's power of two.
+    6e-5 and none above 65504, so that there the factors of a change are made alike in size, by powers of two.
     """
-    fp16 = config.file_dtype is FileDtype.FP16
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in adapter.tensors.items():
-        module, _, side = name.removesuffix(".weight").rpartition(".")
-        lent = 2.0 ** max(0, math.floor(-math.log2(adapter.scales[module]))) if fp16 else 1.0
-        match side:
-            case "lora_A":
-                tensors[name] = tensor / lent
-            case "lora_B":
-                tensors[name] = tensor * (adapter.scales[module] * lent)
-            case "lokr_w1" | "hada_w1_a":
-                tensors[name] = tensor * adapter.scales[module]
-            case _:
-                tensors[name] = tensor
-    return tensors
+    suffix = SCALED.get(adapter.adapter_type, ".lora_B.weight")
+    scaled = {
+        name: tensor * adapter.scales[module_of(name)] if name.endswith(suffix) else tensor
+        for name, tensor in adapter.tensors.items()
+    }
+    return _balanced(scaled) if config.file_dtype is FileDtype.FP16 else scaled
+
+
+def _balanced(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same changes, each from factors whose largest numbers are within a factor of four of each other."""
+    balanced = dict(tensors)
+    for factors in FACTORS:
+        for first in (name for name in tensors if name.endswith(factors[0])):
+            names = [first.removesuffix(factors[0]) + factor for factor in factors]
+            names = [name for name in names if name in tensors]
+            sizes = [float(tensors[name].abs().max()) for name in names]
+            if not all(sizes):
+                continue
+            logs = [math.log2(size) for size in sizes]
+            moves = [round(sum(logs) / len(logs) - log) for log in logs]
+            # What rounding left over goes to the first, so that the product stays as it is.
+            moves[0] -= sum(moves)
+            balanced |= {name: tensors[name] * 2.0**move for name, move in zip(names, moves, strict=True)}
+    return balanced
 
 
 def _description(adapter: AdapterSnapshot, config: TrainConfig) -> dict[str, Any]:

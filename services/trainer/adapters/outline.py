@@ -272,6 +272,7 @@ def _scales(description: Mapping[str, Any], ranks: Mapping[Layer, int]) -> dict[
     try:
         alphas: dict[Layer, float] = {}
         patterns = description.get("alpha_pattern") or {}
+        _refuse_no_alphas(description["lora_alpha"], patterns)
         if sum(map(len, patterns)) > LONGEST_PATTERNS:
             raise ValueError(f"alpha_pattern of {DESCRIPTION} has over {LONGEST_PATTERNS:,} characters")
         for pattern, alpha in patterns.items():
@@ -279,8 +280,22 @@ def _scales(description: Mapping[str, Any], ranks: Mapping[Layer, int]) -> dict[
             for title in matched_in_full(rf"(?:.*\.)?(?:{pattern})", sorted(titles)):
                 alphas.setdefault(titles[title], float(alpha))  # the first that matches counts, as in peft
         alphas = dict.fromkeys(ranks, float(description["lora_alpha"])) | alphas
-    except (TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{DESCRIPTION} cannot be read: {error}") from None
+    except OverflowError:
+        raise ValueError(f"{DESCRIPTION} has an alpha beyond all floating-point numbers") from None
     if wrong := sorted(layer.title for layer, alpha in alphas.items() if not 0 < abs(alpha) <= LARGEST_ALPHA):
         raise ValueError(f"{DESCRIPTION} has alpha {alphas[titles[wrong[0]]]:g} for {wrong[0]}")
     return {layer: alpha / ranks[layer] ** root for layer, alpha in alphas.items()}
+
+
+def _refuse_no_alphas(alpha: Any, patterns: Any) -> None:
+    """Raise unless a header's alpha is a number, and its pattern an object of such."""
+    if not isinstance(patterns, dict):
+        raise ValueError(f"alpha_pattern of {DESCRIPTION} is {_shown(patterns)}, and no object of a number by layer")
+    for what, value in [("lora_alpha", alpha), *((f"alpha_pattern {_shown(key)}", patterns[key]) for key in patterns)]:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{what} of {DESCRIPTION} is {_shown(value)}, and no number")
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

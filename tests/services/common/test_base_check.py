@@ -66,6 +66,36 @@ def test_text_to_image_models_of_flux_1_are_taken(tmp_path: Path, pipeline: str,
     assert assumption(folder) == ""
 
 
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize(
+    ("path", "origin", "says"),
+    [
+        ("base", "black-forest-labs/FLUX.1-Kontext-dev", "Kontext, which edits"),
+        ("FLUX.1-Kontext-dev", "", "Kontext, which edits"),
+        (f"models--black-forest-labs--FLUX.1-Kontext-dev/snapshots/{'0' * 40}", "", "Kontext, which edits"),
+        ("flux1_fill_dev", "", "FLUX.1 Fill"),
+        ("base", "C:\\models\\FLUX.1-Canny-dev", "FLUX.1 Canny or Depth"),
+        ("FLUX.1-Depth-dev", "", "FLUX.1 Canny or Depth"),
+        ("FLUX.1-Redux-dev", "", "FLUX.1 Redux"),
+        ("Chroma1-HD", "", "Chroma"),
+    ],
+)
+def test_name_of_another_class_is_refused_where_no_index_says_more(
+    tmp_path: Path, process: str, path: str, origin: str, says: str
+) -> None:
+    folder = folder_of(tmp_path / path, None, FLUX | {"_name_or_path": origin})
+    with pytest.raises(BaseModelError, match=r"has no model_index\.json and is") as refused:
+        PROCESSES[process](ServiceSettings(base_model=str(folder), device="cpu"))
+    assert says in refused.value.message
+    folder_of(folder, {"_class_name": "FluxPipeline"})
+    refuse_other_model(folder)
+
+
+@pytest.mark.parametrize("path", ["kontext/base", "monochromatic", "landfill-style", "FLUX.1-dev"])
+def test_name_that_says_nothing_is_no_reason_to_refuse(tmp_path: Path, path: str) -> None:
+    refuse_other_model(folder_of(tmp_path / path, None, FLUX | {"_name_or_path": 3}))
+
+
 def test_what_is_assumed_without_an_index_is_logged(
     base_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

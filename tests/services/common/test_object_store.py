@@ -9,7 +9,7 @@ import pytest
 import urllib3
 from pydantic import SecretStr
 
-from services.common.errors import Unavailable
+from services.common.errors import ServiceError, Unavailable
 from services.common.object_store import PART_BYTES, ObjectDamaged, ObjectMissing, ObjectStore
 from services.common.s3_client import Parts
 from services.common.settings import StoreSettings
@@ -191,3 +191,12 @@ def test_ensure_bucket_makes_it_once_and_for_all(store_settings: StoreSettings) 
     made.put("t/a", b"x")
     made.ensure_bucket()
     assert made.get("t/a") == b"x"
+
+
+@pytest.mark.parametrize(("missing", "named"), [("secret_key", "SECRET_KEY"), ("access_key", "ACCESS_KEY")])
+def test_store_without_credentials_is_refused_with_the_variable(missing: str, named: str) -> None:
+    settings = StoreSettings(access_key="a", secret_key=SecretStr("s"))
+    empty = {"secret_key": SecretStr(""), "access_key": ""}[missing]
+    with pytest.raises(ServiceError, match=f"FLUXSMITH_STORE_{named} is empty") as refused:
+        ObjectStore(settings.model_copy(update={missing: empty}))
+    assert (refused.value.reason, bool(refused.value.remedy)) == ("SETTINGS_INVALID", True)

@@ -11,7 +11,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from services.common.safetensors_header import MOST_TENSORS, NotSafetensors, Source, read_header
+from services.common.safetensors_header import (
+    MOST_COMMAS,
+    MOST_ESCAPES,
+    MOST_METADATA,
+    MOST_TENSORS,
+    MOST_TEXTS,
+    NotSafetensors,
+    Source,
+    read_header,
+)
 
 TENSORS = {"a": torch.ones(2, 3), "b": torch.ones((), dtype=torch.float8_e4m3fn), "c": torch.ones(0, 4)}
 
@@ -57,14 +66,16 @@ def test_nothing_but_the_header_is_read() -> None:
         (Source.of((100).to_bytes(8, "little") + b"{}"), "ends within"),
         (with_header(b"nonsense"), "not JSON"),
         (with_header(b"\xff\xfe"), "not JSON"),
-        (with_header(b"[" * 100_000), "not JSON"),
-        (with_header(b"9" * 5000), "not JSON"),
+        (with_header(b"[" * 30_000), "not JSON"),
+        (with_header(b"9" * 5000), "5,000 digits"),
         (with_header(b"[" * 300_000), "brackets"),
         (with_header([]), "no object"),
         (with_header(b'{"x": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}', bytes(4)), "NaN"),
         (with_header(b'{"x": 1, "x": 2}'), "twice"),
         (with_header({"__metadata__": None}), "__metadata__"),
         (with_header({"__metadata__": {"a": 1}}), "__metadata__"),
+        (with_header({"__metadata__": dict.fromkeys(map(str, range(MOST_METADATA + 1)), "")}), "10,001 entries"),
+        (with_header(entry(shape=[0.5]), bytes(4)), "whole numbers"),
         (with_header({"x": None}), "is not given by"),
         (with_header(entry(more=1), bytes(4)), "is not given by"),
         (with_header(entry(dtype="F33"), bytes(4)), "unknown type"),
@@ -92,9 +103,34 @@ def test_number_of_tensors_is_bounded_and_told_in_time() -> None:
     tensors = {str(number): entry(shape=[0], offsets=[0, 0])["x"] for number in range(MOST_TENSORS)}
     begin_s = time.monotonic()
     assert len(read_header(with_header(tensors)).tensors) == MOST_TENSORS
-    with pytest.raises(NotSafetensors, match="20,001 tensors"):
+    with pytest.raises(NotSafetensors, match="10,001 tensors"):
         read_header(with_header(tensors | {"one more": entry(shape=[0], offsets=[0, 0])["x"]}))
     assert time.monotonic() - begin_s < 10
+
+
+COSTLY = {
+    "texts": b"{" + b",".join(b'"%x":""' % number for number in range(700_000)) + b"}",
+    "metadata": b'{"__metadata__":{' + b",".join(b'"%x":""' % number for number in range(650_000)) + b"}}",
+    "texts that end in a backslash": b'{"a":[' + b",".join([rb'"\\"'] * (MOST_TEXTS + 1)) + b"]}",
+    "commas": b'{"a":[' + b"1," * (MOST_COMMAS + 1) + b"1]}",
+    "brackets": b'{"a":[' + b"[]," * 100_000 + b"[]]}",
+    "backslashes": b'{"__metadata__":{"a":"' + rb"\n" * (2 * MOST_ESCAPES + 1) + b'"}}',
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_header_that_is_costly_to_parse_is_refused_before_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(json, "loads")
+    with pytest.raises(NotSafetensors, match=r"too many|may have"):
+        read_header(with_header(COSTLY[name]))
+
+
+def test_header_with_the_captions_of_a_large_data_set_is_taken() -> None:
+    tags = {f"10_{folder}": {f'a "tag", {{{tag}}} [x] \\ é': tag for tag in range(20_000)} for folder in range(3)}
+    metadata = {"ss_tag_frequency": json.dumps(tags)} | {f"ss_{number}": "x" for number in range(100)}
+    layers = {f"lora_unet_{number}": entry(shape=[0, 4], offsets=[0, 0])["x"] for number in range(2_000)}
+    header = read_header(with_header({"__metadata__": metadata} | layers))
+    assert (header.metadata, len(header.tensors)) == (metadata, 2_000)
 
 
 def test_file_that_changes_while_it_is_read_is_refused() -> None:

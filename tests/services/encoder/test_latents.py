@@ -49,6 +49,12 @@ def test_latents_of_another_form_are_refused(data: bytes) -> None:
     assert caught.value.reason == "LATENTS_INVALID"
 
 
+def test_latents_beside_metadata_of_null_are_refused_in_words() -> None:
+    header = b'{"__metadata__":null,"latents":{"dtype":"F32","shape":[16,2,2],"data_offsets":[0,256]}}'
+    with pytest.raises(InvalidInput, match="no safetensors file: its __metadata__ is not an object of texts"):
+        read_latents(Source.of(len(header).to_bytes(8, "little") + header + bytes(256)))
+
+
 def test_nothing_is_read_of_what_lies_beside_the_latents() -> None:
     data: bytes = safetensors.torch.save({"a": torch.zeros(1 << 20), "latents": torch.ones(16, 4, 4)})
     read: list[int] = []

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from services.common.base_names import name_of_folder
 from services.common.settings import ServiceSettings
 from services.stack import ROOT
 from services.trainer.base import load_base
-from services.trainer.base_names import BaseKind, kind_of, kind_of_folder, name_of_folder
+from services.trainer.base_names import BaseKind, kind_of, kind_of_folder
 from tools.target_table import FLUX_DEV
 
 SCHNELL = {**FLUX_DEV, "guidance_embeds": False}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from services.trainer.adapters.adapter import NonFiniteAdapter, adapter_parameters, attached, detach
-from services.trainer.adapters.files import AdapterSnapshot, peft_file, snapshot
+from services.trainer.adapters.files import AdapterSnapshot, peft_file, snapshot, with_scale
 from services.trainer.config import TrainConfig
+from services.trainer.config.choices import AdapterType
 from services.trainer.transformer import GuidanceBypass
 from tests.services.trainer.adapters.test_adapter import LAYER, answer, job, randomize, take_step
 from tests.services.trainer.conftest import draw
@@ -214,6 +216,53 @@ def test_folded_scale_costs_no_precision(transformer: FluxTransformer2DModel, dt
     assert float(error.norm() / change.norm()) < {"FP32": 1e-6, "BF16": 3e-3, "FP16": 5e-4}[dtype]
 
 
+def random_adapter(kind: AdapterType, scale: float, large: float = 1.0) -> AdapterSnapshot:
+    """One layer of rank 16 with the sizes of a trained adapter, or its scaled factor so many times as large."""
+    shapes = {
+        AdapterType.LORA: {"lora_B.weight": (192, 16), "lora_A.weight": (16, 192)},
+        AdapterType.LOKR: {"lokr_w1": (8, 8), "lokr_w2_a": (24, 16), "lokr_w2_b": (16, 24)},
+        AdapterType.LOHA: dict.fromkeys(("hada_w1_a", "hada_w2_a"), (192, 16))
+        | dict.fromkeys(("hada_w1_b", "hada_w2_b"), (16, 192)),
+    }[kind]
+    tensors = {f"{LAYER}.{name}": 0.02 * draw(name, *shape) for name, shape in shapes.items()}
+    first = next(iter(tensors))
+    tensors[first] = large * tensors[first]
+    return AdapterSnapshot(adapter_type=kind, tensors=tensors, ranks={LAYER: 16}, scales={LAYER: scale})
+
+
+def product_of(tensors: dict[str, Tensor]) -> Tensor:
+    """The change of the layer, by peft's formulas, in float64."""
+    parts = {
+        name.removeprefix("transformer.").removeprefix(f"{LAYER}."): each.double() for name, each in tensors.items()
+    }
+    if "lokr_w1" in parts:
+        return torch.kron(parts["lokr_w1"], parts["lokr_w2_a"] @ parts["lokr_w2_b"])
+    if "hada_w1_a" in parts:
+        return (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+    return parts["lora_B.weight"] @ parts["lora_A.weight"]
+
+
+@pytest.mark.parametrize("kind", [AdapterType.LORA, AdapterType.LOKR, AdapterType.LOHA])
+@pytest.mark.parametrize("alpha", [1e6, 16.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4])
+def test_fp16_keeps_the_change_at_any_scale(kind: AdapterType, alpha: float) -> None:
+    adapter = random_adapter(kind, alpha / 16)
+    change = product_of(dict(adapter.tensors)) * (alpha / 16)
+    error = product_of(load(peft_file(adapter, job(file_dtype="FP16", adapter_type=kind), {}))) - change
+    assert float(error.norm() / change.norm()) < 1.5e-3
+
+
+@pytest.mark.parametrize("large", [2.0**20, 2.0**-20])
+def test_factors_in_fp16_differ_from_those_trained_by_powers_of_two(large: float) -> None:
+    adapter = random_adapter(AdapterType.LORA, 1.0, large)
+    written = with_scale(adapter, job(file_dtype="FP16"))
+    ratios = [(written[name] / tensor).unique() for name, tensor in adapter.tensors.items()]
+    assert [len(ratio) for ratio in ratios] == [1, 1]
+    assert float(ratios[0] * ratios[1]) == 1.0
+    assert math.frexp(float(ratios[0]))[0] == 0.5
+    sizes = [float(tensor.abs().max()) for tensor in written.values()]
+    assert max(sizes) <= 4 * min(sizes)
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("FP32", torch.float32), ("BF16", torch.bfloat16), ("FP16", torch.half)])
 def test_file_has_the_precision_asked_for(
     transformer: FluxTransformer2DModel, pipeline: FluxPipeline, tmp_path: Path, name: str, dtype: torch.dtype
@@ -254,7 +303,8 @@ def test_adapter_that_is_not_finite_is_refused(transformer: FluxTransformer2DMod
 
 def test_number_too_large_for_fp16_is_refused_with_the_remedy(transformer: FluxTransformer2DModel) -> None:
     with attached(transformer, job()):
-        adapter_parameters(transformer)[f"{LAYER}.lora_B.weight"].data[0, 0] = 7e4
+        for side in "AB":
+            adapter_parameters(transformer)[f"{LAYER}.lora_{side}.weight"].data[0, 0] = 7e4
         adapter = snapshot(transformer, job())
     assert peft_file(adapter, job(file_dtype="BF16"), {})
     with pytest.raises(NonFiniteAdapter, match=r"7e\+04, and FP16 ends at 6\.55e\+04"):

@@ -242,7 +242,7 @@ def test_header_has_provenance_and_no_description_for_peft(transformer: FluxTran
 
 def test_number_too_large_once_scaled_is_refused() -> None:
     name = "transformer_blocks.0.attn.to_q"
-    tensors = {f"{name}.lora_A.weight": torch.ones(1, 4), f"{name}.lora_B.weight": torch.full((4, 1), 5e4)}
+    tensors = {f"{name}.lora_A.weight": torch.full((1, 4), 5e4), f"{name}.lora_B.weight": torch.full((4, 1), 6e4)}
     adapter = AdapterSnapshot(adapter_type=AdapterType.LORA, tensors=tensors, ranks={name: 1}, scales={name: 2.0})
     with pytest.raises(NonFiniteAdapter):
         kohya_file(adapter, job(file_dtype="FP16"), {})

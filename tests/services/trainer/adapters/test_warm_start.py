@@ -169,6 +169,23 @@ def test_what_is_no_lora_is_refused(data: bytes) -> None:
     assert refused.value.reason == "WARM_START_UNREADABLE"
 
 
+@pytest.mark.parametrize(
+    ("alphas", "says"),
+    [
+        ({"alpha_pattern": "abc"}, "alpha_pattern of lora_adapter_metadata is 'abc', and no object"),
+        ({"alpha_pattern": [1, 2]}, r"is \[1, 2\], and no object"),
+        ({"alpha_pattern": {"to_q": None}}, "alpha_pattern 'to_q' of lora_adapter_metadata is None, and no number"),
+        ({"lora_alpha": {"a": 1}}, r"lora_alpha of lora_adapter_metadata is \{'a': 1\}, and no number"),
+        ({"lora_alpha": "8"}, "is '8', and no number"),
+        ({"lora_alpha": True}, "is True, and no number"),
+        ({"lora_alpha": 10**400}, "beyond all floating-point numbers"),
+    ],
+)
+def test_bad_alpha_in_a_header_is_refused_in_words(alphas: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        read_adapter(foreign({f"transformer.{key}": value for key, value in ({"lora_alpha": 1.0} | alphas).items()}))
+
+
 @pytest.mark.parametrize("pattern", ["(?:[a-z]|[a-z._0-9]|.)+[A-Z]", "(.*)*" * 1000 + "!"])
 def test_catastrophic_pattern_in_a_header_matches_nothing_in_time(pattern: str) -> None:
     begin = time.thread_time()
