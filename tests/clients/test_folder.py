@@ -199,6 +199,7 @@ def test_two_caption_files_of_one_picture_are_a_fault(tmp_path: Path) -> None:
     [
         ("a cat".encode("utf-16-le"), "that is not UTF-8 text: a.png (it looks like UTF-16 without a byte order mark)"),
         ("a cat".encode("utf-16-be"), "that is not UTF-8 text: a.png (it looks like UTF-16 without a byte order mark)"),
+        (b"a\0b", "no text may have: a.png (has the control character U+0000 at place 2)"),
         ("\u8272".encode("utf-16-le"), "that is not UTF-8 text: a.png"),
         (b"caf\xe9", "that is not UTF-8 text: a.png"),
         (b"a \0 cat", "no text may have: a.png (has the control character U+0000 at place 3)"),
@@ -213,6 +214,31 @@ def test_captions_that_are_no_text_are_named_with_what_they_are(tmp_path: Path, 
     with pytest.raises(InvalidFolder) as caught:
         read_folder(tmp_path)
     assert fault in caught.value.message
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "na\u00efve",
+        "\u043a\u043e\u0442, sks",
+        "\u03b3\u03ac\u03c4\u03b1",
+        "\u05d7\u05ea\u05d5\u05dc",
+        "\uace0\uc591\uc774 cat",
+    ],
+    ids=["Latin", "Cyrillic", "Greek", "Hebrew", "Korean"],
+)
+def test_wide_characters_without_a_mark_are_called_so(tmp_path: Path, caption: str, encoding: str) -> None:
+    add_image(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes(caption.encode(encoding))
+    with pytest.raises(InvalidFolder, match=f"looks like {encoding[:6].upper()} without a byte order mark"):
+        read_folder(tmp_path)
+
+
+def test_marks_left_within_a_caption_are_taken_out(tmp_path: Path) -> None:
+    add_image(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\xef\xbb\xbfa cat,\xef\xbb\xbf ink")
+    assert read_folder(tmp_path)[0].captions == ("a cat, ink",)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
