@@ -274,6 +274,38 @@ def test_what_is_left_out_is_told_in_one_line_and_as_data(tmp_path: Path, caplog
     assert caplog.messages == [images.left_out_line]
 
 
+def test_images_at_fault_are_left_out_if_that_is_wanted(tmp_path: Path) -> None:
+    add_image(tmp_path, "a.png")
+    add_image(tmp_path, "b.png", None)
+    add_image(tmp_path, "c.png", " ")
+    add_image(tmp_path, "d.png")
+    (tmp_path / "d.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InvalidFolder, match="skip_bad_samples=True"):
+        read_folder(tmp_path)
+    images = read_folder(tmp_path, skip_bad_samples=True)
+    assert [image.name for image in images] == ["a.png"]
+    assert images.left_out_line == (
+        f"left out of {tmp_path}: 1 image without a caption file (b.png); 1 image with an empty caption (c.png); "
+        "1 image with a caption that is not UTF-8 text (d.png)"
+    )
+    with pytest.raises(InvalidFolder, match=r"at most a share of 0\.5 may be left out"):
+        read_folder(tmp_path, skip_bad_samples=True, max_bad_share=0.5)
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(InvalidFolder, match="2 images without a caption file") as caught:
+        read_folder(tmp_path, skip_bad_samples=True)
+    assert "skip_bad_samples" not in caught.value.remedy
+
+
+def test_a_caption_beside_a_picture_of_another_format_counts_with_it(tmp_path: Path) -> None:
+    add_image(tmp_path, "a.png")
+    add_image(tmp_path, "q0.jp2")
+    (tmp_path / "gone.txt").write_text("a cat")
+    (tmp_path / "gone.json").write_text("{}")
+    whys = {entry.name: entry.why for entry in read_folder(tmp_path).left_out}
+    other = "file of another format"
+    assert whys == {"q0.jp2": other, "gone.json": other, "gone.txt": "caption without a picture"}
+
+
 def test_nothing_is_said_of_a_folder_of_which_all_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     add_image(tmp_path, "p.png")
     warn_of_left_out(read_folder(tmp_path))

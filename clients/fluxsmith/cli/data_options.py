@@ -72,7 +72,8 @@ Latents = Annotated[
     ),
 ]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", rich_help_panel=_DATA, help="Leave bad images out instead of failing.")
+    bool,
+    typer.Option("--skip-bad", rich_help_panel=_DATA, help="Leave bad images and captions out instead of failing."),
 ]
 MaxBadShare = Annotated[
     float | None,
