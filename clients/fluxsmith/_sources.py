@@ -7,6 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from fluxsmith_text import quoted
+
 from fluxsmith._folder import Skipping, folder_name, name_some, read_folder
 from fluxsmith._pictures import Picture, PictureFault, ReadAgain, find_picture, is_file
 from fluxsmith._samples import MOST_CAPTIONS, SampleNames, caption_fault, sample_faults, with_plain_lines
@@ -73,7 +75,7 @@ def _column(named: str, usual: Sequence[str], there: Iterable[str], what: str) -
     found = [name for name in ([named] if named else usual) if name in columns]
     if found:
         return found[0]
-    wanted = f"no column {named!r}" if named else f"no column of {what}s: none of {', '.join(usual)}"
+    wanted = f"no column {quoted(named)}" if named else f"no column of {what}s: none of {', '.join(usual)}"
     raise InvalidSource(
         f"there is {wanted}; there are {', '.join(map(str, columns)) or 'none at all'}.",
         reason="COLUMN_NOT_FOUND",
@@ -126,7 +128,7 @@ def _checked(image: CaptionedImage, names: SampleNames) -> CaptionedImage:
     if faults := sample_faults(image.name, image.captions):
         raise PictureFault(", and ".join(faults), "Correct the name or caption.")
     if not names.claim(image.name):
-        raise PictureFault(f"another row is called {image.name!r} too", "Give each image a name of its own.")
+        raise PictureFault(f"another row is called {quoted(image.name)} too", "Give each image a name of its own.")
     return image
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from fluxsmith_text import quoted
 
 from fluxsmith._ranges import faults
 from fluxsmith.choices import AdapterType, LearningRateSchedule, Optimizer, SigmaSampling, TargetPreset
@@ -203,7 +204,7 @@ def _wrong_address(values: Mapping[str, Any]) -> dict[str, str]:
     """Return what is wrong with the address of a LoRA to begin with, by field."""
     uri = values.get("warm_start_uri")
     wrong = uri and "://" not in uri
-    return {"warm_start_uri": f"{uri!r} is not an address; give a file to --warm-start"} if wrong else {}
+    return {"warm_start_uri": f"{quoted(uri)} is not an address; give a file to --warm-start"} if wrong else {}
 
 
 def option_for(field: str, value: str) -> str:

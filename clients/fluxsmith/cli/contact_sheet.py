@@ -12,7 +12,7 @@ from fluxsmith_text import on_one_line
 from fluxsmith._folder import folder_name, read_folder, skipping, warn_of_left_out
 from fluxsmith.cli.data_options import with_data_options
 from fluxsmith.cli.display import display_for
-from fluxsmith.cli.output import check_target, default_target, with_suffix
+from fluxsmith.cli.output import check_target, default_target, output_file, with_suffix
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import size_text
 from fluxsmith.client import Client
@@ -33,6 +33,7 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
+        parser=output_file,
         metavar="FILE",
         help="The PNG file; further pages get -2, -3 before the suffix. (default NAME-contact-sheet.png, here)",
     ),
