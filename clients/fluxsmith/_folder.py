@@ -22,6 +22,8 @@ IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff"}
 )
 CAPTION_SUFFIX = ".txt"
+_TABLES = frozenset({".jsonl", ".csv"})
+_TABLES_READ = 'Python reads tables of captions: client.datasets.create_from("captions.csv").'
 # What systems leave in folders, besides names with a leading dot: nobody put it there, so nothing is said of it.
 _OF_THE_SYSTEM = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 _MAX_NAMED = 10
@@ -128,19 +130,28 @@ def read_folder(folder: Path, *, skip_bad_samples: bool = False, max_bad_share: 
         bad_count = len(found.images) - len(samples)
         if not (skip_bad_samples and samples and bad_count <= max_bad_share * len(found.images)):
             most = max_bad_share if skip_bad_samples and samples else None
-            raise _invalid(folder, faults, spare, skipping=skip_bad_samples, most=most)
+            raise _invalid(folder, faults, spare, found.left_out, skipping=skip_bad_samples, most=most)
     left_out = sorted([*found.left_out, *spare, *faults], key=lambda entry: entry.name)
     return FolderImages(samples, folder=folder, left_out=left_out)
 
 
 def _invalid(
-    folder: Path, faults: Sequence[LeftOut], spare: Sequence[LeftOut], *, skipping: bool, most: float | None
+    folder: Path,
+    faults: Sequence[LeftOut],
+    spare: Sequence[LeftOut],
+    others: Sequence[LeftOut],
+    *,
+    skipping: bool,
+    most: float | None,
 ) -> InvalidFolder:
     problems = [_counted([fault for fault in faults if fault.why == why], "{}: {}") for why in _REMEDIES]
     # A caption that looks forgotten may be that of an image without one.
     if spare and any(fault.why == NO_CAPTION for fault in faults):
         problems.append(_counted(spare))
     remedies = [remedy for why, remedy in _REMEDIES.items() if any(fault.why == why for fault in faults)]
+    if NO_CAPTION in {fault.why for fault in faults} and (tables := [each.name for each in others if _is_table(each)]):
+        problems.append(f"captions may be in {name_some(tables)}")
+        remedies.append(_TABLES_READ)
     allowed = "" if most is None else f"; at most a share of {most:g} may be left out"
     return InvalidFolder(
         f"the folder {_shown(str(folder))} has {'; '.join(filter(None, problems))}{allowed}.",
@@ -178,10 +189,11 @@ def _entries(folder: Path) -> list[Path]:
         is_folder = is_there = False
     if not is_folder:
         shown = _shown(str(folder))
+        remedy = "Name a folder that holds images with .txt captions of the same names."
         raise InvalidFolder(
             f"{shown} is not a folder." if is_there else f"the folder {shown} does not exist.",
             reason="FOLDER_NOT_FOUND",
-            remedy="Name a folder that holds images with .txt captions of the same names.",
+            remedy=f"{remedy} {_TABLES_READ}" if is_there and folder.suffix.lower() in _TABLES else remedy,
         )
     try:
         return sorted(folder.iterdir())
@@ -331,6 +343,10 @@ def _read_caption(image: Path, files: Sequence[Path], faults: list[LeftOut]) -> 
     elif fault := caption_fault(caption):
         note(CAPTION_CHARACTERS, fault)
     return caption
+
+
+def _is_table(entry: LeftOut) -> bool:
+    return entry.why == OTHER_FORMAT and Path(entry.name).suffix.lower() in _TABLES
 
 
 def _noting(image: Path, faults: list[LeftOut]) -> Callable[[str, str], None]:

@@ -296,6 +296,17 @@ def test_images_at_fault_are_left_out_if_that_is_wanted(tmp_path: Path) -> None:
     assert "skip_bad_samples" not in caught.value.remedy
 
 
+def test_a_table_of_captions_is_named_with_what_reads_it(tmp_path: Path) -> None:
+    add_image(tmp_path, "a.png", None)
+    (tmp_path / "metadata.jsonl").write_text("{}")
+    with pytest.raises(InvalidFolder, match=r"captions may be in metadata\.jsonl") as caught:
+        read_folder(tmp_path)
+    assert "create_from(" in caught.value.remedy
+    with pytest.raises(InvalidFolder, match=r"metadata\.jsonl is not a folder") as caught:
+        read_folder(tmp_path / "metadata.jsonl")
+    assert "create_from(" in caught.value.remedy
+
+
 def test_a_caption_beside_a_picture_of_another_format_counts_with_it(tmp_path: Path) -> None:
     add_image(tmp_path, "a.png")
     add_image(tmp_path, "q0.jp2")

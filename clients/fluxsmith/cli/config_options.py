@@ -203,8 +203,9 @@ def _combine(layers: Sequence[Layer]) -> TrainConfig:
 def _wrong_address(values: Mapping[str, Any]) -> dict[str, str]:
     """Return what is wrong with the address of a LoRA to begin with, by field."""
     uri = values.get("warm_start_uri")
-    wrong = uri and "://" not in uri
-    return {"warm_start_uri": f"{quoted(uri)} is not an address; give a file to --warm-start"} if wrong else {}
+    if not uri or "://" in uri:
+        return {}
+    return {"warm_start_uri": f"{quoted(uri)} is not an address; give a file to --warm-start"}
 
 
 def option_for(field: str, value: str) -> str:
