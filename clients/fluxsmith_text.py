@@ -52,3 +52,9 @@ def _is_unseen(character: str) -> bool:
         or character in _UNSEEN
         or any(first <= number <= last for first, last in _UNSEEN_RANGES)
     )
+
+
+def quoted(text: str) -> str:
+    """Return a text in quotes for an error, with emoji and spaces as they are, not as Python escapes them."""
+    mark = '"' if "'" in text and '"' not in text else "'"
+    return f"{mark}{on_one_line(text)}{mark}"

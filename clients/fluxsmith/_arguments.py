@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
+from fluxsmith_text import quoted
+
 from fluxsmith._folder import name_some
 from fluxsmith._samples import EMPTY_CAPTION, LONG_CAPTION, MOST_NAME_CHARACTERS, name_fault, sample_faults
 from fluxsmith.data import CaptionedImage, Dataset
@@ -125,5 +127,5 @@ def config_of(given: object) -> TrainConfig:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = quoted(value) if isinstance(value, str) else repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

@@ -4,15 +4,17 @@ import logging
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from fluxsmith_text import is_blank, on_one_line
 
 from fluxsmith._samples import NotText, SampleNames, caption_fault, decoded, length_fault, made_name
 from fluxsmith.data import CaptionedImage
-from fluxsmith.errors import InvalidFolder
+from fluxsmith.encoding import EncodingOptions
+from fluxsmith.errors import LEAVE_OUT, InvalidFolder
 
 _log = logging.getLogger("fluxsmith")
 
@@ -20,11 +22,18 @@ IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff"}
 )
 CAPTION_SUFFIX = ".txt"
+_TABLES = frozenset({".jsonl", ".csv"})
+_TABLES_READ = 'Python reads tables of captions: client.datasets.create_from("captions.csv").'
 # What systems leave in folders, besides names with a leading dot: nobody put it there, so nothing is said of it.
 _OF_THE_SYSTEM = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 _MAX_NAMED = 10
 MOST_LOOKED_AT = 5000
 """Files and folders below, to tell where the images may be."""
+
+OTHER_PICTURES = frozenset(
+    {".jp2", ".j2k", ".jxl", ".tga", ".psd", ".xcf", ".svg", ".exr", ".hdr", ".dds", ".pcx", ".ico", ".ppm", ".pgm"}
+    | {".pnm", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
+)
 
 OTHER_FORMAT = "file of another format"
 NO_PICTURE = "caption without a picture"
@@ -32,7 +41,27 @@ BROKEN_LINK = "link that leads nowhere"
 SUBFOLDER = "subfolder, which is not looked into"
 HIDDEN = "hidden picture or caption"
 SPECIAL = "entry that is neither file nor folder"
+NO_CAPTION = "image without a caption file"
+SEVERAL_CAPTIONS = "image with several caption files"
+CAPTION_EMPTY = "image with an empty caption"
+CAPTION_NO_TEXT = "image with a caption that is not UTF-8 text"
+CAPTION_LONG = "image with a caption that is too long"
+CAPTION_CHARACTERS = "image with a caption that has a character no text may have"
+NO_CONTENT = "image with no content"
+UNREADABLE = "image that cannot be read"
+_REMEDIES = {
+    NO_CAPTION: "Write each caption into a .txt file of the same name.",
+    SEVERAL_CAPTIONS: "Keep one caption file for each image.",
+    CAPTION_EMPTY: "Write a caption into each .txt file.",
+    CAPTION_NO_TEXT: "Save the captions as UTF-8.",
+    CAPTION_LONG: "Shorten these captions.",
+    CAPTION_CHARACTERS: "Take these characters out of the captions.",
+    NO_CONTENT: "Replace or remove the empty image files.",
+    UNREADABLE: "Give yourself access to the image files.",
+}
+"""Of each fault of an image."""
 _SEVERAL = {
+    **{why: f"images{why.removeprefix('image')}" for why in _REMEDIES},
     OTHER_FORMAT: "files of other formats",
     NO_PICTURE: "captions without a picture",
     BROKEN_LINK: "links that lead nowhere",
@@ -50,8 +79,11 @@ class LeftOut:
     """Its name in the folder, with what cannot be shown escaped."""
     why: str
     """What it is: `file of another format`, `caption without a picture`, `link that leads nowhere`, `subfolder, which
-    is not looked into`, `hidden picture or caption` or `entry that is neither file nor folder`.
+    is not looked into`, `hidden picture or caption` or `entry that is neither file nor folder`. Where bad samples are
+    skipped also `image` and its fault: `image without a caption file`, `image with an empty caption`.
     """
+    detail: str = ""
+    """More on the fault, such as `Permission denied`."""
 
 
 class FolderImages(list[CaptionedImage]):
@@ -73,27 +105,74 @@ class FolderImages(list[CaptionedImage]):
         return f"left out of {_shown(str(self._folder))}: {_counted(self.left_out)}{within}"
 
 
-def read_folder(folder: Path) -> FolderImages:
+def read_folder(folder: Path, *, skip_bad_samples: bool = False, max_bad_share: float = 1.0) -> FolderImages:
     """Return the images of the folder with their captions, by name. Folders within it are not looked into.
 
     What is no image with a caption is in `left_out`. An image that has no name that can be sent gets one of its own.
-    Raises `InvalidFolder` naming all images at fault, up to ten of each kind.
+    Raises `InvalidFolder` naming all images at fault, up to ten of each kind. With `skip_bad_samples` they are left out
+    instead, unless they are all there are or more than `max_bad_share` of the images.
     """
-    images, captions, left_out = _sorted_out(_entries(folder))
-    if not images:
-        raise _empty(folder, left_out)
-    faults, names = _Faults(), SampleNames()
-    samples, used = [], set[Path]()
-    for number, image in enumerate(images, start=1):
-        files = captions.of(image)
+    found = _sorted_out(_entries(folder))
+    if not found.images:
+        raise _empty(folder, found.left_out)
+    faults, names = list[LeftOut](), SampleNames()
+    samples, used = list[CaptionedImage](), set[Path]()
+    for number, image in enumerate(found.images, start=1):
+        files = found.captions.of(image)
         used.update(files)
+        known = len(faults)
         caption = _read_caption(image, files, faults)
-        samples.append((image, caption, names.of(image.name, number)))
-    left_out += [LeftOut(name=_shown(path.name), why=NO_PICTURE) for path in captions.paths if path not in used]
-    left_out.sort(key=lambda entry: entry.name)
-    faults.raise_if_any(folder, left_out)
-    made = [CaptionedImage(path=path, captions=(caption,), name=name) for path, caption, name in samples]
-    return FolderImages(made, folder=folder, left_out=left_out)
+        name = names.of(image.name, number)
+        if len(faults) == known:
+            samples.append(CaptionedImage(path=image, captions=(caption,), name=name))
+    for picture in found.other_pictures:
+        used.update(found.captions.of(picture))
+    spare = [LeftOut(name=_shown(path.name), why=NO_PICTURE) for path in found.captions.paths if path not in used]
+    if faults:
+        bad_count = len(found.images) - len(samples)
+        if not (skip_bad_samples and samples and bad_count <= max_bad_share * len(found.images)):
+            most = max_bad_share if skip_bad_samples and samples else None
+            raise _invalid(folder, faults, spare, found.left_out, skipping=skip_bad_samples, most=most)
+    left_out = sorted([*found.left_out, *spare, *faults], key=lambda entry: entry.name)
+    return FolderImages(samples, folder=folder, left_out=left_out)
+
+
+def _invalid(
+    folder: Path,
+    faults: Sequence[LeftOut],
+    spare: Sequence[LeftOut],
+    others: Sequence[LeftOut],
+    *,
+    skipping: bool,
+    most: float | None,
+) -> InvalidFolder:
+    problems = [_counted([fault for fault in faults if fault.why == why], "{}: {}") for why in _REMEDIES]
+    # A caption that looks forgotten may be that of an image without one.
+    if spare and any(fault.why == NO_CAPTION for fault in faults):
+        problems.append(_counted(spare))
+    remedies = [remedy for why, remedy in _REMEDIES.items() if any(fault.why == why for fault in faults)]
+    if NO_CAPTION in {fault.why for fault in faults} and (tables := [each.name for each in others if _is_table(each)]):
+        problems.append(f"captions may be in {name_some(tables)}")
+        remedies.append(_TABLES_READ)
+    allowed = "" if most is None else f"; at most a share of {most:g} may be left out"
+    return InvalidFolder(
+        f"the folder {_shown(str(folder))} has {'; '.join(filter(None, problems))}{allowed}.",
+        reason="FOLDER_INVALID",
+        remedy=" ".join([*remedies, *([] if skipping else [LEAVE_OUT])]),
+    )
+
+
+class Skipping(TypedDict, total=False):
+    """Keywords of `read_folder`."""
+
+    skip_bad_samples: bool
+    max_bad_share: float
+
+
+def skipping(options: EncodingOptions) -> Skipping:
+    """Return what the options say of images at fault."""
+    most = 1.0 if options.max_bad_share is None else options.max_bad_share
+    return Skipping(skip_bad_samples=bool(options.skip_bad_samples), max_bad_share=most)
 
 
 def warn_of_left_out(images: Sequence[CaptionedImage]) -> None:
@@ -112,10 +191,11 @@ def _entries(folder: Path) -> list[Path]:
         is_folder = is_there = False
     if not is_folder:
         shown = _shown(str(folder))
+        remedy = "Name a folder that holds images with .txt captions of the same names."
         raise InvalidFolder(
             f"{shown} is not a folder." if is_there else f"the folder {shown} does not exist.",
             reason="FOLDER_NOT_FOUND",
-            remedy="Name a folder that holds images with .txt captions of the same names.",
+            remedy=f"{remedy} {_TABLES_READ}" if is_there and folder.suffix.lower() in _TABLES else remedy,
         )
     try:
         return sorted(folder.iterdir())
@@ -145,20 +225,33 @@ def _composed(stem: str) -> str:
     return unicodedata.normalize("NFC", stem)
 
 
-def _sorted_out(entries: Sequence[Path]) -> tuple[list[Path], _Captions, list[LeftOut]]:
+@dataclass(kw_only=True)
+class _Found:
+    """All that is in a folder and worth a word."""
+
+    images: list[Path] = field(default_factory=list)
+    captions: _Captions = field(default_factory=_Captions)
+    other_pictures: list[Path] = field(default_factory=list)
+    """Those of the left out whose captions need no word of their own."""
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def _sorted_out(entries: Sequence[Path]) -> _Found:
     """Return the image files, the caption files, and what is neither."""
-    images, captions, left_out = list[Path](), _Captions(), list[LeftOut]()
+    found = _Found()
     for path in entries:
         why = _why_left_out(path)
         if why is None:
             continue
         if why:
-            left_out.append(LeftOut(name=_shown(path.name), why=why))
+            found.left_out.append(LeftOut(name=_shown(path.name), why=why))
+            if why != SUBFOLDER and (_is_image(path) or path.suffix.lower() in OTHER_PICTURES):
+                found.other_pictures.append(path)
         elif _is_image(path):
-            images.append(path)
+            found.images.append(path)
         else:
-            captions.add(path)
-    return images, captions, left_out
+            found.captions.add(path)
+    return found
 
 
 def _why_left_out(path: Path) -> str | None:
@@ -201,13 +294,13 @@ def _empty(folder: Path, left_out: Sequence[LeftOut]) -> InvalidFolder:
     return InvalidFolder(f"{message}.", reason="FOLDER_EMPTY", remedy=remedy)
 
 
-def _counted(left_out: Sequence[LeftOut]) -> str:
+def _counted(left_out: Sequence[LeftOut], form: str = "{} ({})") -> str:
     """Return how many are left out for each reason, up to ten of them by name."""
     names: dict[str, list[str]] = defaultdict(list)
     for entry in left_out:
-        names[entry.why].append(entry.name)
+        names[entry.why].append(f"{entry.name} ({entry.detail})" if entry.detail else entry.name)
     return "; ".join(
-        f"{len(names[why])} {several if len(names[why]) > 1 else why} ({name_some(names[why])})"
+        form.format(f"{len(names[why])} {several if len(names[why]) > 1 else why}", name_some(names[why]))
         for why, several in _SEVERAL.items()
         if why in names
     )
@@ -232,86 +325,47 @@ def _unreadable(folder: Path, error: OSError) -> InvalidFolder:
     return InvalidFolder(message, reason="FOLDER_UNREADABLE", remedy="Give yourself access to it.")
 
 
-@dataclass(kw_only=True)
-class _Faults:
-    """Names of the images at fault, by what is wrong with them."""
-
-    without_caption: list[str] = field(default_factory=list)
-    with_several_captions: list[str] = field(default_factory=list)
-    with_empty_caption: list[str] = field(default_factory=list)
-    with_unreadable_caption: list[str] = field(default_factory=list)
-    with_long_caption: list[str] = field(default_factory=list)
-    with_bad_characters: list[str] = field(default_factory=list)
-    without_bytes: list[str] = field(default_factory=list)
-    without_access: list[str] = field(default_factory=list)
-
-    def raise_if_any(self, folder: Path, left_out: Sequence[LeftOut]) -> None:
-        found = [
-            (self.without_caption, "without a caption file", "Write each caption into a .txt file of the same name."),
-            (self.with_several_captions, "with several caption files", "Keep one caption file for each image."),
-            (self.with_empty_caption, "with an empty caption", "Write a caption into each .txt file."),
-            (self.with_unreadable_caption, "with a caption that is not UTF-8 text", "Save the captions as UTF-8."),
-            (self.with_long_caption, "with a caption that is too long", "Shorten these captions."),
-            (
-                self.with_bad_characters,
-                "with a caption that has a character no text may have",
-                "Take these characters out of the captions.",
-            ),
-            (self.without_bytes, "with no content", "Replace or remove the empty image files."),
-            (self.without_access, "that cannot be read", "Give yourself access to the image files."),
-        ]
-        problems = [
-            f"{len(names)} {'image' if len(names) == 1 else 'images'} {text}: {name_some(names)}"
-            for names, text, _ in found
-            if names
-        ]
-        if problems:
-            # A caption that looks forgotten may be that of an image without one.
-            spare = [entry for entry in left_out if entry.why == NO_PICTURE]
-            problems += [_counted(spare)] if self.without_caption and spare else []
-            raise InvalidFolder(
-                f"the folder {_shown(str(folder))} has {'; '.join(problems)}.",
-                reason="FOLDER_INVALID",
-                remedy=" ".join(remedy for names, _, remedy in found if names),
-            )
-
-
-def _read_caption(image: Path, files: Sequence[Path], faults: _Faults) -> str:
+def _read_caption(image: Path, files: Sequence[Path], faults: list[LeftOut]) -> str:
     """Return the caption, noting in `faults` what is wrong with the image or its caption."""
-    name = _shown(image.name)
-    _look_at(image, faults)
+    note = _noting(image, faults)
+    _look_at(image, note)
     if len(files) != 1:
-        if files:
-            faults.with_several_captions.append(f"{name} ({', '.join(_shown(path.name) for path in files)})")
-        else:
-            faults.without_caption.append(name)
+        note(*((SEVERAL_CAPTIONS, ", ".join(_shown(path.name) for path in files)) if files else (NO_CAPTION, "")))
         return ""
     try:
         caption = decoded(files[0].read_bytes()).strip()
     except OSError as error:
-        faults.with_unreadable_caption.append(f"{name} ({error.strerror})")
+        note(CAPTION_NO_TEXT, error.strerror or "")
         return ""
     except NotText as error:
-        faults.with_unreadable_caption.append(f"{name} ({error})" if error.args else name)
+        note(CAPTION_NO_TEXT, str(error))
         return ""
     if fault := length_fault(caption):
-        faults.with_long_caption.append(f"{name} ({fault})")
+        note(CAPTION_LONG, fault)
     elif is_blank(caption):
-        faults.with_empty_caption.append(f"{name} (invisible characters alone)" if caption else name)
+        note(CAPTION_EMPTY, "invisible characters alone" if caption else "")
     elif fault := caption_fault(caption):
-        faults.with_bad_characters.append(f"{name} ({fault})")
+        note(CAPTION_CHARACTERS, fault)
     return caption
 
 
-def _look_at(image: Path, faults: _Faults) -> None:
-    """Note in `faults` what keeps the image from being sent."""
+def _is_table(entry: LeftOut) -> bool:
+    return entry.why == OTHER_FORMAT and Path(entry.name).suffix.lower() in _TABLES
+
+
+def _noting(image: Path, faults: list[LeftOut]) -> Callable[[str, str], None]:
+    return lambda why, detail: faults.append(LeftOut(name=_shown(image.name), why=why, detail=detail))
+
+
+def _look_at(image: Path, note: Callable[[str, str], None]) -> None:
+    """Note what keeps the image from being sent."""
     try:
         if image.stat().st_size == 0:
-            faults.without_bytes.append(_shown(image.name))
+            note(NO_CONTENT, "")
         elif not os.access(image, os.R_OK):
-            faults.without_access.append(_shown(image.name))
+            note(UNREADABLE, "")
     except OSError:  # it is gone, or what it links to
-        faults.without_access.append(_shown(image.name))
+        note(UNREADABLE, "")
 
 
 def name_some(names: Sequence[str]) -> str:

@@ -5,6 +5,8 @@ from difflib import get_close_matches
 from enum import StrEnum
 from typing import TypeVar
 
+from fluxsmith_text import quoted
+
 _LONGEST_MISTYPED = 100
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -33,4 +35,4 @@ def read_choice(kind: type[_Choice], text: str) -> _Choice:
     names = [choice.lower() for choice in kind]
     near = get_close_matches(name.lower(), names, n=len(names), cutoff=0.6)
     ordered = [*near, *(other for other in names if other not in near)]
-    raise ValueError(f"{text!r} is none of {', '.join(ordered)}{suggestion(name.lower(), names)}")
+    raise ValueError(f"{quoted(text)} is none of {', '.join(ordered)}{suggestion(name.lower(), names)}")

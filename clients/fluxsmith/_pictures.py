@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Protocol, cast
 
+from fluxsmith_text import quoted
+
 # How files of the formats that the encoder reads begin.
 _BEGINNINGS = {
     b"\x89PNG\r\n\x1a\n": ".png",
@@ -104,7 +106,7 @@ def _of_text(text: str, folder: Path) -> Found:
     if not text:
         raise PictureFault("the image is empty", "Name an image file, or leave the row out.")
     if text.startswith(("http://", "https://")):
-        raise PictureFault(f"{_cut(text)!r} is an address", "Download the image first, and name its file.")
+        raise PictureFault(f"{quoted(_cut(text))} is an address", "Download the image first, and name its file.")
     if is_file(folder / text):
         return _of_path(folder / text)
     content = _decoded(text)
@@ -114,7 +116,7 @@ def _of_text(text: str, folder: Path) -> Found:
         "Name files that are there, relative to the JSONL or CSV file or to the current folder; as base64, give the "
         "bytes of an image file."
     )
-    raise PictureFault(f"{_cut(text)!r} is neither a file nor an image as base64", remedy)
+    raise PictureFault(f"{quoted(_cut(text))} is neither a file nor an image as base64", remedy)
 
 
 def _cut(text: str) -> str:

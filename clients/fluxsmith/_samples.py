@@ -1,6 +1,7 @@
 """Names and captions of samples: what the encoder takes, names made of those of files, and texts out of files."""
 
 import codecs
+import unicodedata
 from collections.abc import Sequence
 
 from fluxsmith_text import fault_of, is_blank
@@ -23,8 +24,15 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_SHARE_OF_ZEROS = 0.3
-_WITHOUT_MARK = "it looks like UTF-16 without a byte order mark"
+# Without a mark: the high bytes of most letters are control characters elsewhere.
+_WITHOUT_MARK = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+_FEWEST_CONTROLS = 2
+_SHARE_OF_CONTROLS = 0.3
+_MOST_SCRIPTS = 3
+_WRITTEN_TOGETHER = frozenset({"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL", "BOPOMOFO"})
+_CONTROLS = frozenset(range(0x20)) - frozenset(b"\t\n\r")
+_NO_TEXT = frozenset({"Cc", "Cn", "Co", "Cs"})
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 class NotText(ValueError):
@@ -43,22 +51,50 @@ def decoded(content: bytes) -> str:
 
 
 def encoding_of(beginning: bytes) -> str:
-    """Return the encoding of a text that begins so; raises `NotText` for UTF-16 without a mark."""
-    encoding = next((name for mark, name in _MARKS if beginning.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and _is_half_zeros(beginning):
-        raise NotText(_WITHOUT_MARK)
-    return encoding
+    """Return the encoding of a text that begins so; raises `NotText` for UTF-16 or UTF-32 without a mark."""
+    marked = next((name for mark, name in _MARKS if beginning.startswith(mark)), "")
+    if not marked and (wide := _wide_encoding(beginning)):
+        raise NotText(f"it looks like {wide} without a byte order mark")
+    return marked or "utf-8"
 
 
-def _is_half_zeros(content: bytes) -> bool:
-    """Whether every other byte is zero, nearly: Latin letters in UTF-16."""
-    shares = [half.count(0) / len(half) for half in (content[::2], content[1::2]) if half]
-    return bool(shares) and max(shares) > _SHARE_OF_ZEROS > min(shares)
+def _wide_encoding(content: bytes) -> str:
+    """Return `UTF-16` or `UTF-32` if the bytes, which have no mark, make sense as that alone; else nothing."""
+    controls = sum(byte in _CONTROLS for byte in content)
+    if controls < _FEWEST_CONTROLS:
+        return ""
+    if controls < _SHARE_OF_CONTROLS * len(content) and _begins_as(content, "utf-8") is not None:
+        return ""  # UTF-8 with a few characters that no text may have
+    return next((name[:6].upper() for name in _WITHOUT_MARK if _makes_sense(_begins_as(content, name))), "")
+
+
+def _begins_as(content: bytes, encoding: str) -> str | None:
+    """Return the beginning of a text, whose last character may be cut; None if it is of another encoding."""
+    try:
+        decoder = codecs.getincrementaldecoder(encoding)()
+        text = decoder.decode(content)
+    except UnicodeDecodeError:
+        return None
+    # A surrogate pair or a letter of UTF-8 may be cut where the beginning ends, but no unit of two or four bytes.
+    unit = {"utf-16": 2, "utf-32": 4}.get(encoding[:6], 1)
+    return None if len(content) % unit else text
+
+
+def _makes_sense(text: str | None) -> bool:
+    """Return whether it is letters of a few scripts, with nothing that no text may have or that Unicode lacks."""
+    if not text or any(unicodedata.category(each) in _NO_TEXT and each not in "\t\n\r" for each in text):
+        return False
+    words = {unicodedata.name(each, "").partition(" ")[0] for each in text if each.isalpha()}
+    scripts = {"CJK" if word in _WRITTEN_TOGETHER else word for word in words}
+    return 1 <= len(scripts) <= _MOST_SCRIPTS
 
 
 def with_plain_lines(text: str) -> str:
-    r"""Return the text with `\n` for the line ends of Windows and of old Macs."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    r"""Return the text with `\n` for the line ends of Windows and of old Macs, and without byte order marks.
+
+    Marks are left within texts by programs that join files.
+    """
+    return text.replace(_BYTE_ORDER_MARK, "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def caption_fault(caption: str) -> str:

@@ -7,7 +7,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from fluxsmith._folder import folder_name, name_some, read_folder
+from fluxsmith_text import quoted
+
+from fluxsmith._folder import Skipping, folder_name, name_some, read_folder
 from fluxsmith._pictures import Picture, PictureFault, ReadAgain, find_picture, is_file
 from fluxsmith._samples import MOST_CAPTIONS, SampleNames, caption_fault, sample_faults, with_plain_lines
 from fluxsmith._tables import READERS, Unparsed, read_file
@@ -24,11 +26,13 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "description", "prompt")
 _MAX_NAMED = 10
 
 
-def read_source(source: Source, *, image_column: str = "", caption_column: str = "") -> list[CaptionedImage]:
+def read_source(
+    source: Source, *, image_column: str = "", caption_column: str = "", of_folder: Skipping | None = None
+) -> list[CaptionedImage]:
     """Return the source's images with their captions, in its order, each under a name of its own.
 
     A name is that of the image's file, or the number of its row. Raises `InvalidSource` naming all rows at fault, up to
-    ten of them, and `InvalidFolder` as `read_folder` does.
+    ten of them, and `InvalidFolder` as `read_folder` does, which is given `of_folder`.
     """
     columns = _Columns(image=image_column, caption=caption_column)
     if isinstance(source, str | PathLike):
@@ -37,7 +41,7 @@ def read_source(source: Source, *, image_column: str = "", caption_column: str =
             raise _unknown_kind(f"the file {path}")
         if path.suffix.lower() in READERS:
             return _captioned(read_file(path), columns, folder=path.parent)
-        return read_folder(path)
+        return read_folder(path, **(of_folder or {}))
     if type(source).__module__.partition(".")[0] == "datasets":
         return _captioned_of_hub(source, columns)
     if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
@@ -71,7 +75,7 @@ def _column(named: str, usual: Sequence[str], there: Iterable[str], what: str) -
     found = [name for name in ([named] if named else usual) if name in columns]
     if found:
         return found[0]
-    wanted = f"no column {named!r}" if named else f"no column of {what}s: none of {', '.join(usual)}"
+    wanted = f"no column {quoted(named)}" if named else f"no column of {what}s: none of {', '.join(usual)}"
     raise InvalidSource(
         f"there is {wanted}; there are {', '.join(map(str, columns)) or 'none at all'}.",
         reason="COLUMN_NOT_FOUND",
@@ -124,7 +128,7 @@ def _checked(image: CaptionedImage, names: SampleNames) -> CaptionedImage:
     if faults := sample_faults(image.name, image.captions):
         raise PictureFault(", and ".join(faults), "Correct the name or caption.")
     if not names.claim(image.name):
-        raise PictureFault(f"another row is called {image.name!r} too", "Give each image a name of its own.")
+        raise PictureFault(f"another row is called {quoted(image.name)} too", "Give each image a name of its own.")
     return image
 
 

@@ -15,6 +15,7 @@ from fluxsmith.errors import InvalidSource
 _JSONL_EXAMPLE = '{"image": "cat.png", "caption": "a cat"}'
 _DELIMITERS = ",;\t"
 _HEAD_BYTES = 4096
+_BYTE_ORDER_MARK = "\ufeff"
 _IN_WORDS = {
     "unexpected end of data": "a field that begins with a quote does not end",
     "line contains NUL": "it has the control character U+0000",
@@ -37,6 +38,10 @@ def read_file(path: Path) -> Iterator[tuple[int, object]]:
             encoding = encoding_of(file.read(_HEAD_BYTES))
         with path.open(encoding=encoding) as lines:
             yield from enumerate(read(lines), start=1)
+    except UnicodeDecodeError as error:
+        message = f"{on_one_line(str(path))} cannot be read: its text is not UTF-8."
+        remedy = "Save it as UTF-8; Excel calls that `CSV UTF-8 (Comma delimited)`."
+        raise InvalidSource(message, reason="SOURCE_UNREADABLE", remedy=remedy) from error
     except (OSError, ValueError) as error:  # no name has a zero byte
         message = f"{on_one_line(str(path))} cannot be read: {getattr(error, 'strerror', None) or error}."
         remedy = "Name a JSONL or CSV file in UTF-8 that can be read; images as base64 go into JSONL."
@@ -45,10 +50,11 @@ def read_file(path: Path) -> Iterator[tuple[int, object]]:
 
 def _read_jsonl(lines: Iterable[str]) -> Iterator[object]:
     for line in lines:
-        if not line.strip():  # as many files end
+        text = line.lstrip(_BYTE_ORDER_MARK)  # of files that were joined
+        if not text.strip():  # as many files end
             continue
         try:
-            yield json.loads(line)
+            yield json.loads(text)
         except (ValueError, RecursionError) as error:
             yield Unparsed(problem=f"it is not JSON: {error}", remedy=f"Write each line like {_JSONL_EXAMPLE}.")
 
@@ -64,7 +70,7 @@ def _read_csv(lines: Iterator[str]) -> Iterator[object]:
             if not fields:  # an empty line
                 continue
             if not columns:
-                columns = [field.strip() for field in fields]
+                columns = [field.replace(_BYTE_ORDER_MARK, "").strip() for field in fields]
             elif len(fields) != len(columns):
                 yield _of_other_length(fields, columns, delimiter)
             else:

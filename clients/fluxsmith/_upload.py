@@ -5,6 +5,8 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from fluxsmith_text import quoted
+
 from fluxsmith._runtime import in_thread
 from fluxsmith.data import CaptionedImage, Sample
 from fluxsmith.errors import InvalidSource
@@ -91,7 +93,7 @@ def _read(image: CaptionedImage) -> bytes:
         content = image.read()
         if isinstance(content, bytes):
             return content
-        message = f"the content of the image {image.name!r} is of type {type(content).__name__}, not bytes."
+        message = f"the content of the image {quoted(image.name)} is of type {type(content).__name__}, not bytes."
         raise InvalidSource(message, reason="IMAGE_UNREADABLE", remedy="Give the bytes of an image file.")
     except OSError as error:
         message = f"the image {image.path or image.name} cannot be read: {error.strerror or error}."

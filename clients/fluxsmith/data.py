@@ -6,6 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
+from fluxsmith_text import quoted
+
 from fluxsmith._html import dataset_card
 from fluxsmith._samples import with_plain_lines
 from fluxsmith.encoding import EncodingOptions, EncodingProgress
@@ -147,15 +149,17 @@ class CaptionedImage:
     def __post_init__(self) -> None:
         """Raise `ValueError` for what cannot be an image with captions."""
         if (self.path is None) == (self.content is None):
-            raise ValueError(f"the image {self.name!r} needs either a path or content")
+            raise ValueError(f"the image {quoted(str(self.name))} needs either a path or content")
         if not isinstance(self.name, str):
             raise ValueError(f"the name {self.name!r} of an image is not text")
         if isinstance(self.captions, str) or not all(isinstance(caption, str) for caption in self.captions):
-            raise ValueError(f"the captions of the image {self.name!r} are not a tuple of texts: {self.captions!r}")
+            raise ValueError(
+                f"the captions of the image {quoted(self.name)} are not a tuple of texts: {self.captions!r}"
+            )
         # Of Windows, whose `\r` no caption may have.
         object.__setattr__(self, "captions", tuple(map(with_plain_lines, self.captions)))
         if type(self.repeats) is not int or not 1 <= self.repeats <= 1000:
-            raise ValueError(f"the image {self.name!r} has {self.repeats!r} repeats, not 1 to 1000")
+            raise ValueError(f"the image {quoted(self.name)} has {self.repeats!r} repeats, not 1 to 1000")
 
     def read(self) -> bytes:
         """Return the bytes of the image file; raises `OSError` if it cannot be read."""

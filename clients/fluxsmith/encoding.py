@@ -58,9 +58,11 @@ class EncodingOptions:
     neither. Up to 64 characters; default none.
     """
     skip_bad_samples: bool | None = None
-    """Leave bad samples out and name them in `Dataset.problems`, instead of failing. Default no."""
+    """Leave bad samples out and name them in `Dataset.problems`, instead of failing; of a folder also images without a
+    caption, or with one that is empty or no text. Default no."""
     max_bad_share: float | None = None
-    """With `skip_bad_samples`: the encoding fails when more than this share of the samples is bad. 0 to 1; default 1.
+    """With `skip_bad_samples`: the encoding fails when more than this share of the samples is bad, and a folder is
+    refused when more of its images are. 0 to 1; default 1.
     """
 
     def merged(self, other: "EncodingOptions") -> "EncodingOptions":

@@ -7,6 +7,7 @@ from fluxsmith_text import on_one_line
 from fluxsmith.data import Dataset
 from fluxsmith.training import JobFailure, TrainingJob
 
+LEAVE_OUT = "Or leave them out with skip_bad_samples=True."
 _MAX_NAMED = 10
 
 
@@ -138,7 +139,11 @@ class DatasetFailed(FluxsmithError):
         more = [f"and {count} more"] if len(unsaid) > _MAX_NAMED else []
         causes = [text for text in (dataset.failure_message.rstrip("."), *named, *more) if text]
         message = f"dataset {dataset.id} could not be encoded: {'; '.join(causes)}."
-        remedy = "Mend or remove these samples and try again." if bad else "Encode it again, or read the encoder's log."
+        remedy = (
+            f"Mend or remove these samples and try again. {LEAVE_OUT}"
+            if bad
+            else "Encode it again, or read the encoder's log."
+        )
         super().__init__(message, reason="DATASET_FAILED", remedy=remedy)
         self.dataset = dataset
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import timedelta
 
-from fluxsmith_text import fault_of, is_blank
+from fluxsmith_text import fault_of, is_blank, quoted
 
 from services.common.errors import FieldViolation, InvalidInput, NotFound
 
@@ -27,7 +27,7 @@ def invalid_field(field: str, description: str, remedy: str, *, reason: str = "F
 
 def shortened(value: object, most: int = 120) -> str:
     """A value as an error shows it: on one line, and no longer than fits into an answer."""
-    text = repr(value)
+    text = quoted(value) if isinstance(value, str) else repr(value)
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 

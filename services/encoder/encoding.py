@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from fluxsmith_text import quoted
+
 from services.common import cache
 from services.common.cache import (
     CachedCaption,
@@ -186,7 +188,7 @@ class DatasetEncoder:
             except BadSample as error:
                 remedy = "Reword or shorten it; if every caption fails, check the weights of T5 and their precision."
                 raise InvalidInput(
-                    f"caption {caption[:40]!r}: {error.message}", reason="NOT_FINITE", remedy=remedy
+                    f"caption {quoted(caption[:40])}: {error.message}", reason="NOT_FINITE", remedy=remedy
                 ) from error
             new = tensors.pack("captions", recipe, embeddings)
             tensors.write(new)
@@ -212,7 +214,7 @@ def why_failed(progress: Progress, options: EncodingOptions) -> str:
     if progress.encoded and len(bad_names) / progress.done <= allowed:
         return ""
     first = progress.bad[0]
-    cause = f"first {first.sample_name!r}: {first.message}"
+    cause = f"first {quoted(first.sample_name)}: {first.message}"
     if not progress.encoded:
         return f"none of {progress.done} samples can be used, {cause}"
     policy = f" (at most a share of {allowed:g} may be left out)" if options.skip_bad_samples else ""
@@ -252,5 +254,5 @@ class _Pictures:
             name = verdict.record.sample_name
             first = self._first_with.setdefault(verdict.picture_digest, name)
             if first != name:
-                message = f"shows the same picture as {first!r}; remove one of them, or leave it to count twice"
+                message = f"shows the same picture as {quoted(first)}; remove one of them, or leave it to count twice"
                 yield SampleProblem(sample_name=name, problem=Problem.DUPLICATE, message=message)

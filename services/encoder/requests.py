@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from fluxsmith.v1 import encoder_pb2 as pb
-from fluxsmith_text import fault_of, is_blank
+from fluxsmith_text import fault_of, is_blank, quoted
 
 from services.common.caller import Caller
 from services.common.errors import InvalidInput, NotFound
@@ -38,22 +38,22 @@ def sample_record(header: pb.SampleHeader, limits: EncoderSettings) -> SampleRec
         fault = fault_of(name) or ("shows nothing" if is_blank(name) else f"has {len(name)} characters")
         remedy = f"Use 1 to {LONGEST_NAME} characters that can be seen, none of them a control character."
         raise invalid_field("sample.sample_name", f"is {shortened(name, 40)}, which {fault}", remedy)
-    check_captions(f"captions of sample {name!r}", header.captions, limits, most=MOST_CAPTIONS)
+    check_captions(f"captions of sample {quoted(name)}", header.captions, limits, most=MOST_CAPTIONS)
     if not 1 <= header.size_bytes <= limits.max_image_bytes:
         raise invalid_field(
-            f"size_bytes of sample {name!r}",
+            f"size_bytes of sample {quoted(name)}",
             f"is {header.size_bytes}",
             f"Images may have 1 to {limits.max_image_bytes} bytes.",
             reason="TOO_LARGE" if header.size_bytes else "NOT_AN_IMAGE",
         )
     if not _DIGEST.fullmatch(header.content_digest):
         raise invalid_field(
-            f"content_digest of sample {name!r}",
+            f"content_digest of sample {quoted(name)}",
             "is not a sha256 in lower-case hexadecimal",
             "Send the digest of the image file's bytes.",
         )
     repeats = header.repeats if header.HasField("repeats") else 1
-    _require_in(f"repeats of sample {name!r}", repeats, 1, MOST_REPEATS)
+    _require_in(f"repeats of sample {quoted(name)}", repeats, 1, MOST_REPEATS)
     return SampleRecord(
         sample_name=name,
         repeats=repeats,
@@ -182,7 +182,9 @@ def _enum(options: pb.EncodingOptions, field: str, default: str) -> str:
 def _color(text: str) -> str:
     color = text.lower() or "#ffffff"
     if not _COLOR.fullmatch(color):
-        raise invalid_field("options.background_color", f"is {text[:20]!r}", "Write it as `#rrggbb`, such as #808080.")
+        raise invalid_field(
+            "options.background_color", f"is {quoted(text[:20])}", "Write it as `#rrggbb`, such as #808080."
+        )
     return color
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 from fluxsmith.v1 import encoder_pb2 as pb
 from fluxsmith.v1 import encoder_pb2_grpc
+from fluxsmith_text import quoted
 
 from services.common.caller import Caller, caller_from
 from services.common.errors import NotFound, NotReady
@@ -187,7 +188,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         return pb.EncodePromptsResponse(
             embeddings=[wire.reference(store, caption.embedding) for caption in cached],
             warnings=[
-                f"{shortened(caption, 40)!r}: {what}"
+                f"{quoted(shortened(caption, 40))}: {what}"
                 for caption in dict.fromkeys(request.captions)
                 for _, what in unread(self._models.models, caption)
             ],

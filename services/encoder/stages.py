@@ -16,6 +16,7 @@ from typing import Any
 import PIL
 import pillow_heif
 import torch
+from fluxsmith_text import quoted
 from torch import Tensor
 
 from services.common import cache
@@ -286,9 +287,11 @@ class Stages:
             shown = shortened(caption.caption, CAPTION_SHOWN)
             # Of `[trigger]` as it stands, the warning below says enough.
             for problem, what in unread(self._models.models, caption.caption.replace(TRIGGER_PLACE, "")):
-                yield problem, f"caption {shown!r}: {what}; {_REMEDIES[problem]}"
+                yield problem, f"caption {quoted(shown)}: {what}; {_REMEDIES[problem]}"
             if TRIGGER_PLACE in caption.caption:
-                message = f"caption {shown!r} holds {TRIGGER_PLACE} as it stands; give a trigger word to replace it"
+                message = (
+                    f"caption {quoted(shown)} holds {TRIGGER_PLACE} as it stands; give a trigger word to replace it"
+                )
                 yield Problem.TRIGGER_MISSING, message
 
     def _problems(self, computed: Computed) -> Iterator[SampleProblem]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from tempfile import SpooledTemporaryFile
 
+from fluxsmith_text import quoted
+
 from services.common.errors import LimitExceeded
 from services.common.fields import invalid_field
 from services.encoder.datasets import sample_key
@@ -65,7 +67,7 @@ class Upload:
         self._received += len(chunk)
         if self._received > self._record.size_bytes:
             remedy = f"Send as many bytes as size_bytes says, {self._record.size_bytes}."
-            raise invalid_field(f"chunk of sample {self._record.sample_name!r}", "goes past its end", remedy)
+            raise invalid_field(f"chunk of sample {quoted(self._record.sample_name)}", "goes past its end", remedy)
 
     def take_complete(self) -> tuple[SampleRecord, bytes] | None:
         """The sample whose last chunk has just come, its digest checked, or None."""
@@ -76,7 +78,7 @@ class Upload:
         data = self._data.read()
         if hashlib.sha256(data).hexdigest() != record.content_digest:
             raise invalid_field(
-                f"content_digest of sample {record.sample_name!r}",
+                f"content_digest of sample {quoted(record.sample_name)}",
                 "does not match the bytes that arrived",
                 "Send the sample again.",
                 reason="DIGEST_MISMATCH",
@@ -93,4 +95,4 @@ class Upload:
     def _refuse_incomplete(self) -> None:
         if self._record is not None:
             remedy = f"Send {self._record.size_bytes - self._received} more bytes of it."
-            raise invalid_field(f"sample {self._record.sample_name!r}", "is incomplete", remedy)
+            raise invalid_field(f"sample {quoted(self._record.sample_name)}", "is incomplete", remedy)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import grpc
 from fluxsmith.v1 import trainer_pb2 as pb
 from fluxsmith.v1 import trainer_pb2_grpc
+from fluxsmith_text import quoted
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.base_model import pick_device
@@ -263,7 +264,7 @@ def _artifact(job: Job, artifacts: Mapping[str, Artifact], name: str) -> Artifac
     if name in artifacts:
         return artifacts[name]
     published = f"its files are {', '.join(sorted(artifacts))}" if artifacts else "it has no files"
-    message = f"job {job.job_id!r} is {job.state} and has no file {name[:200]!r}: {published}"
+    message = f"job {job.job_id!r} is {job.state} and has no file {quoted(name[:200])}: {published}"
     choice = "Name one of its files" if artifacts else ""
     if job.state.ended:
         raise NotFound(message, reason="ARTIFACT_NOT_FOUND", remedy=f"{choice or 'Train again'}.")

@@ -7,7 +7,7 @@ import pytest
 from fluxsmith import AdapterType, LearningRateSchedule, Optimizer, SigmaSampling, TargetPreset, TrainConfig
 from fluxsmith._wire_config import read_config
 from fluxsmith.cli.app import run
-from fluxsmith.cli.config_options import OF_MEMORY
+from fluxsmith.cli.config_options import OF_MEMORY, with_options
 from fluxsmith.v1 import trainer_pb2 as trainer
 
 from services.common.settings import ServiceSettings
@@ -277,3 +277,10 @@ def test_options_of_memory_are_those_that_change_the_estimate(name: str) -> None
     estimator = MemoryEstimator(ServiceSettings(base_model="/nowhere", device="cpu"))
     peak_bytes = estimator.estimate({name: ALONE[name]}, for_dev=True).peak_bytes
     assert (peak_bytes != estimator.estimate({}, for_dev=True).peak_bytes) is (name in OF_MEMORY)
+
+
+def test_a_service_s_field_is_told_with_its_option() -> None:
+    said = "use a batch_size of 2, or a larger bucket_step_px; sigma_mean has no effect"
+    assert with_options(said) == (
+        "use a batch_size (--batch-size) of 2, or a larger bucket_step_px (--bucket-step); sigma_mean has no effect"
+    )

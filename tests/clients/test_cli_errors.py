@@ -63,7 +63,7 @@ def test_failed_dataset_names_each_sample_once() -> None:
     )
     assert str(errors.DatasetFailed(dataset)) == (
         "dataset d could not be encoded: 2 of 9 are bad, first a.png; b.png: ends too early. "
-        "Mend or remove these samples and try again."
+        "Mend or remove these samples and try again. Or leave them out with skip_bad_samples=True."
     )
 
 

@@ -89,7 +89,7 @@ def test_encoding_that_has_only_begun_tells_no_figures() -> None:
 
 def encoded(*, bad: int, warned: int, problem_count: int = 0) -> Dataset:
     problems = tuple(
-        SampleProblem(sample_name=f"{n}", reason=SampleProblemReason.UNKNOWN, message="is so", warning=n >= bad)
+        SampleProblem(sample_name=f"{n}", reason=SampleProblemReason.UNKNOWN, message=f"is {n}", warning=n >= bad)
         for n in range(bad + warned)
     )
     count = problem_count or len(problems)
@@ -97,8 +97,23 @@ def encoded(*, bad: int, warned: int, problem_count: int = 0) -> Dataset:
 
 
 def test_samples_left_out_come_before_warnings() -> None:
-    assert problem_lines(encoded(bad=1, warned=2)) == ["left out: 0: is so", "warning: 1: is so", "warning: 2: is so"]
+    assert problem_lines(encoded(bad=1, warned=2)) == ["left out: 0: is 0", "warning: 1: is 1", "warning: 2: is 2"]
     assert problem_lines(encoded(bad=0, warned=0)) == []
+
+
+def test_samples_that_share_a_problem_share_its_line() -> None:
+    what = "T5 cannot read '\u732b': it sees <unk>, as for every character it does not know; leave it"
+    problems = tuple(
+        SampleProblem(
+            sample_name=f"{n}.png",
+            reason=SampleProblemReason.CAPTION_UNREADABLE,
+            message=f"caption '{n}: \u732b': {what}",
+            warning=True,
+        )
+        for n in range(5)
+    )
+    dataset = Dataset(id="d", state=DatasetState.READY, problems=problems, problem_count=7)
+    assert problem_lines(dataset) == [f"warning: 5 images (0.png, 1.png, 2.png and 2 more): {what}", "and 2 more"]
 
 
 def test_ten_problems_of_a_kind_are_told_and_the_rest_counted() -> None:

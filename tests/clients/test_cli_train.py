@@ -92,6 +92,8 @@ def test_the_last_lines_lead_to_previews_and_report(
         (["--trigger-word", "\u200b"], "'--trigger-word': it has spaces and invisible characters alone"),
         (["-o", "ink"], "the output ink is a folder"),
         (["-o", "none/ink"], "is in a folder that does not exist"),
+        (["-o", "none/"], "the output none/ is in a folder that does not exist"),
+        (["-o", "ink/"], "the output ink is a folder"),
         (["-o", "ink/a.png/ink"], "is in something that is no folder"),
         (["-o", "x" * 300], "cannot be written: File name too long"),
         (["-o", "/dev/null"], "it is no file"),

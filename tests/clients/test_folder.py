@@ -199,6 +199,7 @@ def test_two_caption_files_of_one_picture_are_a_fault(tmp_path: Path) -> None:
     [
         ("a cat".encode("utf-16-le"), "that is not UTF-8 text: a.png (it looks like UTF-16 without a byte order mark)"),
         ("a cat".encode("utf-16-be"), "that is not UTF-8 text: a.png (it looks like UTF-16 without a byte order mark)"),
+        (b"a\0b", "no text may have: a.png (has the control character U+0000 at place 2)"),
         ("\u8272".encode("utf-16-le"), "that is not UTF-8 text: a.png"),
         (b"caf\xe9", "that is not UTF-8 text: a.png"),
         (b"a \0 cat", "no text may have: a.png (has the control character U+0000 at place 3)"),
@@ -213,6 +214,31 @@ def test_captions_that_are_no_text_are_named_with_what_they_are(tmp_path: Path, 
     with pytest.raises(InvalidFolder) as caught:
         read_folder(tmp_path)
     assert fault in caught.value.message
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "na\u00efve",
+        "\u043a\u043e\u0442, sks",
+        "\u03b3\u03ac\u03c4\u03b1",
+        "\u05d7\u05ea\u05d5\u05dc",
+        "\uace0\uc591\uc774 cat",
+    ],
+    ids=["Latin", "Cyrillic", "Greek", "Hebrew", "Korean"],
+)
+def test_wide_characters_without_a_mark_are_called_so(tmp_path: Path, caption: str, encoding: str) -> None:
+    add_image(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes(caption.encode(encoding))
+    with pytest.raises(InvalidFolder, match=f"looks like {encoding[:6].upper()} without a byte order mark"):
+        read_folder(tmp_path)
+
+
+def test_marks_left_within_a_caption_are_taken_out(tmp_path: Path) -> None:
+    add_image(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\xef\xbb\xbfa cat,\xef\xbb\xbf ink")
+    assert read_folder(tmp_path)[0].captions == ("a cat, ink",)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -246,6 +272,49 @@ def test_what_is_left_out_is_told_in_one_line_and_as_data(tmp_path: Path, caplog
     )
     warn_of_left_out(images)
     assert caplog.messages == [images.left_out_line]
+
+
+def test_images_at_fault_are_left_out_if_that_is_wanted(tmp_path: Path) -> None:
+    add_image(tmp_path, "a.png")
+    add_image(tmp_path, "b.png", None)
+    add_image(tmp_path, "c.png", " ")
+    add_image(tmp_path, "d.png")
+    (tmp_path / "d.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InvalidFolder, match="skip_bad_samples=True"):
+        read_folder(tmp_path)
+    images = read_folder(tmp_path, skip_bad_samples=True)
+    assert [image.name for image in images] == ["a.png"]
+    assert images.left_out_line == (
+        f"left out of {tmp_path}: 1 image without a caption file (b.png); 1 image with an empty caption (c.png); "
+        "1 image with a caption that is not UTF-8 text (d.png)"
+    )
+    with pytest.raises(InvalidFolder, match=r"at most a share of 0\.5 may be left out"):
+        read_folder(tmp_path, skip_bad_samples=True, max_bad_share=0.5)
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(InvalidFolder, match="2 images without a caption file") as caught:
+        read_folder(tmp_path, skip_bad_samples=True)
+    assert "skip_bad_samples" not in caught.value.remedy
+
+
+def test_a_table_of_captions_is_named_with_what_reads_it(tmp_path: Path) -> None:
+    add_image(tmp_path, "a.png", None)
+    (tmp_path / "metadata.jsonl").write_text("{}")
+    with pytest.raises(InvalidFolder, match=r"captions may be in metadata\.jsonl") as caught:
+        read_folder(tmp_path)
+    assert "create_from(" in caught.value.remedy
+    with pytest.raises(InvalidFolder, match=r"metadata\.jsonl is not a folder") as caught:
+        read_folder(tmp_path / "metadata.jsonl")
+    assert "create_from(" in caught.value.remedy
+
+
+def test_a_caption_beside_a_picture_of_another_format_counts_with_it(tmp_path: Path) -> None:
+    add_image(tmp_path, "a.png")
+    add_image(tmp_path, "q0.jp2")
+    (tmp_path / "gone.txt").write_text("a cat")
+    (tmp_path / "gone.json").write_text("{}")
+    whys = {entry.name: entry.why for entry in read_folder(tmp_path).left_out}
+    other = "file of another format"
+    assert whys == {"q0.jp2": other, "gone.json": other, "gone.txt": "caption without a picture"}
 
 
 def test_nothing_is_said_of_a_folder_of_which_all_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

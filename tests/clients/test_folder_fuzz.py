@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from fluxsmith._folder import IMAGE_SUFFIXES, FolderImages, folder_name, read_folder
+from fluxsmith._folder import IMAGE_SUFFIXES, OTHER_PICTURES, FolderImages, folder_name, read_folder
 from fluxsmith._samples import sample_faults
 from fluxsmith.cli.chosen import choose
 from fluxsmith.errors import InvalidFolder
@@ -111,7 +111,8 @@ def check_mentioned(folder: Path, images: FolderImages) -> None:
     """Assert that each entry is a picture, the caption of one, or left out by name; but for the system's own."""
     mentioned = {entry.name for entry in images.left_out}
     pictures = {image.path for image in images}
-    stems = {unicodedata.normalize("NFC", path.stem) for path in pictures if path}
+    others = {path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES | OTHER_PICTURES}
+    stems = {unicodedata.normalize("NFC", path.stem) for path in pictures | others if path}
     for path in folder.iterdir():
         caption = path.suffix.lower() == ".txt" and unicodedata.normalize("NFC", path.stem) in stems
         is_sample = path.suffix.lower() in {*IMAGE_SUFFIXES, ".txt"}

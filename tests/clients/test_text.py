@@ -6,7 +6,7 @@ import sys
 import unicodedata
 
 import pytest
-from fluxsmith_text import fault_of, is_blank, on_one_line
+from fluxsmith_text import fault_of, is_blank, on_one_line, quoted
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 
@@ -45,3 +45,9 @@ def test_a_shown_text_moves_no_terminal() -> None:
     every = "".join(map(chr, range(sys.maxunicode + 1)))
     assert not {unicodedata.category(character) for character in on_one_line(every)} & {"Cc", "Cs", "Zl", "Zp"}
     assert on_one_line("a\x1b[2J\nb \u00e9") == "a\\x1b[2J\\nb \u00e9"
+
+
+def test_a_quoted_text_reads_as_it_was_written() -> None:
+    assert quoted(f"{FAMILY}\u3000\u6771") == f"'{FAMILY}\u3000\u6771'"
+    assert quoted("it's") == '"it\'s"'
+    assert quoted("a\nb\x1b") == "'a\\nb\\x1b'"

@@ -14,7 +14,7 @@ from fluxsmith._async._fetch import Located, fetch
 from fluxsmith._async._resume import resuming
 from fluxsmith._async._runtime import CallEnded, EncoderStub, begin, in_thread, outcome, sleep
 from fluxsmith._async._upload import Tally, UploadStream, missing_images
-from fluxsmith._folder import folder_name, read_folder, warn_of_left_out
+from fluxsmith._folder import folder_name, read_folder, skipping, warn_of_left_out
 from fluxsmith._names import require_known
 from fluxsmith._outage import Outage
 from fluxsmith._sources import Source, read_source, source_name
@@ -60,14 +60,16 @@ class AsyncDatasets:
         """Make a dataset of a folder's images and return it once it is READY.
 
         Each image has its caption beside it in a `.txt` file of the same name. `name` is the folder's unless given.
-        What else the folder has is left out, which the logger `fluxsmith` warns of; `read_folder` tells it as data.
+        What else the folder has is left out, and with `skip_bad_samples` images at fault too, such as those without a
+        caption; the logger `fluxsmith` warns of all that, and `read_folder` tells it as data.
         Without `wait` it returns once the encoding has begun, so that a job may be trained with `start_while_encoding`.
         All else as in `encode`. Raises `InvalidFolder` before anything is sent, and `InvalidRequest` or `DatasetFailed`
         for images that the encoder refuses; what was sent of such a dataset is removed again.
         """
         chosen = _merged(options, fields, call="create_from_folder")
+        write_options(chosen)  # what cannot travel is told first
         folder = path_of(path)
-        images = await in_thread(read_folder, folder)
+        images = await in_thread(read_folder, folder, **skipping(chosen))
         warn_of_left_out(images)
         name = name or folder_name(folder)
         return await self._create(images, chosen, name=name, wait=wait, on_progress=on_progress)
@@ -94,7 +96,9 @@ class AsyncDatasets:
         All else as in `create_from_folder`. Raises `InvalidSource` with every row at fault before anything is sent.
         """
         chosen = _merged(options, fields, call="create_from")
-        images = await in_thread(read_source, source, image_column=image_column, caption_column=caption_column)
+        write_options(chosen)  # what cannot travel is told first
+        columns = {"image_column": image_column, "caption_column": caption_column}
+        images = await in_thread(read_source, source, **columns, of_folder=skipping(chosen))
         warn_of_left_out(images)
         name = name or source_name(source)
         return await self._create(images, chosen, name=name, wait=wait, on_progress=on_progress)
@@ -108,7 +112,6 @@ class AsyncDatasets:
         wait: bool,
         on_progress: OnProgress | None,
     ) -> Dataset:
-        write_options(options)  # what cannot travel is told before the images are sent
         dataset = await self.create(name=name)
         try:
             await self.upload(dataset, images, on_progress=on_progress)

@@ -64,6 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         code = command.main(args=list(arguments) or ["--help"], prog_name="fluxsmith", standalone_mode=False)
         sys.stdout.flush()  # a full disk is told here, not after the end
     except FluxsmithError as error:
+        error.remedy = error.remedy.replace("skip_bad_samples=True", "--skip-bad")
         explained = _explained(error, arguments)
         typer.echo(error_json(error, explained) if "--json" in arguments else error_line(explained), err=True)
         return exit_code(error)

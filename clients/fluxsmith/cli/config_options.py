@@ -1,12 +1,14 @@
 """The options that say what a job computes: the most used by name, every other by `--set` or from a file."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from fluxsmith_text import quoted
 
 from fluxsmith._ranges import faults
 from fluxsmith.choices import AdapterType, LearningRateSchedule, Optimizer, SigmaSampling, TargetPreset
@@ -173,6 +175,10 @@ def _read_config(  # noqa: PLR0913  # a command's options are its parameters
     return _combine([read_file(config) if config else Layer(), read_words(words or ()), options])
 
 
+_OF_DATA = {"bucket_step_px": "--bucket-step", "trigger_word": "--trigger-word", "resolution_px": "--resolution"}
+"""Options of the images that services name in what they say of jobs."""
+
+
 def _texts(value: object) -> list[str]:
     """Return what was given for an option as --set would be given it."""
     if isinstance(value, list):
@@ -202,14 +208,26 @@ def _combine(layers: Sequence[Layer]) -> TrainConfig:
 def _wrong_address(values: Mapping[str, Any]) -> dict[str, str]:
     """Return what is wrong with the address of a LoRA to begin with, by field."""
     uri = values.get("warm_start_uri")
-    wrong = uri and "://" not in uri
-    return {"warm_start_uri": f"{uri!r} is not an address; give a file to --warm-start"} if wrong else {}
+    if not uri or "://" in uri:
+        return {}
+    return {"warm_start_uri": f"{quoted(uri)} is not an address; give a file to --warm-start"}
 
 
 def option_for(field: str, value: str) -> str:
     """Return how the command line says that a field is to have a value."""
     named = field in inspect.signature(_read_config).parameters and field != "kohya_file"
     return f"{_flag(field)} {value.lower()}" if named else f"--set {field}={value.lower()}"
+
+
+def with_options(text: str) -> str:
+    """Return a text of a service with the option behind each field that has one: `batch_size (--batch-size)`."""
+    fields = inspect.signature(_read_config).parameters.keys() - {"config", "words"}
+    options = {field: _flag(field) for field in fields if "_" in field} | _OF_DATA
+    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda found: _beside(found[0], options.get(found[0], "")), text)
+
+
+def _beside(field: str, option: str) -> str:
+    return f"{field} ({option})" if option else field
 
 
 def _flag(field: str) -> str:

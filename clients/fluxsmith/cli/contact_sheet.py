@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 from fluxsmith_text import on_one_line
 
-from fluxsmith._folder import folder_name, read_folder, warn_of_left_out
+from fluxsmith._folder import folder_name, read_folder, skipping, warn_of_left_out
 from fluxsmith.cli.data_options import with_data_options
 from fluxsmith.cli.display import display_for
-from fluxsmith.cli.output import check_target, default_target, with_suffix
+from fluxsmith.cli.output import check_target, default_target, output_file, with_suffix
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import size_text
 from fluxsmith.client import Client
@@ -33,6 +33,7 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
+        parser=output_file,
         metavar="FILE",
         help="The PNG file; further pages get -2, -3 before the suffix. (default NAME-contact-sheet.png, here)",
     ),
@@ -61,7 +62,7 @@ def contact_sheet(
     options = data if data != EncodingOptions() else None
     with session.client() as client:
         if folder:
-            with _uploaded(client, folder, session) as dataset:
+            with _uploaded(client, folder, data, session) as dataset:
                 written = client.datasets.contact_sheet(dataset, target, options=options, samples_per_page=per_page)
         else:
             try:
@@ -74,9 +75,9 @@ def contact_sheet(
 
 
 @contextmanager
-def _uploaded(client: Client, folder: Path, session: Session) -> Iterator[Dataset]:
+def _uploaded(client: Client, folder: Path, data: EncodingOptions, session: Session) -> Iterator[Dataset]:
     """Hold a dataset of the folder's images, not encoded, which is deleted in the end whatever happens."""
-    images = read_folder(folder)
+    images = read_folder(folder, **skipping(data))
     warn_of_left_out(images)
     dataset = client.datasets.create(name=folder_name(folder))
     try:

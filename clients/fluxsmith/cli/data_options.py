@@ -7,6 +7,7 @@ import re
 from typing import Annotated
 
 import typer
+from fluxsmith_text import quoted
 
 from fluxsmith._samples import trigger_word_fault
 from fluxsmith.cli.completion import choices_of
@@ -72,7 +73,8 @@ Latents = Annotated[
     ),
 ]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", rich_help_panel=_DATA, help="Leave bad images out instead of failing.")
+    bool,
+    typer.Option("--skip-bad", rich_help_panel=_DATA, help="Leave bad images and captions out instead of failing."),
 ]
 MaxBadShare = Annotated[
     float | None,
@@ -111,7 +113,7 @@ def _read_data_options(  # noqa: PLR0913  # a command's options are its paramete
     variants = max(1, len(sides_px)) * (random_crops or 1) * (2 if flip else 1)
     _require(variants <= 16, "--random-crops", f"with --flip and --resolution it gives {variants} variants; 16 at most")
     is_color = not background or _COLOR.fullmatch(background) is not None
-    _require(is_color, "--background", f"{background!r} is not of the form '#808080'")
+    _require(is_color, "--background", f"{quoted(background)} is not of the form '#808080'")
     _require(max_bad_share is None or skip_bad, "--max-bad-share", "it needs --skip-bad")
     return EncodingOptions(
         resolution_px=sides_px[0] if len(sides_px) == 1 else None,

@@ -14,6 +14,7 @@ from rich.style import Style
 from rich.text import Text
 
 from fluxsmith.cli.bar import RowColumn
+from fluxsmith.cli.config_options import with_options
 from fluxsmith.cli.meter import TrainingMeter
 from fluxsmith.cli.text import event_json, progress_facts, queue_text
 from fluxsmith.data import DatasetProgress, OnProgress
@@ -116,8 +117,10 @@ class BarDisplay:
                     self._show("train", self._meter.step, self._meter.total_steps or None, facts or [state.lower()])
                 if message:
                     self.note(str(event))
-            case ValidationCompleted() | CheckpointWritten() | JobWarning():
+            case ValidationCompleted() | CheckpointWritten():
                 self.note(str(event))
+            case JobWarning():
+                self.note(with_options(str(event)))
 
     def preview(self, event: PreviewRendered, address: Callable[[], str]) -> None:
         """Show a line that stays, which most terminals open with a click."""
@@ -210,8 +213,10 @@ class LineDisplay:
                 if self._meter.step != self._shown_step:
                     self._show_step(important=True)
                 self.note(str(event))
-            case StateChanged() | ValidationCompleted() | CheckpointWritten() | JobWarning():
+            case StateChanged() | ValidationCompleted() | CheckpointWritten():
                 self.note(str(event))
+            case JobWarning():
+                self.note(with_options(str(event)))
 
     def preview(self, event: PreviewRendered, address: Callable[[], str]) -> None:
         """Show a line with the place in the store: an address that opens for everyone belongs in no log."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from fluxsmith_text import quoted
+
 from fluxsmith._names import read_choice, suggestion
 from fluxsmith.training import TrainConfig
 
@@ -42,7 +44,7 @@ def read_words(words: Sequence[str]) -> Layer:
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
-            faults.append(("--set", f"{word!r} is not of the form field=value"))
+            faults.append(("--set", f"{quoted(word)} is not of the form field=value"))
         elif fault := _unknown(name.strip()):
             faults.append(("--set", fault))
         else:
@@ -81,7 +83,7 @@ def _unknown(name: str) -> str:
     """Return what is wrong with the name of a field; empty when nothing is."""
     if name in _KINDS:
         return ""
-    return f"{name!r} is not a field of the configuration{suggestion(name.replace('-', '_'), _KINDS)}"
+    return f"{quoted(name)} is not a field of the configuration{suggestion(name.replace('-', '_'), _KINDS)}"
 
 
 def _after_last_empty(texts: Sequence[str]) -> list[str]:
@@ -103,7 +105,7 @@ def _from_texts(kind: Any, texts: Sequence[str]) -> object:
 def _entry(text: str) -> tuple[str, object]:
     pattern, equals, rank = text.rpartition("=")
     if not equals:
-        raise ValueError(f"{text!r} is not of the form REGEX=RANK")
+        raise ValueError(f"{quoted(text)} is not of the form REGEX=RANK")
     return pattern, _from_text(int, rank)
 
 
@@ -113,13 +115,13 @@ def _from_text(kind: Any, text: str) -> object:
     if kind is bool:
         if text.strip().lower() in _BOOLEANS:
             return _BOOLEANS[text.strip().lower()]
-        raise ValueError(f"{text!r} is neither yes nor no")
+        raise ValueError(f"{quoted(text)} is neither yes nor no")
     if issubclass(kind, StrEnum):
         return read_choice(kind, text)
     try:
         return _finite(kind(text))
     except ValueError:
-        raise ValueError(f"{text!r} is not {_WORDS[kind]}") from None
+        raise ValueError(f"{quoted(text)} is not {_WORDS[kind]}") from None
 
 
 def _from_toml(kind: Any, value: object) -> object:

@@ -16,6 +16,7 @@ from fluxsmith.cli.completion import (
 )
 from fluxsmith.cli.display import JsonDisplay, display_for
 from fluxsmith.cli.following import follow
+from fluxsmith.cli.output import output_file
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import job_json, removed_text, report_lines, size_text, to_json
 from fluxsmith.errors import JobCancelled, JobFailed, NotFound
@@ -114,9 +115,9 @@ def download(  # a command's options are its parameters
     context: typer.Context,
     job_id: Job,
     file: Annotated[
-        Path | None,
+        str,
         typer.Argument(metavar="FILE", help="Where to write it. (default JOB.safetensors, or the file's own name)"),
-    ] = None,
+    ] = "",
     *,
     artifact: Annotated[
         str,
@@ -130,7 +131,8 @@ def download(  # a command's options are its parameters
     session: Session = context.obj
     if artifact and everything:
         raise typer.BadParameter("--artifact and --all exclude each other", param_hint="'--all'")
-    target = file or Path(job_id if everything else artifact.rpartition("/")[2] or f"{job_id}.safetensors")
+    given = Path(file) if everything or not file else output_file(file)
+    target = given if file else Path(job_id if everything else artifact.rpartition("/")[2] or f"{job_id}.safetensors")
     with session.client() as client:
         job = client.job(job_id)
         if not everything:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fluxsmith.cli.config_options import MEASURING
+from fluxsmith.cli.output import output_file
 
 _DATA = "Data"
 
@@ -46,6 +47,12 @@ Priority = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="The LoRA file. (default FOLDER.safetensors, here)"),
+    typer.Option(
+        "--output",
+        "-o",
+        parser=output_file,
+        metavar="FILE",
+        help="The LoRA file. (default FOLDER.safetensors, here)",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the finished job as JSON.")]

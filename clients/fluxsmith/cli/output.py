@@ -20,6 +20,22 @@ def check_target(target: Path) -> None:
     _download.check_target(target)
 
 
+def output_file(text: str) -> Path:
+    """Return the file that a command was given; raises `InvalidRequest` for a folder, told by its slash, not there."""
+    target = Path(text)
+    if text.endswith(tuple(filter(None, (os.sep, os.altsep)))) and not _is_there(target):
+        message = f"the output {on_one_line(text)} is in a folder that does not exist."
+        raise InvalidRequest(message, reason="TARGET_UNWRITABLE", remedy="Name a file, without a slash at its end.")
+    return target
+
+
+def _is_there(target: Path) -> bool:
+    try:
+        return target.exists()
+    except OSError:  # such as a name that is too long, which `check_target` tells
+        return True
+
+
 def _problem(target: Path) -> str:
     """Return what keeps the file from being written; empty for nothing."""
     try:

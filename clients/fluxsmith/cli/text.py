@@ -16,12 +16,13 @@ from typing import Any
 from fluxsmith_text import on_one_line
 
 from fluxsmith.checkpoints import CHECKPOINTS, Checkpoint
-from fluxsmith.data import Dataset, DatasetProgress, SampleProblem
+from fluxsmith.data import Dataset, DatasetProgress, SampleProblem, SampleProblemReason
 from fluxsmith.errors import FluxsmithError
 from fluxsmith.events import Event
 from fluxsmith.training import Fault, JobState, TrainingJob, TrainingResult
 
 _MAX_PROBLEMS = 10
+_MAX_NAMES = 3
 _MAX_STEPS = 10
 _NEWEST_KEPT = 2
 
@@ -96,7 +97,7 @@ def progress_facts(progress: DatasetProgress) -> list[str]:
 
 
 def problem_lines(dataset: Dataset) -> list[str]:
-    """Return the samples that were left out, then the warnings: a line each, ten of either, then how many more."""
+    """Return the samples that were left out, then the warnings: a line a message, ten of either, then how many more."""
     warnings = [problem for problem in dataset.problems if problem.warning]
     # Only so many travel with a dataset, bad ones first: those that did not are of the last kind told, or after it.
     untold = max(dataset.problem_count - len(dataset.problems), 0)
@@ -105,9 +106,29 @@ def problem_lines(dataset: Dataset) -> list[str]:
 
 
 def _problem_lines(word: str, problems: Sequence[SampleProblem], *, untold: int) -> list[str]:
-    lines = [on_one_line(f"{word}: {problem.sample_name}: {problem.message}") for problem in problems[:_MAX_PROBLEMS]]
-    more = len(problems) - len(lines) + untold
+    """Return a line for each message, with the samples that share it."""
+    names: dict[str, list[str]] = {}
+    for problem in problems:
+        names.setdefault(_shared(problem), []).append(problem.sample_name)
+    shown = list(names.items())[:_MAX_PROBLEMS]
+    lines = [on_one_line(f"{word}: {_names_text(those)}: {message}") for message, those in shown]
+    more = len(problems) - sum(len(those) for _, those in shown) + untold
     return [*lines, f"and {more} more"] if more else lines
+
+
+def _shared(problem: SampleProblem) -> str:
+    """Return the message without the caption in which unread characters stand, which alone tells samples apart."""
+    if problem.reason is not SampleProblemReason.CAPTION_UNREADABLE:
+        return problem.message
+    return re.sub(r"^caption .*: (?=\S+ cannot read )", "", problem.message, flags=re.DOTALL)
+
+
+def _names_text(names: Sequence[str]) -> str:
+    each = list(dict.fromkeys(names))  # a sample may have several captions
+    if len(each) == 1:
+        return each[0]
+    more = f" and {len(each) - _MAX_NAMES} more" if len(each) > _MAX_NAMES else ""
+    return f"{len(each)} images ({', '.join(each[:_MAX_NAMES])}{more})"
 
 
 def held_out_text(base: float, lora: float) -> str:

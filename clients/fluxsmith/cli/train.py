@@ -9,7 +9,7 @@ import typer
 
 from fluxsmith._adapter_upload import check_adapter
 from fluxsmith._arguments import MOST_USER_CHARACTERS, name_of
-from fluxsmith._folder import folder_name, read_folder
+from fluxsmith._folder import folder_name, read_folder, skipping
 from fluxsmith.cli import options
 from fluxsmith.cli.chosen import choose
 from fluxsmith.cli.config_options import with_config_options
@@ -116,9 +116,9 @@ def _chosen(
 ) -> tuple[TrainConfig, list[str]]:
     """Return what `choose` makes of the folder; faults of either folder are told before anything is sent."""
     if held_out:
-        read_folder(held_out)
+        read_folder(held_out, **skipping(data))
     resolutions = max(1, len(data.resolutions_px))
-    pictures = read_folder(folder)
+    pictures = read_folder(folder, **skipping(data))
     return choose(config, pictures, resolutions=resolutions, measured=held_out is not None, early=start_early)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from diffusers import FluxTransformer2DModel
+from fluxsmith_text import quoted
 
 from services.common.cache import read_manifest
 from services.common.captions import TRIGGER_PLACE, with_trigger
@@ -136,7 +137,7 @@ def _dataset(
 
 
 def _named(trigger_word: str) -> str:
-    return f"the trigger word {trigger_word!r}" if trigger_word else "no trigger word"
+    return f"the trigger word {quoted(trigger_word)}" if trigger_word else "no trigger word"
 
 
 def _counted(count: int, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fluxsmith_text import quoted
 from sqlalchemy import ColumnElement, Connection, func, select
 
 from services.common.errors import QuotaExceeded
@@ -32,7 +33,7 @@ def _unfinished(connection: Connection, *whose: ColumnElement[bool]) -> int:
 
 
 def _exceeded(kind: str, name: str, count: int, most: int) -> QuotaExceeded:
-    whose = f"{kind} {name!r} has" if name else "jobs without a user_id count as one user's, who has"
+    whose = f"{kind} {quoted(name)} has" if name else "jobs without a user_id count as one user's, who has"
     return QuotaExceeded(
         f"{whose} {count} unfinished job{'s' * (count != 1)}; {most} {'is' if most == 1 else 'are'} allowed",
         reason=f"{kind.upper()}_QUOTA",

@@ -97,7 +97,10 @@ def test_captions_that_t5_has_no_token_for_are_warned_of_with_the_words(desk: De
         problems = {problem.sample_name: problem for problem in desk.encode().problems}
         assert set(problems) == {"a", "b"}
         assert all(problem.problem is Problem.CAPTION_UNREADABLE and problem.warning for problem in problems.values())
-        assert f"T5 has no token for '{red}', '{cat}' and reads <unk>" in problems["a"].message
+        assert (
+            f"T5 cannot read '{red}', '{cat}': it sees <unk>, as for every character it does not know"
+            in problems["a"].message
+        )
         assert "'\u4e00\u53ea\u732b'" in problems["b"].message
 
 
