@@ -139,3 +139,13 @@ def test_what_a_folder_has_beside_its_pictures_is_told_before_the_upload(
     told, _, rest = capsys.readouterr().err.partition("upload ink")
     assert f"left out of {folder}: 1 file of another format (b.jp2)" in told
     assert "left out" not in rest
+
+
+def test_refused_captions_come_with_the_option_that_leaves_them_out(
+    services: Recorder, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bare.png").write_bytes(b"image")
+    assert run(["train", str(folder)]) == 2
+    assert "Or leave them out with --skip-bad." in capsys.readouterr().err
+    assert run(["train", str(folder), "--skip-bad"]) == 0
+    assert "1 image without a caption file (bare.png)" in capsys.readouterr().err

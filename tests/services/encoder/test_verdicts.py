@@ -88,6 +88,13 @@ def test_trigger_without_its_word_is_warned_of(desk: Desk, add_sample: AddSample
     assert desk.encode(trigger_word="sks").problems == ()
 
 
+def test_a_caption_is_shown_as_it_was_written(desk: Desk, add_sample: AddSample) -> None:
+    family = "\U0001f468\u200d\U0001f469"
+    add_sample("a", f"{family}\u3000[trigger]")
+    messages = [problem.message for problem in desk.encode().problems if problem.problem is Problem.TRIGGER_MISSING]
+    assert [message.partition(" holds ")[0] for message in messages] == [f"caption '{family}\u3000[trigger]'"]
+
+
 def test_captions_that_t5_has_no_token_for_are_warned_of_with_the_words(desk: Desk, add_sample: AddSample) -> None:
     red, cat = "\u0440\u044b\u0436\u0438\u0439", "\u043a\u043e\u0442"  # in Russian
     add_sample("a", f"a {red} {cat} sits")
