@@ -105,7 +105,8 @@ def test_second_signal_ends_an_encoder_at_once(tmp_path: Path) -> None:
 def test_trainer_ends_within_its_grace_though_its_worker_is_frozen(tmp_path: Path) -> None:
     with served(tmp_path / "stack", "trainer", FLUXSMITH_TRAINER_STOP_GRACE_S=str(GRACE_S)) as stack:
         trainer = stack.processes["trainer"]
-        (worker,) = children(trainer.pid)
+        until(lambda: bool(workers_of(trainer.pid)))  # the server serves before they are there
+        (worker,) = workers_of(trainer.pid)
         os.kill(worker, signal.SIGSTOP)
         try:
             assert GRACE_S - 1 < seconds_to_the_end(trainer, signal.SIGTERM) < GRACE_S + SLACK_S
@@ -115,12 +116,13 @@ def test_trainer_ends_within_its_grace_though_its_worker_is_frozen(tmp_path: Pat
         assert trainer.returncode == 128 + signal.SIGTERM
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
+def workers_of(pid: int) -> list[int]:
+    """The workers that a trainer has started, and none of the programs that its libraries call now and then."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(FileNotFoundError, ProcessLookupError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+            is_child = int(stat.read_text().rpartition(")")[2].split()[1]) == pid
+            if is_child and b"services.trainer.worker" in (stat.parent / "cmdline").read_bytes():
                 found.append(int(stat.parent.name))
     return found
 
