@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,10 @@ _BITS = FLOATS | {
     "U64": 64,
     "I64": 64,
 }
+
+
+# Parsing is Python's alone: several threads that did it at once would each delay every other thread of the process.
+_PARSING = threading.Lock()
 
 
 class NotSafetensors(ValueError):
@@ -110,11 +115,18 @@ def read_header(source: Source) -> Header:
         )
     if LENGTH_BYTES + length > size:
         raise NotSafetensors(f"it has {size:,} bytes and ends within its header of {length:,}")
-    fields = _json(_read(source, LENGTH_BYTES, length))
+    text = _read(source, LENGTH_BYTES, length)
+    with _PARSING:
+        return _header(text, size)
+
+
+def _header(text: bytes, size: int) -> Header:
+    """Check the header of a file of this size."""
+    fields = _json(text)
     metadata = _metadata(fields)
     if len(fields) > MOST_TENSORS:
         raise NotSafetensors(f"it has {len(fields):,} tensors, and it may have {MOST_TENSORS:,}")
-    start = LENGTH_BYTES + length
+    start = LENGTH_BYTES + len(text)
     entries = sorted(
         ((name, _entry(name, field, start)) for name, field in fields.items()),
         key=lambda item: (item[1].begin, item[1].end),

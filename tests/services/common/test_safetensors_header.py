@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -44,6 +46,31 @@ def test_header_is_what_the_library_reads(tmp_path: Any) -> None:
     found = {name: (each.dtype, list(each.shape)) for name, each in header.tensors.items()}
     assert found == {name: (each.get_dtype(), each.get_shape()) for name, each in slices.items()}
     assert header.float32_bytes == 4 * 7
+
+
+class Watched(bytes):
+    """Bytes that know how many threads decode such bytes at once."""
+
+    now, most = 0, 0
+    _counting = threading.Lock()
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        with self._counting:
+            Watched.now += 1
+            Watched.most = max(Watched.most, Watched.now)
+        time.sleep(0.01)
+        with self._counting:
+            Watched.now -= 1
+        return super().decode(encoding, errors)
+
+
+def test_headers_are_parsed_one_at_a_time_so_that_other_threads_get_their_turn() -> None:
+    data: bytes = save(TENSORS)
+    source = Source(size_bytes=len(data), read=lambda offset, length: Watched(data[offset : offset + length]))
+    with ThreadPoolExecutor(8) as threads:
+        headers = list(threads.map(read_header, [source] * 8))
+    assert [set(header.tensors) for header in headers] == [set(TENSORS)] * 8
+    assert Watched.most == 1
 
 
 def test_nothing_but_the_header_is_read() -> None:
