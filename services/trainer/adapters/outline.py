@@ -9,7 +9,8 @@ Legend: O outputs of a layer, I inputs, R rank.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +33,13 @@ from services.trainer.config.expressions import matched_in_full
 
 LARGEST_FLOAT32_BYTES = 12 << 30  # rank 512 on every linear layer of FLUX.1-dev is 11.1e9
 LONGEST_PATTERNS = 200_000  # a name in full for every layer of FLUX.1-dev is 30,000
+MOST_PATTERNS = 1000  # FLUX.1-dev has 504 linear layers, and trainers write a name for each
+MOST_EXPRESSIONS = 100  # of them that are more than a name, each of which is tried on every layer
 LARGEST_ALPHA = 1e6
 DESCRIPTION = "lora_adapter_metadata"
 _PREFIX = "transformer."
 _NAMED = 3
+_NAME_ALONE = re.compile(r"\^?((?:[\w-]|\\?\.)+)\$?", re.ASCII)
 
 Shape = tuple[int, ...]
 
@@ -273,11 +277,10 @@ def _scales(description: Mapping[str, Any], ranks: Mapping[Layer, int]) -> dict[
         alphas: dict[Layer, float] = {}
         patterns = description.get("alpha_pattern") or {}
         _refuse_no_alphas(description["lora_alpha"], patterns)
-        if sum(map(len, patterns)) > LONGEST_PATTERNS:
-            raise ValueError(f"alpha_pattern of {DESCRIPTION} has over {LONGEST_PATTERNS:,} characters")
+        _refuse_costly(patterns)
         for pattern, alpha in patterns.items():
             # A stranger's expressions, so RE2 matches them. Peft takes suffixes too.
-            for title in matched_in_full(rf"(?:.*\.)?(?:{pattern})", sorted(titles)):
+            for title in matched_in_full(rf"(?:.*\.)?(?:{pattern})", _candidates(pattern, sorted(titles))):
                 alphas.setdefault(titles[title], float(alpha))  # the first that matches counts, as in peft
         alphas = dict.fromkeys(ranks, float(description["lora_alpha"])) | alphas
     except OverflowError:
@@ -285,6 +288,29 @@ def _scales(description: Mapping[str, Any], ranks: Mapping[Layer, int]) -> dict[
     if wrong := sorted(layer.title for layer, alpha in alphas.items() if not 0 < abs(alpha) <= LARGEST_ALPHA):
         raise ValueError(f"{DESCRIPTION} has alpha {alphas[titles[wrong[0]]]:g} for {wrong[0]}")
     return {layer: alpha / ranks[layer] ** root for layer, alpha in alphas.items()}
+
+
+def _refuse_costly(patterns: Mapping[str, Any]) -> None:
+    """Raise unless it costs less than a second or two to match the patterns of a header with all layers."""
+    expressions = sum(not _NAME_ALONE.fullmatch(pattern) for pattern in patterns)
+    for count, most, what in (
+        (sum(map(len, patterns)), LONGEST_PATTERNS, "characters"),
+        (len(patterns), MOST_PATTERNS, "entries"),
+        (expressions, MOST_EXPRESSIONS, "expressions that are more than a name"),
+    ):
+        if count > most:
+            raise ValueError(f"alpha_pattern of {DESCRIPTION} has over {most:,} {what}")
+
+
+def _candidates(pattern: str, titles: Sequence[str]) -> Sequence[str]:
+    """The layers that a pattern may match: of one that is a name alone, those that end so; else all.
+
+    Its dots may stand for the underscores of joined names.
+    """
+    if not (name := _NAME_ALONE.fullmatch(pattern)):
+        return titles
+    end = name[1].replace("\\", "").replace(".", "_")
+    return [title for title in titles if title.replace(".", "_").endswith(end)]
 
 
 def _refuse_no_alphas(alpha: Any, patterns: Any) -> None:

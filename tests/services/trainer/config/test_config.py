@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -125,6 +126,15 @@ def test_values_that_do_not_go_together_are_refused(fields: dict[str, Any], name
     assert said in description
     with pytest.raises(ValidationError, match=named):
         TrainConfig(**fields)
+
+
+def test_expressions_that_take_long_to_compile_are_refused_in_time() -> None:
+    begin = time.thread_time()
+    ((field, description),) = violations_of(
+        {"rank_pattern": {".{0,999}" * 24 + letter: 4 for letter in "abcdef"}}
+    ).items()
+    assert (field, "pattern too large" in description) == ("config.rank_pattern", True)
+    assert time.thread_time() - begin < 2
 
 
 def test_conflicts_are_told_together_with_values_out_of_range() -> None:
