@@ -14,7 +14,8 @@ import unicodedata
 # Cc but for line breaks and tabs, which text of several lines may have; Cs. As expressions, since texts may be long.
 _NOT_IN_LINES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# The marks U+202A to U+202E and U+2066 to U+2069 turn or hold all that follows, beyond the text that they stand in.
+_NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # Letters, marks and symbols that show nothing, by Unicode's property Default_Ignorable_Code_Point; and braille's blank.
 _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2065\u2800\u3164\uffa0")
 _UNSEEN_RANGES = ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF))
@@ -41,7 +42,10 @@ def is_blank(text: str) -> bool:
 
 
 def on_one_line(text: str) -> str:
-    r"""Return a text for a terminal or a log: line breaks and what terminals obey are written as `\n` or `\x1b`."""
+    r"""Return a text for a terminal or a log: line breaks and what terminals obey are written as `\n` or `\x1b`.
+
+    So are marks that turn the direction of what follows, `\u202e`: a name is not to change how the rest is read.
+    """
     return _NOT_SHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

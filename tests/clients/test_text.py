@@ -23,6 +23,11 @@ def test_refused_are_control_characters_and_surrogates_and_nothing_else() -> Non
     assert refused == {*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)}
 
 
+def test_text_of_several_lines_is_refused_likewise_but_for_breaks_and_tabs() -> None:
+    refused = {number for number in range(sys.maxunicode + 1) if fault_of(chr(number), lines=True)}
+    assert refused == {*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)} - {ord("\n"), ord("\t")}
+
+
 def test_text_of_several_lines_has_breaks_and_tabs_but_no_others() -> None:
     assert fault_of("a\n\tb", lines=True) == ""
     assert fault_of("a\rb", lines=True) == "has the control character U+000D at place 2"
@@ -45,6 +50,15 @@ def test_a_shown_text_moves_no_terminal() -> None:
     every = "".join(map(chr, range(sys.maxunicode + 1)))
     assert not {unicodedata.category(character) for character in on_one_line(every)} & {"Cc", "Cs", "Zl", "Zp"}
     assert on_one_line("a\x1b[2J\nb \u00e9") == "a\\x1b[2J\\nb \u00e9"
+
+
+@pytest.mark.parametrize(
+    "mark", ["\u202a", "\u202b", "\u202c", "\u202d", "\u202e", "\u2066", "\u2067", "\u2068", "\u2069"]
+)
+def test_a_shown_text_turns_nothing_that_follows_it(mark: str) -> None:
+    assert fault_of(f"a{mark}gnp.txt") == ""
+    assert on_one_line(f"a{mark}gnp.txt") == f"a\\u{ord(mark):04x}gnp.txt"
+    assert on_one_line("\u05e9\u200f!") == "\u05e9\u200f!"
 
 
 def test_a_quoted_text_reads_as_it_was_written() -> None:
