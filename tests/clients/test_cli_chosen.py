@@ -42,6 +42,17 @@ def test_a_job_that_starts_early_is_as_long_as_full_batches_make_it_and_says_so(
     assert "313 steps for 25 pictures: each is seen 100 times if batches are full" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("count", "batch_size", "accumulated", "steps"), [(25, 8, 2, 157), (25, 1, 4, 625), (250_000, 2, None, 100_000)]
+)
+def test_steps_of_a_job_that_starts_early_are_those_of_its_optimizer_and_not_too_many(
+    count: int, batch_size: int, accumulated: int | None, steps: int
+) -> None:
+    given = TrainConfig(batch_size=batch_size, gradient_accumulation_steps=accumulated)
+    config, _ = choose(given, pictures(count), measured=False, early=True)
+    assert config.steps == steps
+
+
 def test_prompts_that_the_trainer_would_refuse_are_not_chosen() -> None:
     bad = [CaptionedImage(path=Path("a"), captions=(text,), name="a") for text in ("\x07", "\u200b", "x" * 2001)]
     good = CaptionedImage(path=Path("b"), captions=("by Mr\u00a0Smith",), name="b")

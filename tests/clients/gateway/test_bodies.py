@@ -217,6 +217,20 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     assert b"BODY_TOO_SLOW" in answer
 
 
+def test_a_body_that_says_that_it_is_too_large_is_refused_before_it_comes() -> None:
+    settings = GatewaySettings(max_body_bytes=2000, body_s=60)
+    with serving(settings) as address, begun(address, length=2001, sent=b"") as silent:
+        assert received(silent, until=b"BODY_TOO_LARGE").startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_that_does_not_say_how_large_it_is_is_counted() -> None:
+    pieces = (b'"' + b" " * 998 + b'"' for _ in range(4))
+    with TestClient(create_app(GatewaySettings(max_body_bytes=2000))) as web:
+        answer = web.post("/jobs", content=pieces, headers=JSON)
+    assert "content-length" not in answer.request.headers
+    assert (answer.status_code, answer.json()["reason"]) == (413, "BODY_TOO_LARGE")
+
+
 def test_pictures_are_let_go_while_a_job_is_waited_for(services: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     app, answer, held = create_app(GatewaySettings()), services.answer, {}
 

@@ -127,3 +127,9 @@ def test_every_answer_has_the_security_headers(services: Recorder) -> None:
     assert [answer.status_code for answer in answers] == [200, 404, 500, 200, 421, 415]
     expected = {name.lower(): value for name, value in SECURITY_HEADERS.items()}
     assert all(expected.items() <= dict(answer.headers).items() for answer in answers)
+
+
+def test_two_names_are_refused_though_both_are_served(web: TestClient, services: Recorder) -> None:
+    answer = web.get("/jobs", headers=[("Host", "127.0.0.1:7400"), ("Host", "localhost:7400")])
+    assert (answer.status_code, answer.json()["reason"]) == (421, "HOST_NOT_SERVED")
+    assert not services.requests

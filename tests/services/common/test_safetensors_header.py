@@ -85,6 +85,21 @@ def test_nothing_but_the_header_is_read() -> None:
     assert max(ends) == len(data) - 4000
 
 
+def test_header_has_up_to_8_mib() -> None:
+    assert read_header(with_header(b"{}".ljust(8 << 20))).tensors == {}
+    with pytest.raises(NotSafetensors, match="a header of 8,388,609 bytes, and one may have 8,388,608"):
+        read_header(with_header(b"{}".ljust((8 << 20) + 1)))
+
+
+@pytest.mark.parametrize(
+    "name", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "int8", "int64", "bool"]
+)
+def test_size_of_a_type_is_that_which_the_library_writes(name: str) -> None:
+    data: bytes = save({"x": torch.zeros(3, 5, dtype=getattr(torch, name))})
+    (found,) = read_header(Source.of(data)).tensors.values()
+    assert found.end - found.begin == torch.zeros(3, 5, dtype=getattr(torch, name)).nbytes
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [

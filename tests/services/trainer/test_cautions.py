@@ -14,9 +14,11 @@ bench, refusing_server = test_run_job.bench, test_run_job.refusing_server  # fix
 EIGHT_SHAPES = [64, 64, 80, 80, 96, 112, 128, 144]
 
 
-def sample(name: str, *, height_px: int = 64, latents: str = "", content: str = "", repeats: int = 1) -> CachedSample:
+def sample(
+    name: str, *, height_px: int = 64, width_px: int = 64, latents: str = "", content: str = "", repeats: int = 1
+) -> CachedSample:
     cached = CachedObject(key=name, digest=latents or f"of {name}", size_bytes=1)
-    view = CachedView(height_px=height_px, width_px=64, variants=(CachedVariant(latents=cached),))
+    view = CachedView(height_px=height_px, width_px=width_px, variants=(CachedVariant(latents=cached),))
     return CachedSample(sample_name=name, content_digest=content, views=(view,), captions=(), repeats=repeats)
 
 
@@ -27,6 +29,21 @@ def test_sizes_that_do_not_fill_batches_are_told_with_their_cost_and_what_to_do(
     assert "there are 6 sizes. An epoch takes 6 batches where 1 would do, each of 1.3 images on average" in told
     assert "use a batch_size of 1," in told
     assert small_batches(samples, 1) == ""
+
+
+def test_repeats_fill_batches() -> None:
+    lone = [sample(f"{number}", height_px=64 + 16 * number) for number in range(4)]
+    assert "4 of 4 images are in batches of fewer than 8" in small_batches(lone, 8)
+    repeated = [sample(f"{number}", height_px=64 + 16 * number, repeats=8) for number in range(4)]
+    assert small_batches(repeated, 8) == ""
+    assert "40 of 40 images" in small_batches([sample("a", repeats=20), sample("b", width_px=96, repeats=20)], 40)
+
+
+def test_tall_and_wide_pictures_of_one_size_are_in_batches_of_their_own() -> None:
+    shapes = [(64, 96)] * 5 + [(96, 64)] * 5
+    told = small_batches([sample(f"{n}", height_px=h, width_px=w) for n, (h, w) in enumerate(shapes)], 10)
+    assert "10 of 10 images are in batches of fewer than 10" in told
+    assert "there are 2 sizes. An epoch takes 2 batches where 1 would do" in told
 
 
 def test_batches_that_are_full_but_for_the_last_are_not_told_of() -> None:

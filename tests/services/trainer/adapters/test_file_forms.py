@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -380,3 +381,15 @@ def test_job_begins_with_the_effect_of_the_reference_models_names(transformer: F
             load_into(transformer, config, file_of(tensors))
             answers.append(answer(transformer))
     torch.testing.assert_close(*answers)
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(-4.0, -2.0), (1e6, 5e5), (0.5, 0.25)])
+def test_alpha_tensor_is_taken_with_its_sign(alpha: float, scale: float) -> None:
+    file = read_adapter(file_of(pair(Q) | {f"{Q}.alpha": torch.tensor(alpha)}))
+    assert set(file.scales.values()) == {scale}
+
+
+@pytest.mark.parametrize("alpha", [0.0, 2e6, -2e6, 1e30])
+def test_alpha_tensor_that_no_trainer_writes_is_refused_with_its_value(alpha: float) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(f"is {alpha:g}")):
+        read_adapter(file_of(pair(Q) | {f"{Q}.alpha": torch.tensor(alpha)}))

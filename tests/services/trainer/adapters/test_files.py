@@ -251,6 +251,22 @@ def test_fp16_keeps_the_change_at_any_scale(kind: AdapterType, alpha: float) -> 
     assert float(error.norm() / change.norm()) < 1.5e-3
 
 
+@pytest.mark.parametrize("kind", [AdapterType.LOKR, AdapterType.LOHA])
+def test_all_factors_of_a_product_share_a_tiny_scale_in_fp16(kind: AdapterType) -> None:
+    adapter = random_adapter(kind, 1e-8)
+    change = product_of(dict(adapter.tensors)) * 1e-8
+    error = product_of(load(peft_file(adapter, job(file_dtype="FP16", adapter_type=kind), {}))) - change
+    assert float(error.norm() / change.norm()) < 1.5e-3
+
+
+@pytest.mark.parametrize("dtype", ["FP32", "BF16"])
+def test_scale_is_in_b_and_a_is_as_it_was_trained(dtype: str) -> None:
+    adapter = random_adapter(AdapterType.LORA, 7 / 16, 2.0**20)
+    written = with_scale(adapter, job(file_dtype=dtype))
+    assert torch.equal(written[f"{LAYER}.lora_A.weight"], adapter.tensors[f"{LAYER}.lora_A.weight"])
+    assert torch.equal(written[f"{LAYER}.lora_B.weight"], 0.4375 * adapter.tensors[f"{LAYER}.lora_B.weight"])
+
+
 @pytest.mark.parametrize("large", [2.0**20, 2.0**-20])
 def test_factors_in_fp16_differ_from_those_trained_by_powers_of_two(large: float) -> None:
     adapter = random_adapter(AdapterType.LORA, 1.0, large)

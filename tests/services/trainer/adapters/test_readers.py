@@ -184,3 +184,13 @@ def test_lengths_are_measured_anew_for_an_adapter_from_a_checkpoint(transformer:
     for name, ratio in first.length_ratios.items():
         assert torch.equal(again.length_ratios[name], ratio)
         assert not torch.equal(later.length_ratios[name], ratio)
+
+
+def test_row_of_zeros_has_a_finite_length_in_comfyuis_form(transformer: FluxTransformer2DModel) -> None:
+    config, name = job(adapter_type="DORA"), "transformer_blocks.0.attn.to_q"
+    with torch.no_grad():
+        transformer.get_parameter(f"{name}.weight")[3] = 0.0
+    with attached(transformer, config):  # B is zero before the first step
+        ratio_O = snapshot(transformer, config).length_ratios[name]
+    assert float(ratio_O[3]) == 0.0
+    assert torch.equal(ratio_O[:3], torch.ones(3))

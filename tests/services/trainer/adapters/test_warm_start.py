@@ -179,6 +179,7 @@ def test_what_is_no_lora_is_refused(data: bytes) -> None:
         ({"lora_alpha": {"a": 1}}, r"lora_alpha of lora_adapter_metadata is \{'a': 1\}, and no number"),
         ({"lora_alpha": "8"}, "is '8', and no number"),
         ({"lora_alpha": True}, "is True, and no number"),
+        ({"lora_alpha": 2e6}, "has alpha 2e"),
         ({"lora_alpha": 10**400}, "beyond all floating-point numbers"),
     ],
 )
