@@ -254,3 +254,30 @@ def test_the_last_to_leave_ends_the_poller() -> None:
 
     run(watch())
     assert not watched._topics
+
+
+def test_readings_of_many_datasets_leave_threads_for_others() -> None:
+    at_once, most = 0, 0
+    counting, free = threading.Lock(), threading.Event()
+
+    def read(tenant: str, dataset_id: str) -> Seen[State]:
+        nonlocal at_once, most
+        del tenant, dataset_id
+        with counting:
+            at_once += 1
+            most = max(most, at_once)
+        free.wait(0.02)
+        with counting:
+            at_once -= 1
+        return Seen(stage=Stage.ENDED, dataset=(Stage.ENDED, 0))
+
+    watched = DatasetWatching(read)
+
+    async def end_of(number: int) -> list[State]:
+        return [state async for state in watched.states("t", f"ds-{number}")]
+
+    async def watch() -> list[list[State]]:
+        return list(await asyncio.gather(*map(end_of, range(12))))
+
+    assert run(watch()) == [[(Stage.ENDED, 0)]] * 12
+    assert most == 2

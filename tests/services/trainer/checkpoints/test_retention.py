@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.checkpoints.retention import dropped, dropped_at_success
+from services.trainer.checkpoints.retention import dropped, dropped_at_success, thinned
 from services.trainer.config import TrainConfig
 from services.trainer.jobs import Artifact, Checkpoint
 
@@ -84,3 +85,21 @@ def test_number_that_is_to_be_kept_counts_for_those_of_every_few_minutes_too() -
 def test_of_equal_losses_the_newest_is_kept() -> None:
     existing = [checkpoint(4, 2.0), checkpoint(3, 1.0), checkpoint(2, 1.0)]
     assert kept_of(existing, TrainConfig(checkpoints_kept=1)) == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept", "said"),
+    [
+        (12, None, []),  # after 4 and 8: the end is no checkpoint of these
+        (13, None, ["every 4 steps 3 checkpoints are written, of which the newest 2 stay"]),
+        (40, None, ["every 4 steps 9 checkpoints are written, of which the newest 2 stay"]),
+        (40, 3, []),
+    ],
+)
+def test_checkpoints_that_will_not_stay_are_told_in_time(steps: int, kept: int | None, said: list[str]) -> None:
+    config = TrainConfig(checkpoint_interval_steps=4, checkpoints_kept=kept)
+    assert [warning.message.partition(":")[0] for warning in thinned(config, steps)] == said
+
+
+def test_no_checkpoint_asked_for_is_none_to_warn_of() -> None:
+    assert not list(thinned(TrainConfig(), 10_000))
