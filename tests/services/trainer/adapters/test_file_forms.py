@@ -13,12 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from services.common.errors import InvalidInput
-from services.common.safetensors_header import Source, read_header
 from services.trainer.adapters.adapter import attached
-from services.trainer.adapters.fit import refuse_unlike
-from services.trainer.adapters.outline import outline_of
 from services.trainer.adapters.warm_start import FileAdapter, load_into, read_adapter
-from services.trainer.config import TrainConfig
 from tests.services.trainer.adapters.test_adapter import answer, job
 from tests.services.trainer.conftest import draw
 
@@ -397,17 +393,3 @@ def test_alpha_tensor_is_taken_with_its_sign(alpha: float, scale: float) -> None
 def test_alpha_tensor_that_no_trainer_writes_is_refused_with_its_value(alpha: float) -> None:
     with pytest.raises(InvalidInput, match=re.escape(f"is {alpha:g}")):
         read_adapter(file_of(pair(Q) | {f"{Q}.alpha": torch.tensor(alpha)}))
-
-
-@pytest.mark.parametrize("rank", [RANK - 1, RANK, RANK + 1])
-def test_rank_over_that_of_a_fused_layer_is_refused_by_the_header_alone(rank: int) -> None:
-    tensors = {f"{QKV}.lora_down.weight": draw("a", RANK, 6), f"{QKV}.lora_up.weight": draw("b", 12, RANK)}
-    outline = outline_of(read_header(Source.of(file_of(tensors))))
-    config = TrainConfig(rank=rank)
-    shapes = {f"{name}.lora_A.weight": (rank, 6) for name in MODULES[:3]}
-    shapes |= {f"{name}.lora_B.weight": (4, rank) for name in MODULES[:3]}
-    if rank <= RANK:
-        refuse_unlike(outline, config, shapes)
-    else:
-        with pytest.raises(InvalidInput, match=r"has rank 2, the job's .*attn.to_k.lora_A.weight 3"):
-            refuse_unlike(outline, config, shapes)
