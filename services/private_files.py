@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import IO
 
 UMASK = 0o077
+LOOK_EVERY_S = 1.0
 
 
 def private_folder(path: Path) -> Path:
@@ -32,6 +35,28 @@ def tighten(path: Path) -> None:
                 found.chmod(stat.S_IMODE(mode) & ~UMASK)
         except FileNotFoundError:
             continue
+
+
+@contextmanager
+def kept_private(folder: Path) -> Iterator[None]:
+    """Tighten a folder every `LOOK_EVERY_S` seconds, for a program that gives its files a mode of its own choice.
+
+    What cannot be tightened stays as it is until `tighten` is called for it, which raises.
+    """
+    ended = Event()
+
+    def keep() -> None:
+        while not ended.wait(LOOK_EVERY_S):
+            with suppress(OSError):
+                tighten(folder)
+
+    thread = Thread(target=keep, name="private files", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _below(path: Path) -> Iterator[Path]:

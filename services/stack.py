@@ -31,7 +31,7 @@ from services.common.object_store import ObjectStore
 from services.common.settings import StoreSettings
 from services.embedded_store import EmbeddedStore
 from services.ports import HOST, PortTaken, ReservedPorts
-from services.private_files import UMASK, open_private, private_folder, tighten
+from services.private_files import UMASK, kept_private, open_private, private_folder, tighten
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 600.0  # FLUX.1-dev's files are read and hashed; one that ends early is noticed at once
@@ -64,6 +64,8 @@ class Stack:
             self.store_settings = StoreSettings(
                 endpoint=self._store.endpoint, access_key="fluxsmith", secret_key=SecretStr(_secret(self.data))
             )
+            # A few of SeaweedFS's files do not heed the umask, and come at any time.
+            starting.enter_context(kept_private(self.data / "store"))
             self._held = starting.pop_all()
 
     def __enter__(self) -> Stack:
@@ -125,17 +127,13 @@ class Stack:
         for name in sorted(self.processes, key=lambda name: (name == "store", name != "trainer")):
             self.stop_process(name)
         if not self._lock.closed:  # else another stack may have the folder by now
-            tighten(self.data / "store")  # a few of SeaweedFS's files do not heed the umask
+            tighten(self.data / "store")  # also what it wrote last
         self._held.close()
 
     def wait(self) -> None:
         """Wait for as long as everything runs; raises `StackError` when a process has ended."""
         while True:
-            for name, process in self.processes.items():
-                if process.poll() is not None:
-                    raise StackError(
-                        f"the {name} ended with code {process.returncode}; its log is {self.log_path(name)}"
-                    )
+            self._require_all_run()
             time.sleep(1)
 
     def stop_process(self, name: str, *, signal_number: int = signal.SIGTERM) -> None:
@@ -179,15 +177,24 @@ class Stack:
         return self._store.sockets()
 
     def _wait_until(self, name: str, ready: Callable[[], bool]) -> None:
+        """Wait for a part; raises `StackError` as soon as any part has ended, whichever is awaited."""
         deadline = time.monotonic() + START_S
         while not ready():
-            code = self.processes[name].poll()
-            if code is not None or time.monotonic() > deadline:
-                what = f"ended with code {code}" if code is not None else f"did not serve within {START_S:.0f} s"
-                tail = self.log_path(name).read_bytes()[self._log_begins[name] :]
-                lines = tail.decode(errors="replace").strip().splitlines()[-3:]
-                raise StackError(f"the {name} {what}; its log is {self.log_path(name)}:\n  " + "\n  ".join(lines))
+            self._require_all_run()
+            if time.monotonic() > deadline:
+                raise self._failure(name, f"did not serve within {START_S:.0f} s")
             time.sleep(0.1)
+
+    def _require_all_run(self) -> None:
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                raise self._failure(name, f"ended with code {process.returncode}")
+
+    def _failure(self, name: str, what: str) -> StackError:
+        """The error of a part, with the end of its log."""
+        tail = self.log_path(name).read_bytes()[self._log_begins[name] :]
+        lines = tail.decode(errors="replace").strip().splitlines()[-3:]
+        return StackError(f"the {name} {what}; its log is {self.log_path(name)}:\n  " + "\n  ".join(lines))
 
 
 def exit_on_sigterm() -> None:

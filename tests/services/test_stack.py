@@ -77,6 +77,17 @@ def test_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: Pat
     assert "No module named services.decoder" in str(caught.value)
 
 
+def test_part_that_ends_is_named_at_once_while_another_is_awaited(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    stack.processes["encoder"] = subprocess.Popen(["sleep", "60"])  # noqa: S607 - stands for one that loads its model
+    stack.start_service("decoder", stack.encoder_address)
+    try:
+        with pytest.raises(StackError, match="the decoder ended with code 1"):
+            stack.wait_for_service("encoder", stack.encoder_address)
+    finally:
+        stack.stop()
+
+
 def test_port_that_is_taken_is_named_before_anything_starts(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -157,6 +168,20 @@ def test_folder_that_was_open_to_others_is_tightened(tmp_path: Path) -> None:
     Stack(tmp_path).stop()
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path, *tmp_path.iterdir())}
     assert {name for name, mode in modes.items() if mode & 0o077} == {"not-ours"}
+
+
+def test_file_that_the_store_opens_to_others_is_tightened_while_it_runs(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    try:
+        (tmp_path / "store").mkdir()
+        (written := tmp_path / "store" / "1.vif").touch()
+        written.chmod(0o644)
+        deadline_s = time.monotonic() + 10
+        while stat.S_IMODE(written.stat().st_mode) != 0o600 and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    finally:
+        stack.stop()
 
 
 def test_folder_that_cannot_be_made_private_is_refused_with_a_remedy(tmp_path: Path) -> None:
