@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from services.common.base_check import assumption
 from services.common.base_model import base_folder, is_folder, pick_device
 from services.common.errors import NotReady, ServiceError
+from services.common.logs import hide_progress_bars
 from services.common.object_store import ObjectStore
 from services.common.settings import ServiceSettings, StoreSettings, read_settings
 from services.encoder.settings import EncoderSettings
@@ -94,7 +95,7 @@ def settings() -> Check:
 
 
 def model() -> Check:
-    """Whether the base model is whole, as far as a look at its folder tells."""
+    """Whether the base model is whole, as far as its folder tells; the encoder's parts as the encoder checks them."""
     settings = read_settings(ServiceSettings)
     if not is_folder(str(_model_folder(settings))) and settings.base_model_revision:
         found = f"{settings.base_model} is fetched from the hub when the services start"
@@ -104,11 +105,21 @@ def model() -> Check:
     if not size:
         remedy = "Fetch the model again; its files end in .safetensors (with git-lfs: git lfs pull)."
         return Check(name="model", state=FAIL, found=f"{folder} holds no weights", remedy=remedy)
+    _check_encoder_parts(folder)
     found = f"{folder}, {size / 1e9:.2f} GB of weights"
     if assumed := assumption(folder):
         remedy = "Put the model_index.json that belongs to the model beside its parts."
         return Check(name="model", state=WARN, found=f"{found}; {assumed}", remedy=remedy)
     return Check(name="model", state=OK, found=found)
+
+
+def _check_encoder_parts(folder: Path) -> None:
+    """Raise `BaseModelError` for a VAE, CLIP or T5 with which the encoder would not start."""
+    hide_progress_bars()
+    # Only here: it imports diffusers and transformers, which takes five seconds.
+    from services.encoder.model_folder import checked  # noqa: PLC0415
+
+    checked(folder)
 
 
 def gpu() -> Check:

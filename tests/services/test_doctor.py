@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -66,6 +67,43 @@ def test_folder_without_weights_is_no_model(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / part).mkdir()
     monkeypatch.setenv("FLUXSMITH_BASE_MODEL", str(tmp_path))
     assert "no weights" in doctor.model().found
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "says"),
+    [
+        ("vae", {"latent_channels": 32}, "vae of base model .* has latent_channels 32 .* not 16"),
+        ("vae", b"{", "vae of base model .* has a config.json that is not JSON"),
+        ("text_encoder", b"null", "text_encoder of base model .* has a config.json that holds no object"),
+        ("text_encoder_2", {"model_type": None}, "text_encoder_2 of base model .* has model_type None"),
+        ("text_encoder_2", {"d_model": 32}, "where its config.json asks for"),
+    ],
+)
+def test_part_with_which_the_encoder_would_not_start_fails(
+    base_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    change: dict[str, object] | bytes,
+    says: str,
+) -> None:
+    for original in base_model.iterdir():
+        (tmp_path / original.name).symlink_to(original)
+    (tmp_path / part).unlink()
+    (tmp_path / part).mkdir()
+    for file in (base_model / part).iterdir():
+        (tmp_path / part / file.name).symlink_to(file)
+    config = tmp_path / part / "config.json"
+    written = (
+        change if isinstance(change, bytes) else json.dumps({**json.loads(config.read_bytes()), **change}).encode()
+    )
+    config.unlink()
+    config.write_bytes(written)
+    monkeypatch.setenv("FLUXSMITH_BASE_MODEL", str(tmp_path))
+    [check] = [each for each in doctor.checks(data=tmp_path, ports={}) if each.name == "model"]
+    assert check.state == doctor.FAIL
+    assert re.search(says, check.found)
+    assert "fetch or save that part anew" in check.remedy
 
 
 def test_store_is_written_to_and_read(store_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
