@@ -6,18 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-FLUX_DEV_TRANSFORMER: Mapping[str, Any] = {
-    "patch_size": 1,
-    "in_channels": 64,
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-    "guidance_embeds": True,
-    "axes_dims_rope": (16, 56, 56),
-}
+from services.common.base_check import FLUX_1_DEV_CONFIG
+
 T5_XXL: Mapping[str, Any] = {
     "d_model": 4096,
     "d_ff": 10240,
@@ -84,7 +74,7 @@ class Scale:
 
 FULL = Scale(
     name="full",
-    transformer=FLUX_DEV_TRANSFORMER,
+    transformer=FLUX_1_DEV_CONFIG,
     t5=T5_XXL,
     clip=CLIP_L,
     vae=FLUX_VAE,
@@ -98,7 +88,7 @@ FULL = Scale(
 TINY = Scale(
     name="tiny",
     transformer={
-        **FLUX_DEV_TRANSFORMER,
+        **FLUX_1_DEV_CONFIG,
         "num_layers": 2,
         "num_single_layers": 4,
         "attention_head_dim": 32,

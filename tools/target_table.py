@@ -8,22 +8,10 @@ from __future__ import annotations
 import torch
 from diffusers import FluxTransformer2DModel
 
+from services.common.base_check import FLUX_1_DEV_CONFIG
 from services.trainer.adapters.adapter import adapter_layers, adapter_parameters, attached
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import AdapterType, TargetPreset
-
-FLUX_DEV = {
-    "patch_size": 1,
-    "in_channels": 64,
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-    "guidance_embeds": True,
-    "axes_dims_rope": (16, 56, 56),
-}
 
 
 def count(transformer: FluxTransformer2DModel, config: TrainConfig) -> tuple[int, int, int]:
@@ -48,6 +36,6 @@ def table(transformer: FluxTransformer2DModel, rank: int = 16) -> str:
 
 if __name__ == "__main__":
     with torch.device("meta"):
-        flux_dev = FluxTransformer2DModel(**FLUX_DEV)
+        flux_dev = FluxTransformer2DModel(**FLUX_1_DEV_CONFIG)
     flux_dev.requires_grad_(False)
     print(table(flux_dev))

@@ -19,23 +19,31 @@ PIPELINES = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
 """Pipelines of diffusers over a text-to-image model of FLUX.1."""
 TRANSFORMER = "FluxTransformer2DModel"
 CHANNELS = 64  # of an image token: 16 latent channels in 2 x 2 places
+ROPE_AXES = 3
 SUPPORTED = (
     "Name a text-to-image model of FLUX.1 in diffusers' layout with FLUXSMITH_BASE_MODEL: FLUX.1-dev, FLUX.1-Krea-dev, "
     "FLUX.1-schnell, or one that was trained from these."
 )
-DEFAULTS: Mapping[str, Any] = {
-    "patch_size": 1,
+FLUX_1: Mapping[str, Any] = {
     "in_channels": CHANNELS,
-    "out_channels": None,
     "num_layers": 19,
     "num_single_layers": 38,
     "attention_head_dim": 128,
     "num_attention_heads": 24,
     "joint_attention_dim": 4096,
     "pooled_projection_dim": 768,
+}
+"""Sizes of FLUX.1's transformer. dev and schnell differ in the embedding of guidance alone."""
+DEFAULTS: Mapping[str, Any] = {
+    **FLUX_1,
+    "patch_size": 1,
+    "out_channels": None,
     "guidance_embeds": False,
+    "axes_dims_rope": (16, 56, 56),
 }
 """What diffusers takes where a transformer's config.json says nothing."""
+FLUX_1_DEV_CONFIG: Mapping[str, Any] = {**DEFAULTS, "guidance_embeds": True}
+"""The configuration of FLUX.1-dev's transformer."""
 _MOST = {"num_layers": 1000, "num_single_layers": 1000}
 _LARGEST = 100_000
 _OTHERS = {
@@ -90,9 +98,7 @@ def transformer_config(folder: Path) -> dict[str, Any] | None:
     if (name := found.get("_class_name")) != TRANSFORMER:
         raise BaseModelError(f"base model {folder} is {_described(name)}, by the {CONFIG} in it", SUPPORTED)
     config = {**DEFAULTS, **found}
-    for size in DEFAULTS:
-        if size == "guidance_embeds":
-            continue
+    for size in (*FLUX_1, "patch_size", "out_channels"):
         value = config[size]
         fewest = 0 if size == "num_single_layers" else 1
         if (value is not None or DEFAULTS[size] is not None) and not (
@@ -102,6 +108,7 @@ def transformer_config(folder: Path) -> dict[str, Any] | None:
     if not isinstance(config["guidance_embeds"], bool):
         raise _broken(folder, CONFIG, f"has guidance_embeds {_shown(config['guidance_embeds'])}")
     _refuse_other_channels(folder, config)
+    _refuse_broken_rope(folder, config)
     return config
 
 
@@ -132,6 +139,19 @@ def _refuse_other_channels(folder: Path, config: Mapping[str, Any]) -> None:
         f"patches of {channels[2]}, where FLUX.1-dev and schnell have {CHANNELS}, {CHANNELS} and 1",
         SUPPORTED,
     )
+
+
+def _refuse_broken_rope(folder: Path, config: Mapping[str, Any]) -> None:
+    """Positions of an image token are a number and two places: each turns its share of a head's channels, in pairs."""
+    shares, head = config["axes_dims_rope"], config["attention_head_dim"]
+    if (
+        not isinstance(shares, (list, tuple))
+        or len(shares) != ROPE_AXES
+        or not all(type(share) is int and share > 0 and share % 2 == 0 for share in shares)
+        or sum(shares) != head
+    ):
+        wanted = f"{ROPE_AXES} even numbers over 0 that add up to attention_head_dim, {head}"
+        raise _broken(folder, CONFIG, f"has axes_dims_rope {_shown(shares)}, not {wanted}")
 
 
 def _described(name: object) -> str:

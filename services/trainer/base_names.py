@@ -8,18 +8,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from services.common.base_check import FLUX_1
 from services.common.base_names import CONFIG, INDEX, names_of_folder
 
-# The two differ in the embedding of guidance alone; another model of the family has other sizes.
-_FLUX_1 = {
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "num_attention_heads": 24,
-    "attention_head_dim": 128,
-    "in_channels": 64,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-}
 _PIPELINE = "FluxPipeline"
 
 
@@ -43,7 +34,7 @@ def kind_of(transformer_config: Mapping[str, Any], pipeline: str, names: Iterabl
 
     Krea has dev's configuration to the letter, so only a name tells it apart; a Krea without it counts as dev.
     """
-    if pipeline not in {"", _PIPELINE} or any(transformer_config.get(key) != size for key, size in _FLUX_1.items()):
+    if pipeline not in {"", _PIPELINE} or any(transformer_config.get(key) != size for key, size in FLUX_1.items()):
         return BaseKind.UNKNOWN
     if not transformer_config.get("guidance_embeds"):
         return BaseKind.SCHNELL

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusers import FluxTransformer2DModel
 from diffusers.models.embeddings import CombinedTimestepGuidanceTextProjEmbeddings, CombinedTimestepTextProjEmbeddings
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from services.common.base_check import BaseModelError
 from services.common.base_model import base_folder, pick_device, pick_dtype
 from services.common.errors import FieldViolation, InvalidInput
 from services.trainer.config import TrainConfig
@@ -18,18 +21,46 @@ if TYPE_CHECKING:  # see services/common/base_model.py
     from services.common.settings import ServiceSettings
 
 
+# Of config.json and the weights' files. Other errors, such as too little memory, are no fault of the folder's.
+WRONG_FILES = (ArithmeticError, AttributeError, LookupError, OSError, SafetensorError, TypeError, ValueError)
+MISFITS = {
+    "missing_keys": "its config.json asks for weights that are not there:",
+    "unexpected_keys": "its config.json has no place for the weights",
+}
+
+
 def load_transformer(settings: ServiceSettings) -> FluxTransformer2DModel:
-    """Load FLUX's transformer frozen, on its device and in its precision, ready for adapters."""
+    """Load FLUX's transformer frozen, on its device and in its precision, ready for adapters.
+
+    Raises `BaseModelError` where its weights are missing, cut short, or not those that its config.json describes.
+    """
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     folder = base_folder(settings, ("transformer",))
-    transformer = FluxTransformer2DModel.from_pretrained(
-        folder,
-        subfolder="transformer",
-        dtype=dtype,
-        device_map={"": device},  # straight to the device, shard by shard: never 24 GB of host memory
-    )
+    try:
+        transformer, loading = FluxTransformer2DModel.from_pretrained(
+            folder,
+            subfolder="transformer",
+            dtype=dtype,
+            device_map={"": device},  # straight to the device, shard by shard: never 24 GB of host memory
+            use_safetensors=True,  # else a pickle is loaded where there is no file of this format
+            output_loading_info=True,
+        )
+    except NotImplementedError as error:  # torch's, of a tensor that is to be moved and was in no file
+        raise _unloadable(folder, "its weights lack some that its config.json asks for") from error
+    except WRONG_FILES as error:
+        raise _unloadable(folder, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
+    for kind, what in MISFITS.items():
+        if names := sorted(loading[kind]):
+            raise _unloadable(folder, f"{what} {names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1))
     return prepared(transformer)
+
+
+def _unloadable(folder: Path, what: str) -> BaseModelError:
+    return BaseModelError(
+        f"transformer of base model {folder} cannot be loaded: {what}",
+        "Fetch or save that part anew, its config.json and its weights together.",
+    )
 
 
 def prepared(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from services.common.base_check import DEFAULTS
+from services.common.base_check import DEFAULTS, FLUX_1_DEV_CONFIG
 
 TIME_CHANNELS = 256  # of the sinusoids that sigma and guidance become
 MLP_RATIO = 4
@@ -113,15 +113,4 @@ class Architecture:
         }
 
 
-FLUX_1_DEV = Architecture(
-    hidden=3072,
-    head_width=128,
-    double_blocks=19,
-    single_blocks=38,
-    channels=64,
-    output_channels=64,
-    t5_width=4096,
-    clip_width=768,
-    guidance_embeds=True,
-    text_tokens=512,
-)
+FLUX_1_DEV = Architecture.of(FLUX_1_DEV_CONFIG, text_tokens=512)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from services import doctor
-from services.common.base_check import BaseModelError, assumption, refuse_other_model
+from services.common.base_check import BaseModelError, assumption, refuse_other_model, transformer_config
 from services.common.settings import ServiceSettings, StoreSettings
 from services.encoder.models import load_models
 from services.encoder.settings import EncoderSettings
@@ -111,6 +111,18 @@ SIZES = [
     *("joint_attention_dim", "pooled_projection_dim"),
 ]
 NO_SIZES: list[Any] = [None, "x", -1, 1.5, 10**9, []]
+NO_ROPES: list[Any] = [
+    None,
+    128,
+    "16",
+    [],
+    [64, 64],
+    [16, 56, 54],
+    [15, 57, 56],
+    [-16, 72, 72],
+    [0, 64, 64],
+    [16.0, 56, 56],
+]
 ODD: dict[str, tuple[Any, Any]] = {
     "empty": (None, None),
     "index is garbage": (b"\xff\x00{", FLUX),
@@ -126,11 +138,25 @@ ODD: dict[str, tuple[Any, Any]] = {
     "config without a class": (None, {"in_channels": 64}),
     "config without sizes": (None, FLUX),
     **{f"{name} is {value!r}": (None, FLUX | {name: value}) for name in SIZES for value in NO_SIZES},
+    **{f"rope is {value!r}": (None, FLUX | {"axes_dims_rope": value}) for value in NO_ROPES},
     "guidance is a text": (None, FLUX | {"guidance_embeds": "yes"}),
     "patches": (None, FLUX | {"patch_size": 2}),
     "channels": (None, FLUX | {"in_channels": 16}),
     **{name: (index, config) for name, (index, config, _) in OTHERS.items()},
 }
+
+
+@pytest.mark.parametrize(("head", "rope"), [(128, [16, 56, 56]), (32, [8, 12, 12])])
+def test_shares_of_positions_that_add_up_to_a_head_are_taken(tmp_path: Path, head: int, rope: list[int]) -> None:
+    config = transformer_config(folder_of(tmp_path, None, FLUX | {"attention_head_dim": head, "axes_dims_rope": rope}))
+    assert config is not None
+    assert config["axes_dims_rope"] == rope
+
+
+def test_shares_of_positions_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, None, FLUX | {"attention_head_dim": 32, "axes_dims_rope": [8, 12, 10]})
+    with pytest.raises(BaseModelError, match=r"has axes_dims_rope \[8, 12, 10\], not 3 even .* attention_head_dim, 32"):
+        transformer_config(folder)
 
 
 @pytest.mark.parametrize("name", ODD)

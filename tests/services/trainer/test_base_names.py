@@ -13,7 +13,7 @@ from services.common.settings import ServiceSettings
 from services.stack import ROOT
 from services.trainer.base import load_base
 from services.trainer.base_names import BaseKind, kind_of, kind_of_folder
-from tools.target_table import FLUX_DEV
+from tests.services.trainer.adapters.test_targets import FLUX_DEV
 
 SCHNELL = {**FLUX_DEV, "guidance_embeds": False}
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings
+from safetensors.torch import load_file
 from torch import Tensor
 
 from services.common.base_check import BaseModelError
@@ -116,6 +120,70 @@ def test_base_is_frozen(transformer: FluxTransformer2DModel) -> None:
 def test_precision_of_the_settings_is_that_of_the_weights(transformer_bf16: FluxTransformer2DModel) -> None:
     assert transformer_bf16.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in transformer_bf16.parameters()} == {torch.bfloat16}
+
+
+@pytest.fixture
+def copied(base_model: Path, tmp_path: Path) -> Path:
+    """The transformer in a folder of its own, its weights in one file."""
+    return Path(shutil.copytree(base_model / "transformer", tmp_path / "transformer"))
+
+
+def load(part: Path) -> FluxTransformer2DModel:
+    return load_transformer(ServiceSettings(base_model=str(part.parent), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_layers": 3}, "its weights lack some that its config.json asks for"),
+        ({"num_layers": 1}, r"no place for the weights transformer_blocks\.1\..* and 31 more"),
+        ({"num_attention_heads": 4}, r"expected shape torch\.Size"),
+    ],
+)
+def test_weights_that_are_not_those_of_the_config_are_refused(
+    copied: Path, change: dict[str, object], says: str
+) -> None:
+    config = copied / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(BaseModelError, match=f"transformer of base model .* cannot be loaded: .*{says}") as refused:
+        load(copied)
+    assert refused.value.remedy == "Fetch or save that part anew, its config.json and its weights together."
+
+
+def damage_header(file: Path) -> None:
+    file.write_bytes((1 << 60).to_bytes(8, "little") + file.read_bytes()[8:])
+
+
+def pickle_instead(file: Path) -> None:
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda file: file.write_bytes(file.read_bytes()[:100_000]), damage_header, Path.unlink, pickle_instead],
+    ids=["cut short", "no header", "gone", "pickle"],
+)
+def test_file_that_holds_no_weights_is_refused(copied: Path, damage: Callable[[Path], object]) -> None:
+    damage(copied / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(BaseModelError, match=r"cannot be loaded: .*diffusion_pytorch_model\.safetensors"):
+        load(copied)
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [("*-00002-of-*.safetensors", "does not appear to have a file named"), ("*.index.json", "no file named")],
+)
+def test_weights_in_shards_are_loaded_whole_or_not_at_all(
+    original: FluxTransformer2DModel, tmp_path: Path, file: str, says: str
+) -> None:
+    part = tmp_path / "transformer"
+    original.save_pretrained(part, max_shard_size="4MB")
+    assert torch.equal(load(part).proj_out.weight, original.proj_out.weight)
+    [found] = part.glob(file)
+    found.unlink()
+    with pytest.raises(BaseModelError, match=f"cannot be loaded: .*{says}"):
+        load(part)
 
 
 def test_folder_without_a_transformer_is_refused(tmp_path: Path) -> None:
