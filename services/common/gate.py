@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from services.common.caller import caller_from
 from services.common.errors import InvalidInput
+from services.common.handlers import wrapped
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +45,10 @@ class Gate(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return None
+        reading = handler._replace(request_deserializer=_reader(handler.request_deserializer))
         admit = partial(_admitted, handler_call_details.method, handler.request_streaming)
-        changes: dict[str, Any] = {"request_deserializer": _reader(handler.request_deserializer)}
-        for kind, gated in _GATED.items():
-            if behaviour := getattr(handler, kind):
-                changes[kind] = gated(behaviour, admit)
-        gated_handler: grpc.RpcMethodHandler[Any, Any] = handler._replace(**changes)
-        return gated_handler
+        gated: grpc.RpcMethodHandler[Any, Any] = wrapped(reading, admit)
+        return gated
 
 
 def _reader(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -65,11 +63,12 @@ def _reader(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return read
 
 
-def _admitted(method: str, streaming: bool, request: Any, context: Context) -> Any:
+@asynccontextmanager
+async def _admitted(method: str, streaming: bool, request: Any, context: Context) -> AsyncGenerator[Any, None]:
     """The request, or the stream of them, once the caller is what it must be."""
     if method.startswith(OURS):
         caller_from(context.invocation_metadata() or ())
-    return _messages(method, request, context) if streaming else _message(method, request, context)
+    yield _messages(method, request, context) if streaming else _message(method, request, context)
 
 
 async def _messages(method: str, requests: AsyncIterator[Any], context: Context) -> AsyncGenerator[Any, None]:
@@ -86,30 +85,3 @@ def _message(method: str, request: Any, context: Context) -> Any:
             remedy="Send what the contract says, with a client of the service's version.",
         )
     return request
-
-
-_Admit = Callable[[Any, Context], Any]
-
-
-def _gated_unary(behaviour: Callable[[Any, Context], Awaitable[Any]], admit: _Admit) -> Any:
-    async def gated(request: Any, context: Context) -> Any:
-        return await behaviour(admit(request, context), context)
-
-    return gated
-
-
-def _gated_stream(behaviour: Callable[[Any, Context], AsyncGenerator[Any, None]], admit: _Admit) -> Any:
-    async def gated(request: Any, context: Context) -> AsyncGenerator[Any, None]:
-        async with aclosing(behaviour(admit(request, context), context)) as responses:
-            async for response in responses:
-                yield response
-
-    return gated
-
-
-_GATED: dict[str, Callable[[Any, _Admit], Any]] = {
-    "unary_unary": _gated_unary,
-    "stream_unary": _gated_unary,
-    "unary_stream": _gated_stream,
-    "stream_stream": _gated_stream,
-}

@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -21,7 +22,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.common import errors
-from services.common.gate import Gate
+from services.common.gate import Context, Gate
+from services.common.handlers import wrapped
 
 log = logging.getLogger(__name__)
 
@@ -148,52 +150,23 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler of a call, whichever of the four kinds it is."""
-        handler: Any = await continuation(handler_call_details)
-        wrapped: grpc.RpcMethodHandler[Any, Any] | None = handler
-        if handler is not None:
-            for kind, guard in _GUARDS.items():
-                if behaviour := getattr(handler, kind):
-                    wrapped = handler._replace(**{kind: guard(behaviour, handler_call_details.method)})
-        return wrapped
+        """Wrap the handler of a call."""
+        handler = await continuation(handler_call_details)
+        guarded: grpc.RpcMethodHandler[Any, Any] | None = (
+            wrapped(handler, partial(_guarded, handler_call_details.method)) if handler else None
+        )
+        return guarded
 
 
-_Unary = Callable[[Any, Any], Awaitable[Any]]
-_Stream = Callable[[Any, Any], AsyncGenerator[Any, None]]
+@asynccontextmanager
+async def _guarded(method: str, request: Any, context: Context) -> AsyncGenerator[Any, None]:
+    try:
+        yield request
+    except Exception as error:  # noqa: BLE001 - the one broad except of the process
+        await _abort(context, error, method)
 
 
-def _guarded_unary(behaviour: _Unary, method: str) -> _Unary:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        try:
-            return await behaviour(request, context)
-        except Exception as error:  # noqa: BLE001 - the one broad except of the process
-            return await _abort(context, error, method)
-
-    return guarded
-
-
-def _guarded_stream(behaviour: _Stream, method: str) -> _Stream:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncGenerator[Any, None]:
-        try:
-            # Closed with this stream, not when the collector comes by: it may hold something until then.
-            async with aclosing(behaviour(request, context)) as responses:
-                async for response in responses:
-                    yield response
-        except Exception as error:  # noqa: BLE001 - the one broad except of the process
-            await _abort(context, error, method)
-
-    return guarded
-
-
-_GUARDS: dict[str, Callable[[Any, str], Any]] = {
-    "unary_unary": _guarded_unary,
-    "stream_unary": _guarded_unary,
-    "unary_stream": _guarded_stream,
-    "stream_stream": _guarded_stream,
-}
-
-
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> None:
+async def _abort(context: Context, error: Exception, method: str) -> None:
     if isinstance(error, (grpc.aio.AbortError, grpc.aio.UsageError)):
         raise error
     if not isinstance(error, errors.ServiceError):
