@@ -307,14 +307,15 @@ def test_a_table_of_captions_is_named_with_what_reads_it(tmp_path: Path) -> None
     assert "create_from(" in caught.value.remedy
 
 
-def test_a_caption_beside_a_picture_of_another_format_counts_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("picture", ["q0.jp2", "q3.jpe"])
+def test_a_caption_beside_a_picture_of_another_format_counts_with_it(tmp_path: Path, picture: str) -> None:
     add_image(tmp_path, "a.png")
-    add_image(tmp_path, "q0.jp2")
+    add_image(tmp_path, picture)
     (tmp_path / "gone.txt").write_text("a cat")
     (tmp_path / "gone.json").write_text("{}")
     whys = {entry.name: entry.why for entry in read_folder(tmp_path).left_out}
     other = "file of another format"
-    assert whys == {"q0.jp2": other, "gone.json": other, "gone.txt": "caption without a picture"}
+    assert whys == {picture: other, "gone.json": other, "gone.txt": "caption without a picture"}
 
 
 def test_nothing_is_said_of_a_folder_of_which_all_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
