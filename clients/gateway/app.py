@@ -15,6 +15,7 @@ from gateway.limits import BytesUnderWay
 from gateway.problems import Problem
 from gateway.schemas import Health
 from gateway.settings import GatewaySettings
+from gateway.unread import ReadToTheEnd
 
 _TOLD: dict[str, Any] = {"content": {problems.MEDIA_TYPE: {}}, "model": Problem}
 _PROBLEM: dict[int | str, dict[str, Any]] = {"default": {"description": "What went wrong", **_TOLD}}
@@ -35,7 +36,8 @@ class _Gateway(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Look at who sends before anything else, and give the answer to what was not foreseen its headers too."""
-        return OwnPagesOnly(OneCaller(super().build_middleware_stack()), settings=self.state.settings)
+        own_pages_only = OwnPagesOnly(OneCaller(super().build_middleware_stack()), settings=self.state.settings)
+        return ReadToTheEnd(own_pages_only)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 from collections.abc import Iterable, Iterator
@@ -221,6 +222,42 @@ def test_a_body_that_says_that_it_is_too_large_is_refused_before_it_comes() -> N
     settings = GatewaySettings(max_body_bytes=2000, body_s=60)
     with serving(settings) as address, begun(address, length=2001, sent=b"") as silent:
         assert received(silent, until=b"BODY_TOO_LARGE").startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize(
+    ("headers", "most_bytes", "status", "reason"),
+    [
+        (JSON, 2000, 413, "BODY_TOO_LARGE"),
+        ({"Content-Type": "text/plain"}, 32 << 20, 415, "CONTENT_TYPE_NOT_JSON"),
+        ({"Host": "elsewhere"}, 32 << 20, 421, "HOST_NOT_SERVED"),
+    ],
+)
+@pytest.mark.parametrize("announced", [True, False])
+def test_who_sends_a_refused_body_whole_before_reading_reads_why(
+    headers: dict[str, str], most_bytes: int, status: int, reason: str, announced: bool
+) -> None:
+    body = b" " * (16 << 20)  # more than the connection holds
+    with serving(GatewaySettings(max_body_bytes=most_bytes)) as address:
+        connection = http.client.HTTPConnection(*address, timeout=60)
+        pieces = body if announced else iter([body[: 1 << 20]] * 16)
+        connection.request("POST", "/jobs", body=pieces, headers={"Connection": "close", **headers})
+        answer = connection.getresponse()
+        assert (answer.status, json.load(answer)["reason"]) == (status, reason)
+        connection.close()
+
+
+def test_a_refused_body_is_not_thrown_away_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.unread.MOST_BYTES", 1 << 20)
+    with serving(GatewaySettings(max_body_bytes=2000)) as address, begun(address, length=1 << 40, sent=b"") as flood:
+        assert received(flood, until=b"BODY_TOO_LARGE").startswith(b"HTTP/1.1 413 ")
+        with pytest.raises(ConnectionError):
+            flood.sendall(b" " * (64 << 20))
+
+
+def test_a_refused_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.unread.LONGEST_S", 0.2)
+    with serving(GatewaySettings(max_body_bytes=2000)) as address, begun(address, length=2001, sent=b" ") as silent:
+        assert b"BODY_TOO_LARGE" in received(silent, until=b"the connection's end")
 
 
 def test_a_body_that_does_not_say_how_large_it_is_is_counted() -> None:
