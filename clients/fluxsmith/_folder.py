@@ -31,24 +31,8 @@ MOST_LOOKED_AT = 5000
 """Files and folders below, to tell where the images may be."""
 
 OTHER_PICTURES = frozenset(
-    {
-        ".jpe",
-        ".jp2",
-        ".j2k",
-        ".jxl",
-        ".tga",
-        ".psd",
-        ".xcf",
-        ".svg",
-        ".exr",
-        ".hdr",
-        ".dds",
-        ".pcx",
-        ".ico",
-        ".ppm",
-        ".pgm",
-    }
-    | {".pnm", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
+    {".jp2", ".j2k", ".jxl", ".tga", ".psd", ".xcf", ".svg", ".exr", ".hdr", ".dds", ".pcx", ".ico", ".ppm", ".pgm"}
+    | {".pnm", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".jpe"}
 )
 
 OTHER_FORMAT = "file of another format"
