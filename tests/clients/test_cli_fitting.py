@@ -5,8 +5,11 @@ from io import StringIO
 
 import pytest
 from fluxsmith import JobState, TrainConfig, TrainingJob, TrainingResult
-from fluxsmith.cli.fitting import fitted
+from fluxsmith.cli.doctor import Check, State, _show
+from fluxsmith.cli.fitting import at_words, fitted
 from fluxsmith.cli.listing import _jobs_table, empty_table
+from fluxsmith.cli.session import Session
+from fluxsmith.cli.text import report_lines
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -76,3 +79,46 @@ def test_identifier_that_is_wider_than_the_terminal_is_not_cut() -> None:
     console.print(fitted(table, console))
     assert name in out.getvalue().replace("\n", "")
     assert "size 9.1 kB" in out.getvalue()
+
+
+def terminal_of(width: int) -> Console:
+    return Console(file=StringIO(), force_terminal=True, width=width, color_system=None)
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_lines_are_broken_between_words_and_say_the_same(width: int) -> None:
+    said = "the volume 夏の絵 holds no weights (`git lfs pull`). Put the file that belongs to it beside its parts."
+    lines = at_words(said, terminal_of(width)).splitlines()
+    assert max(map(cell_len, lines)) <= width
+    assert " ".join(line.strip() for line in lines) == said
+    assert any("`git lfs pull`" in line for line in lines)
+
+
+def test_what_follows_stands_below_the_fact() -> None:
+    assert at_words("held-out loss  1.8000 before, 0.8600 after (-52.2%)", terminal_of(45)) == (
+        "held-out loss  1.8000 before, 0.8600 after\n               (-52.2%)"
+    )
+
+
+def test_commands_are_never_broken_so_that_they_can_be_copied() -> None:
+    command = f"fluxsmith --trainer gpu:7402 download {ENDED.id} {ENDED.id} --all"
+    lines = at_words(f"see previews and report with: {command}   then open the page", terminal_of(40)).splitlines()
+    assert lines == ["see previews and report with:", f"  {command}", "  then open the page"]
+
+
+def test_a_pipe_gets_each_line_whole() -> None:
+    pipe = Console(file=StringIO(), width=40)
+    assert at_words("word " * 100, pipe) == "word " * 100
+
+
+def test_doctor_and_the_lines_of_an_ended_job_fit_60_columns() -> None:
+    session = Session(encoder=None, trainer=None, tenant=None)
+    session.out = terminal_of(60)
+    check = Check(name="gpu", state=State.WARN, found="none in use, " * 9, remedy="A large [model] needs one. " * 3)
+    _show(check, session)
+    session.out.print(at_words("\n".join(report_lines(ENDED, command=session.command)), session.out), soft_wrap=True)
+    assert isinstance(session.out.file, StringIO)
+    shown = session.out.file.getvalue()
+    assert max(map(cell_len, shown.splitlines())) <= 60
+    assert "[model]" in shown
+    assert shown.startswith("WARN  gpu: none in use,")

@@ -13,11 +13,12 @@ from fluxsmith.cli.completion import started_files
 from fluxsmith.cli.contact_sheet import contact_sheet
 from fluxsmith.cli.doctor import doctor
 from fluxsmith.cli.estimate import estimate
+from fluxsmith.cli.fitting import at_words
 from fluxsmith.cli.help import Command, Group, help_of
 from fluxsmith.cli.jobs import cancel, checkpoint, delete, download, pause, resume, watch
 from fluxsmith.cli.listing import checkpoints, files, jobs
 from fluxsmith.cli.logs import logs
-from fluxsmith.cli.session import ConsoleHandler, Session
+from fluxsmith.cli.session import ConsoleHandler, Session, console_for
 from fluxsmith.cli.text import error_json, error_line
 from fluxsmith.cli.train import train
 from fluxsmith.cli.up import up
@@ -66,12 +67,15 @@ def run(arguments: Sequence[str]) -> int:
     except FluxsmithError as error:
         error.remedy = error.remedy.replace("skip_bad_samples=True", "--skip-bad")
         explained = _explained(error, arguments)
-        typer.echo(error_json(error, explained) if "--json" in arguments else error_line(explained), err=True)
+        if "--json" in arguments:
+            typer.echo(error_json(error, explained), err=True)
+        else:
+            _echo_error(explained)
         return exit_code(error)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command_path = context.command_path if context else "fluxsmith"
-        typer.echo(error_line(f"{_said(error)} See {command_path} --help."), err=True)
+        _echo_error(f"{_said(error)} See {command_path} --help.")
         return _BAD_INPUT
     except SystemExit:  # typer's way out of its own options
         for path, _ in started_files() - before:
@@ -80,12 +84,16 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
     except UnicodeEncodeError as error:
-        typer.echo(error_line(f"{error.object!r} cannot be sent or shown: it is not {error.encoding}."), err=True)
+        _echo_error(f"{error.object!r} cannot be sent or shown: it is not {error.encoding}.")
         return _BAD_INPUT
     except OSError as error:  # every file that is named has an error of its own
-        typer.echo(error_line(f"{error.filename or 'standard output'} cannot be written: {error.strerror}."), err=True)
+        _echo_error(f"{error.filename or 'standard output'} cannot be written: {error.strerror}.")
         return _FAILED
     return code if isinstance(code, int) else _OK
+
+
+def _echo_error(text: str) -> None:
+    typer.echo(at_words(error_line(text), console_for(to_stderr=True)), err=True)
 
 
 def _explained(error: FluxsmithError, arguments: Sequence[str]) -> str:

@@ -49,7 +49,7 @@ def delete(
     with session.client() as client:
         for dataset_id in dataset_ids:
             client.datasets.delete(dataset_id)
-            typer.echo(f"dataset {dataset_id} is deleted")
+            session.tell(f"dataset {dataset_id} is deleted")
 
 
 group = typer.Typer()

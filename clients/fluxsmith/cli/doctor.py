@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 import fluxsmith
 from fluxsmith.cli.asking import Answer, encoder_answer, trainer_answer
 from fluxsmith.cli.checkout import checkout, environment_of, python_of
 from fluxsmith.cli.estimate import fit_text
+from fluxsmith.cli.fitting import at_words
 from fluxsmith.cli.session import Session
 from fluxsmith.cli.text import to_json
 from fluxsmith.errors import FluxsmithError
@@ -137,6 +138,7 @@ def _machine(data: Path | None) -> Iterator[Check]:
 
 
 def _show(check: Check, session: Session) -> None:
-    words = [f"[{_STYLES[check.state]}]{check.state:<4}[/]  {escape(check.name)}: {escape(check.found).rstrip('.')}."]
-    words += [escape(check.remedy)] if check.remedy else []
-    session.out.print(" ".join(words), soft_wrap=True)
+    words = [f"{check.state:<4}  {check.name}: {check.found.rstrip('.')}.", check.remedy]
+    line = Text(at_words(" ".join(filter(None, words)), session.out))
+    line.stylize(_STYLES[check.state], 0, len(check.state))
+    session.out.print(line, soft_wrap=True)

@@ -1,4 +1,6 @@
-"""Tables on terminals that may be narrow: where the columns do not fit, each row becomes a few lines of facts."""
+"""Terminals that may be narrow: tables that do not fit become lines of facts, and lines are broken between words."""
+
+import re
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -6,6 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 _GAP = "  "
+# A command line is copied whole: the terminal breaks it where it must, which leaves it one line.
+_COMMANDS = re.compile(r"`[^`]*`|(?<=: )fluxsmith .*?(?=   |$)")
+_LABEL = re.compile(r".{1,14}?  +(?=\S)")
+_HELD = "\0"
 
 
 def fitted(table: Table, console: Console) -> RenderableType:
@@ -47,3 +53,27 @@ def _block(headings: list[str], row: tuple[Text, ...], width: int) -> Text:
     for line in lines[1:]:
         line.truncate(width, overflow="ellipsis")
     return Text("\n").join(lines)
+
+
+def at_words(text: str, console: Console) -> str:
+    """Return lines for a terminal, broken between words and never within a command; for a pipe the lines as they are.
+
+    What follows stands below the fact of a line that begins with a label, else it is set in by two.
+    """
+    if not console.is_terminal:
+        return text
+    return "\n".join(_broken(line, console.width) for line in text.split("\n"))
+
+
+def _broken(line: str, width: int) -> str:
+    label = _LABEL.match(line)
+    begin = label[0] if label and label.end() <= width // 3 else ""
+    lines = [begin]
+    held = _COMMANDS.sub(lambda found: found[0].replace(" ", _HELD), line)
+    for word in re.findall(r" *[^ ]+", held[len(begin) :]):
+        shown = word.replace(_HELD, " ")
+        if lines[-1] != begin and cell_len(lines[-1] + shown) > width:
+            lines.append(" " * (len(begin) or len(_GAP)) + shown.lstrip(" "))
+        else:
+            lines[-1] += shown
+    return "\n".join(lines)

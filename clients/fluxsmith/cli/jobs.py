@@ -48,8 +48,8 @@ def watch(
     if as_json:
         typer.echo(job_json(finished))
         return
-    typer.echo("\n".join(report_lines(finished, command=session.command)))
-    typer.echo(f"Fetch the file with: {session.command('download', job_id)}")
+    session.tell("\n".join(report_lines(finished, command=session.command)))
+    session.tell(f"Fetch the file with: {session.command('download', job_id)}")
 
 
 def pause(context: typer.Context, job_id: Annotated[str, _job(complete_pausable)], *, as_json: AsJson = False) -> None:
@@ -92,11 +92,11 @@ def delete(context: typer.Context, job_id: Annotated[str, _job(complete_ended)])
             job = client.job(job_id)
         except NotFound:
             client.delete_job(job_id)  # raises for one that never was
-            typer.echo(f"job {job_id} was deleted before")
+            session.tell(f"job {job_id} was deleted before")
             return
         checkpoints = job.checkpoints()
         job.delete()
-    typer.echo(f"job {job_id} is deleted, with {removed_text(job.snapshot, checkpoints)}")
+    session.tell(f"job {job_id} is deleted, with {removed_text(job.snapshot, checkpoints)}")
 
 
 def checkpoint(context: typer.Context, job_id: Job) -> None:
@@ -104,7 +104,8 @@ def checkpoint(context: typer.Context, job_id: Job) -> None:
     session: Session = context.obj
     with session.client() as client:
         client.job(job_id).checkpoint()
-    typer.echo(f"a checkpoint of job {job_id} is being written; see it with: {session.command('checkpoints', job_id)}")
+    listing = session.command("checkpoints", job_id)
+    session.tell(f"a checkpoint of job {job_id} is being written; see it with: {listing}")
 
 
 def _say_state(job: TrainingJob, *, as_json: bool) -> None:

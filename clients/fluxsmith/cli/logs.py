@@ -72,9 +72,9 @@ def logs(  # a command's options are its parameters
         job = client.job(job_id or "")
         for event in events_of(job, follow=follow):
             if steps or not isinstance(event, StepsCompleted):
-                typer.echo(event_json(event) if as_json else event_line(event))
+                typer.echo(event_json(event)) if as_json else session.tell(event_line(event))
         if not as_json and job.refresh().state is JobState.FAILED:
-            typer.echo("\n".join(failure_lines(job.snapshot)))
+            session.tell("\n".join(failure_lines(job.snapshot)))
 
 
 def events_of(job: JobHandle, *, follow: bool) -> Iterator[Event]:

@@ -5,12 +5,14 @@ import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import typer
 from fluxsmith_text import on_one_line
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 
 from fluxsmith._settings import Settings, resolve_settings
+from fluxsmith.cli.fitting import at_words
 from fluxsmith.client import Client
 from fluxsmith.errors import NotFound
 
@@ -24,8 +26,8 @@ class Session:
 
     def __init__(self, *, encoder: str | None, trainer: str | None, tenant: str | None) -> None:
         self._given = {"encoder": encoder, "trainer": trainer, "tenant": tenant}
-        self.console = _console(to_stderr=True)
-        self.out = _console(to_stderr=False)
+        self.console = console_for(to_stderr=True)
+        self.out = console_for(to_stderr=False)
 
     @contextmanager
     def client(self) -> Iterator[Client]:
@@ -55,7 +57,11 @@ class Session:
 
     def say(self, text: str) -> None:
         """Print a line on standard error."""
-        self.console.print(escape(text), soft_wrap=True)
+        self.console.print(escape(at_words(text, self.console)), soft_wrap=True)
+
+    def tell(self, text: str) -> None:
+        """Print lines on standard output."""
+        typer.echo(at_words(text, self.out))
 
 
 class ConsoleHandler(logging.Handler):
@@ -67,7 +73,7 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the message alone: a person reads it."""
-        self._console.print(escape(record.getMessage()), soft_wrap=True)
+        self._console.print(escape(at_words(record.getMessage(), self._console)), soft_wrap=True)
 
 
 class ShownConsole(Console):
@@ -83,7 +89,8 @@ def _shown(text: str) -> str:
     return text if text.isprintable() else "\n".join(map(on_one_line, text.split("\n")))
 
 
-def _console(*, to_stderr: bool) -> Console:
+def console_for(*, to_stderr: bool) -> Console:
+    """Return the console of standard error or standard output."""
     console = ShownConsole(stderr=to_stderr, highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH

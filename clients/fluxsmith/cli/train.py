@@ -89,7 +89,7 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
     if as_json:
         typer.echo(to_json({**vars(finished), "output": str(target)}))
     else:
-        typer.echo("\n".join(report_lines(finished, file=file, command=session.command)))
+        session.tell("\n".join(report_lines(finished, file=file, command=session.command)))
 
 
 def _check(config: TrainConfig, *, target: Path, warm_start: str, held_out: Path | None, start_early: bool) -> None:
