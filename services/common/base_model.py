@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from httpx2 import HTTPError
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, get_cached_repo_tree, get_session, snapshot_download
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
@@ -39,6 +41,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+HUB_ANSWERS_S = 5.0  # its library tries for half a minute, and for over three minutes where nothing answers
 HUB_ERRORS = (OSError, ValueError, HTTPError, EntryNotFoundError, RevisionResolutionError, XetDownloadError)
 
 
@@ -106,10 +109,34 @@ def _fetched(identifier: str, revision: str, parts: Iterable[str]) -> Path:
             "Give the 40 hexadecimal digits of a commit: what a branch or tag names may change between two starts.",
         )
     patterns = [INDEX, CONFIG, *(f"{part}/*" for part in parts)]  # `*` matches across folders here
+    fetch = partial(snapshot_download, identifier, revision=revision, allow_patterns=patterns)
     try:
-        return Path(snapshot_download(identifier, revision=revision, allow_patterns=patterns))
+        get_cached_repo_tree(identifier, revision=revision)  # by which the next one knows whether anything is missing
+        return Path(fetch(local_files_only=True))
+    except (CachedRepoTreeNotFoundError, *HUB_ERRORS):
+        silence = None if constants.HF_HUB_OFFLINE else _silence_of_hub(identifier)
+    try:
+        return Path(fetch(local_files_only=silence is not None))
     except HUB_ERRORS as error:
-        raise _hub_error(identifier, revision, error) from error
+        raise _hub_error(identifier, revision, silence or error) from error
+
+
+def _silence_of_hub(identifier: str) -> Exception | None:
+    """Why the hub cannot be asked; None where it answers, whatever it says."""
+    log.info(
+        "looking for %s on the hub, %s, up to %.0f s; without a network set HF_HUB_OFFLINE=1 to use what was fetched "
+        "before, or name the model's folder with FLUXSMITH_BASE_MODEL",
+        identifier,
+        constants.ENDPOINT,
+        HUB_ANSWERS_S,
+    )
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_ANSWERS_S)
+    except HTTPError as error:
+        log.warning("the hub does not answer (%s); what was fetched before is used, if it is there", _said(error))
+        return error
+    log.info("fetching what is missing of %s from the hub", identifier)
+    return None
 
 
 def _hub_error(identifier: str, revision: str, error: Exception) -> BaseModelError:
@@ -132,9 +159,14 @@ def _hub_error(identifier: str, revision: str, error: Exception) -> BaseModelErr
             "Check the name; if the model is private, set HF_TOKEN to a token that may read it.",
         )
     return BaseModelError(
-        f"{identifier!r} cannot be fetched from the hub: {(str(answer).strip() or repr(answer)).splitlines()[0]}",
-        "Check the name, the network and the access token (HF_TOKEN), and set HF_HUB_OFFLINE=0.",
+        f"{identifier!r} cannot be fetched from the hub: {_said(answer)}",
+        "Check the name, the network and the access token (HF_TOKEN), and set HF_HUB_OFFLINE=0. Without a network name "
+        "the model's folder with FLUXSMITH_BASE_MODEL.",
     )
+
+
+def _said(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _status(error: BaseException) -> int | None:

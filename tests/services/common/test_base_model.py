@@ -16,6 +16,7 @@ import torch
 from services.common.base_check import BaseModelError
 from services.common.base_model import base_folder, pick_device, pick_dtype
 from services.common.settings import ServiceSettings
+from services.ports import free_ports
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -72,7 +73,8 @@ class Hub(BaseHTTPRequestHandler):
 
 
 FETCH = """
-import json, sys
+import json, logging, sys
+logging.basicConfig(level="INFO")
 from services.common.base_check import BaseModelError
 from services.common.base_model import base_folder
 from services.common.settings import ServiceSettings
@@ -86,21 +88,38 @@ for model in sys.argv[2:]:
 
 
 @pytest.fixture(scope="module")
-def fetched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+def hub_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the hub's library keeps what it fetches."""
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def fetched(hub_home: Path) -> dict[str, tuple[str, str]]:
     """What `base_folder` gives or says for each model of the hub, in a process that is pointed at it."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    run = fetch(hub_home, f"http://127.0.0.1:{server.server_port}", "a/model", *REFUSALS)
+    server.shutdown()
+    return said_of(run)
+
+
+def fetch(home: Path, endpoint: str, *models: str) -> subprocess.CompletedProcess[str]:
+    """Ask a hub for models, in a process of its own."""
     hub = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path_factory.mktemp("hub")),
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "0",
         "HF_TOKEN": "hf_secret",
         "NO_PROXY": "127.0.0.1",
     }
-    command = [sys.executable, "-c", FETCH, COMMIT, "a/model", *REFUSALS]
+    command = [sys.executable, "-c", FETCH, COMMIT, *models]
     run = subprocess.run(command, env={**os.environ, **hub}, capture_output=True, text=True, check=False, timeout=120)
-    server.shutdown()
     assert run.returncode == 0, run.stderr
+    return run
+
+
+def said_of(run: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
+    """The folder of each model, or what was said instead, and the remedy."""
     return {model: (said, remedy) for model, said, remedy in map(json.loads, run.stdout.splitlines())}
 
 
@@ -163,6 +182,25 @@ def test_any_other_answer_of_the_hub_is_quoted_in_one_line(fetched: dict[str, tu
     assert "cannot be fetched from the hub" in said
     assert "410" in said
     assert "\n" not in said + remedy
+
+
+def test_without_a_network_what_is_kept_is_used_at_once_and_the_rest_is_told(
+    hub_home: Path, fetched: dict[str, tuple[str, str]]
+) -> None:
+    kept = hub_home / "hub" / "models--a--kept" / "snapshots" / COMMIT  # as older versions of the library leave it
+    for part in ("vae", "tokenizer"):
+        (kept / part).mkdir(parents=True)
+    (kept / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
+    run = fetch(hub_home, nobody, "a/model", "a/kept", "a/missing")
+    said = said_of(run)
+    assert said["a/model"] == fetched["a/model"]
+    assert said["a/kept"] == (str(kept), "")
+    assert said["a/missing"][0] == "'a/missing' cannot be fetched from the hub: [Errno 111] Connection refused"
+    assert "FLUXSMITH_BASE_MODEL" in said["a/missing"][1]
+    assert "a/model" not in run.stderr  # whose listing of files was kept: the hub is not asked
+    assert f"looking for a/kept on the hub, {nobody}, up to 5 s; without a network set HF_HUB_OFFLINE=1" in run.stderr
+    assert "Retrying" not in run.stderr  # which the library does for half a minute
 
 
 def test_auto_precision_follows_the_device() -> None:
