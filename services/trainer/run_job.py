@@ -39,7 +39,7 @@ from services.trainer.database.job_store import JobStore, LostJob
 from services.trainer.encoder_link import EncoderLink
 from services.trainer.failures import failure_of
 from services.trainer.flow_matching import Batch
-from services.trainer.jobs import Job, JobState, JobWarning, StateChanged, StoredEvent, TrainingResult
+from services.trainer.jobs import Job, JobState, JobWarning, StateChanged, StoredCheckpoint, StoredEvent, TrainingResult
 from services.trainer.memory import MemoryPeak
 from services.trainer.milestones import Best, Milestones, MilestonesState, StopEarly
 from services.trainer.previews import Previews
@@ -195,7 +195,7 @@ class Run:
         if self._milestones and self._milestones.best:
             self._publish_best(self._milestones.best)
         self._note_memory()
-        self._records.close(**ending, **self._so_far())
+        self._records.close(checkpoints=self._staying(ending["state"]), **ending, **self._so_far())
 
     def _train(
         self, training: Training, dataset: CachedDataset, milestones: Milestones, savepoints: Savepoints
@@ -325,7 +325,9 @@ class Run:
             step_time_s=statistics.median(self._reporter.durations_s),
             memory_peak_bytes=self._memory.look(),
         )
-        self._records.close(state=JobState.SUCCEEDED, result=result, **self._so_far())
+        self._records.close(
+            checkpoints=self._staying(JobState.SUCCEEDED), state=JobState.SUCCEEDED, result=result, **self._so_far()
+        )
         return result.model_copy(update={"artifacts": tuple(self._records.artifacts.values())})
 
     def _publish_best(self, best: Best) -> None:
@@ -353,6 +355,9 @@ class Run:
     def _told(self, step: int) -> dict[str, str]:
         """What the files of the adapter after a step say of where they come from."""
         return self._provenance | thumbnail(self._records.history.previews, step)
+
+    def _staying(self, state: JobState) -> list[StoredCheckpoint]:
+        return self._reporter.patiently(lambda: self._place.jobs.claims.staying_checkpoints(self._job, state))
 
     def _so_far(self) -> dict[str, int]:
         return {"step": self._reporter.step, "total_steps": self._reporter.total_steps}

@@ -128,6 +128,12 @@ class Claims:
         with self._database.reading() as connection:
             return read_checkpoints(connection, job.job_id)
 
+    def staying_checkpoints(self, job: Job, state: JobState) -> list[StoredCheckpoint]:
+        """Those that stay if the job ends in that state now, newest first; never raises `LostJob`."""
+        with self._database.reading() as connection:
+            needless = _needless(connection, job, state)
+            return [each for each in read_checkpoints(connection, job.job_id) if each.checkpoint_id not in needless]
+
     def add_checkpoint(self, job: Job, checkpoint: Checkpoint, *, drop: Collection[str] = ()) -> None:
         """Make a checkpoint known that lies in the object store, and forget those that it takes the place of.
 

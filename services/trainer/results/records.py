@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from services.trainer.encoder_link import EncoderLink
 from services.trainer.jobs import (
     Artifact,
     ArtifactPublished,
+    Checkpoint,
     Event,
     Job,
     JobState,
@@ -78,9 +79,10 @@ class Records:
         self._last_save_s = time.monotonic()
         self._reporter.restart_clock()
 
-    def close(self, **ending: Any) -> None:
+    def close(self, *, checkpoints: Sequence[Checkpoint] = (), **ending: Any) -> None:
         """Publish table, event file and report. `ending` has the fields of the job that its end sets.
 
+        `checkpoints` are those that stay, newest first, which the report lists.
         A job that was cancelled is not kept waiting for a contact sheet.
         """
         for name, data in self._running_files():
@@ -94,6 +96,7 @@ class Records:
                 held_out_names=self.held_out_names,
                 sampling=self.sampling,
                 artifacts=tuple(self.artifacts.values()),
+                checkpoints=checkpoints,
             )
         except Exception:  # a report that cannot be drawn must not cost the job what it has learnt
             log.exception("%s: the report cannot be drawn", self._job.job_id)

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from services.trainer.config import TrainConfig
 from services.trainer.config.fields import ConfigFields
-from services.trainer.jobs import Artifact, Job
+from services.trainer.jobs import Artifact, Checkpoint, Job
 from services.trainer.results.curves import Curve, curve_of_measurements, curve_of_steps, visible
 from services.trainer.results.example import OF_DEV, Sampling, example_of_use
 from services.trainer.results.figures import (
@@ -85,13 +85,15 @@ def render_report(
     *,
     contact_sheet_png: bytes | None = None,
     artifacts: Sequence[Artifact] = (),
+    checkpoints: Sequence[Checkpoint] = (),
     sampling: Sampling = OF_DEV,
     held_out_names: Sequence[str] = (),
 ) -> bytes:
     """The page in UTF-8, for a job in whatever state; it asks for nothing outside itself.
 
     `sampling` is what the example of use draws with. `held_out_names` are the samples of the job's dataset that it was
-    measured on instead. The files are linked as they lie beside the page once all are downloaded.
+    measured on instead. The files, and the LoRAs of the `checkpoints` that stay, are linked as they lie beside the page
+    once all are downloaded.
     """
     columns = _preview_columns([preview.step for preview in history.previews], history.best_step)
     start = start_of(job)
@@ -117,6 +119,7 @@ def render_report(
             times=times_of(job, history),
             whole_time=duration_text(whole_s) if (whole_s := span_s(job)) else "",
             artifacts=[*artifacts],
+            checkpoints=[*checkpoints],
             pictures={artifact.artifact_name for artifact in artifacts if artifact.artifact_name.endswith(".png")},
             settings=settings_of(job.config),
             samples=samples,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -166,6 +167,8 @@ def test_checkpoints_that_were_asked_for_stay_with_their_loras(
     assert job.result
     assert {each.artifact_name for each in job.result.artifacts if "checkpoints/" in each.artifact_name} == loras
     assert all(bench.file(job, name) for name in loras)
+    report = bench.file(job, "report.html").decode()
+    assert set(re.findall(r'href="\./(checkpoints/[^"]+)"', report)) == loras
     written = {event.checkpoint.step for event in bench.events(job) if isinstance(event, CheckpointWritten)}
     assert bench.jobs.removed_checkpoints(job.job_id) == sorted(written - set(stay))
     assert job.checkpoint_step == stay[0]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from services.trainer.config import TrainConfig
-from services.trainer.jobs import Artifact, Fault, JobFailure, JobState, JobWarning, ValidationCompleted
+from services.trainer.jobs import Artifact, Checkpoint, Fault, JobFailure, JobState, JobWarning, ValidationCompleted
 from services.trainer.results.example import Sampling
 from services.trainer.results.history import Activity, History
 from services.trainer.results.report import render_report, settings_of
@@ -217,6 +217,21 @@ def test_files_and_times_are_listed(history: History) -> None:
     assert f"lora.safetensors 1.29 MB {'ab' * 32}" in text
     assert "Time: 1 min 0 s in all anything else 50 s 83% making previews 8 s 13% training 2 s 3%" in text
     assert "memory at the peak 21.3 GB" in text
+
+
+def test_checkpoints_that_stay_are_listed_with_step_and_link(history: History) -> None:
+    def checkpoint(step: int, loss: float | None) -> Checkpoint:
+        lora = LORA.model_copy(update={"artifact_name": f"checkpoints/{step:06}-1/lora.safetensors"})
+        return Checkpoint(
+            checkpoint_id="", step=step, uri="", manifest_digest="", size_bytes=9, lora=lora, held_out_loss=loss
+        )
+
+    stay = [checkpoint(1500, 0.5), checkpoint(750, None)]
+    page = Page(render_report(DONE, history, artifacts=[LORA], checkpoints=stay))
+    assert "1,500 checkpoints/001500-1/lora.safetensors 1.29 MB 0.5000 750 checkpoints/000750-1/" in page.text
+    addresses = {link.get("href") for link in page.all("a")}
+    assert addresses >= {f"./checkpoints/{step:06}-1/lora.safetensors" for step in (750, 1500)}
+    assert "Checkpoints that stay" not in Page(render_report(DONE, history, artifacts=[LORA])).text
 
 
 def test_the_many_pictures_are_folded_behind_the_other_files(history: History) -> None:
