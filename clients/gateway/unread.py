@@ -14,10 +14,12 @@ MOST_BYTES = 256 * 1024 * 1024
 """Bytes of one request that are thrown away: twice the largest body that is taken by default."""
 LONGEST_S = 5.0
 """Seconds for which they are."""
+SHORT_BYTES = 64 * 1024
+"""Up to here a body that nobody reads has ended soon, and its connection is kept for the next request."""
 
 
 class ReadToTheEnd:
-    """ASGI middleware: answers at once, and closes the connection after the rest of the body."""
+    """ASGI middleware: answers at once, and ends the connection of a long body after the rest of it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -37,7 +39,7 @@ class ReadToTheEnd:
             return message
 
         async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start" and not whole:
+            if message["type"] == "http.response.start" and not (whole or _is_short(headers)):
                 MutableHeaders(scope=message)["Connection"] = "close"  # else uvicorn reads on without an end
             if message["type"] != "http.response.body" or message.get("more_body", False) or whole:
                 await send(message)
@@ -48,6 +50,11 @@ class ReadToTheEnd:
             await send({"type": "http.response.body", "body": b""})
 
         await self._app(scope, noting, sending)
+
+
+def _is_short(headers: Headers) -> bool:
+    length = headers.get("content-length", "")
+    return length.isdecimal() and int(length) <= SHORT_BYTES
 
 
 async def _throw_away(receive: Receive) -> None:

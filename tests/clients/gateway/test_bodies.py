@@ -246,6 +246,19 @@ def test_who_sends_a_refused_body_whole_before_reading_reads_why(
         connection.close()
 
 
+def test_a_short_body_that_nobody_reads_keeps_its_connection() -> None:
+    with serving(GatewaySettings()) as address:
+        connection = http.client.HTTPConnection(*address, timeout=60)
+        sockets = []
+        for _ in range(2):
+            connection.request("POST", "/nowhere", body=b" " * 1000, headers=JSON)
+            with connection.getresponse() as answer:
+                assert (answer.status, json.load(answer)["reason"]) == (404, "NOT_FOUND")
+            sockets.append(connection.sock)
+        connection.close()
+    assert sockets[0] is sockets[1] is not None
+
+
 def test_a_refused_body_is_not_thrown_away_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.unread.MOST_BYTES", 1 << 20)
     with serving(GatewaySettings(max_body_bytes=2000)) as address, begun(address, length=1 << 40, sent=b"") as flood:
