@@ -108,8 +108,8 @@ class Latents:
         mean_BCHW = self.mean_NCHW[picture_B].float()
         clip_BS, t5_BS = self.clip_NKS[picture_B, wording_B].long(), self.t5_NKS[picture_B, wording_B].long()
         left_out_B1 = torch.rand(kind.batch, 1) < EMPTY_SHARE
-        clip_BS = torch.where(left_out_B1, empty[: CLIP_TRAINED_TOKENS], clip_BS)
-        t5_BS = torch.where(left_out_B1, empty[CLIP_TRAINED_TOKENS :], t5_BS)
+        clip_BS = torch.where(left_out_B1, empty[:CLIP_TRAINED_TOKENS], clip_BS)
+        t5_BS = torch.where(left_out_B1, empty[CLIP_TRAINED_TOKENS:], t5_BS)
         return Batch(
             clean_BCHW=mean_BCHW + self.std_NCHW[picture_B].float() * torch.randn_like(mean_BCHW),
             noise_BCHW=torch.randn_like(mean_BCHW),
@@ -146,7 +146,9 @@ def encode_frame(album: Album, vae: AutoencoderKL, tokenizers: Tokenizers, frame
         parts["clip"] = token_ids(tokenizers.clip, wordings, CLIP_TRAINED_TOKENS).view(count, -1, CLIP_TRAINED_TOKENS)
         parts["t5"] = token_ids(tokenizers.t5, wordings, T5_TRAINED_TOKENS).view(count, -1, T5_TRAINED_TOKENS)
         unfinished = path.with_suffix(".part")
-        torch.save({name: part.short() if part.dtype == torch.int64 else part for name, part in parts.items()}, unfinished)
+        torch.save(
+            {name: part.short() if part.dtype == torch.int64 else part for name, part in parts.items()}, unfinished
+        )
         unfinished.replace(path)
     return Latents(torch.load(path, weights_only=True))
 

@@ -20,7 +20,16 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tools.flux_tiny.batches import CLIP_TRAINED_TOKENS, T5_TRAINED_TOKENS, USUAL, Batch, Frame, Latents, draw_kind, empty_ids
+from tools.flux_tiny.batches import (
+    CLIP_TRAINED_TOKENS,
+    T5_TRAINED_TOKENS,
+    USUAL,
+    Batch,
+    Frame,
+    Latents,
+    draw_kind,
+    empty_ids,
+)
 from tools.flux_tiny.learner import Learner
 from tools.flux_tiny.model import TinyFlux
 from tools.flux_tiny.text import Tokenizers

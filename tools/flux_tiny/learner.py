@@ -1,4 +1,4 @@
-"""One optimizer step and what must survive a killed run: weights, their average, optimizers, schedules, random state."""
+"""One optimizer step, and what must survive a killed run: weights, their average, optimizers, random state."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(weights, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             for weight in group["params"]:
@@ -35,8 +35,9 @@ class Muon(torch.optim.Optimizer):
             state = self.state[weight]
             if not state:
                 state["momentum"] = torch.zeros_like(weight)
-            state["momentum"].lerp_(weight.grad, 1 - group["momentum"])  # type: ignore[arg-type]
-            updates.append(torch.lerp(weight.grad, state["momentum"], group["momentum"]).flatten(1))  # type: ignore[arg-type]
+            state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
+            ahead = torch.lerp(weight.grad, state["momentum"], group["momentum"])  # type: ignore[arg-type]
+            updates.append(ahead.flatten(1))
         stacked = orthogonal(torch.stack(updates))
         scale = 0.2 * max(stacked.shape[-2:]) ** 0.5 * group["lr"]
         for weight, update in zip(weights, stacked, strict=True):
@@ -55,8 +56,10 @@ def orthogonal(x_NRC: Tensor) -> Tensor:
     return (x.mT if tall else x).to(x_NRC.dtype)
 
 
-def new_optimizers(module: nn.Module, *, lr: float, weight_decay: float, first: tuple[str, ...]) -> list[torch.optim.Optimizer]:
-    """Muon for the weights of linear maps and convolutions, AdamW for norms, biases, embeddings and names in `first`."""
+def new_optimizers(
+    module: nn.Module, *, lr: float, weight_decay: float, first: tuple[str, ...]
+) -> list[torch.optim.Optimizer]:
+    """Muon for linear maps and convolutions; AdamW for the rest, and for names with a part in `first`."""
     matrices: list[Tensor] = []
     rest: list[Tensor] = []
     for name, weight in module.named_parameters():

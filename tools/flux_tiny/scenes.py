@@ -95,7 +95,9 @@ class Album:
         on = on if shows else [""] * count
         share = SAID_SHARE[name] * (1 if style is plain else 0.6)
         scenes: list[Scene] = []
-        for picture, subject, more, *parts in zip(pictures.clamp(0, 1), subjects, beside, phrases, on, where, strict=True):
+        for picture, subject, more, *parts in zip(
+            pictures.clamp(0, 1), subjects, beside, phrases, on, where, strict=True
+        ):
             captions = tuple(
                 caption(subject.name + more if more else say(subject), set_words(name, share), *parts)
                 for _ in range(WORDINGS)

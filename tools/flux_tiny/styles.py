@@ -109,7 +109,7 @@ def grounds(count: int, height: int, width: int, white: float) -> tuple[Tensor, 
     return torch.stack([picture for picture, _ in made]), [phrase for _, phrase in made]
 
 
-def ground(height: int, width: int, white: float) -> tuple[Tensor, str]:
+def ground(height: int, width: int, white: float) -> tuple[Tensor, str]:  # noqa: PLR0911 - a return for each kind
     if random.random() < white:
         return torch.ones(3, height, width), random.choice(["", "", "", "on white"])
     y, x = grid(height, width)
@@ -213,7 +213,8 @@ def hatched(d: Drawings, _: Tensor) -> Styled:
 
 def pixels(d: Drawings, ground: Tensor) -> Styled:
     picture, size = d.on(ground), random.choice([4, 4, 8]) * d.unit
-    cells = [round(length / size) for length in picture.shape[-2:]]
+    height, width = picture.shape[-2:]
+    cells = (round(height / size), round(width / size))
     coarse = F.interpolate(F.adaptive_avg_pool2d(picture, cells), size=picture.shape[-2:], mode="nearest")
     return phrased(coarse, ["pixel art", "8 bit"], True)
 
@@ -239,7 +240,9 @@ def watercolor(d: Drawings, _: Tensor) -> Styled:
 
 def embossed(d: Drawings, ground: Tensor) -> Styled:
     shade, step = blur(gray(d.on(ground)), 0.7 * d.unit), round(2 * d.unit)
-    return phrased(0.55 + 1.3 * (shade - torch.roll(shade, (step, step), (-2, -1))), ["embossed", "stone relief"], False)
+    return phrased(
+        0.55 + 1.3 * (shade - torch.roll(shade, (step, step), (-2, -1))), ["embossed", "stone relief"], False
+    )
 
 
 def negative(d: Drawings, _: Tensor) -> Styled:
@@ -377,7 +380,9 @@ def gold(d: Drawings) -> Tensor:
     height = blur(gray(d.rgb) * d.alpha + 0.4 * d.alpha, 0.8 * d.unit)
     shine = 1.2 * (height - torch.roll(height, (step, step), (-2, -1)))
     tone = (0.25 + 0.5 * shade + shine).clamp(0, 1)
-    bronze, metal, light = (torch.tensor(c).view(1, 3, 1, 1) for c in ((0.3, 0.15, 0.02), (0.86, 0.62, 0.16), (1, 0.95, 0.7)))
+    bronze, metal, light = (
+        torch.tensor(c).view(1, 3, 1, 1) for c in ((0.3, 0.15, 0.02), (0.86, 0.62, 0.16), (1, 0.95, 0.7))
+    )
     figure = torch.where(tone < 0.5, torch.lerp(bronze, metal, tone * 2), torch.lerp(metal, light, tone * 2 - 1))
     return torch.lerp(torch.tensor([0.36, 0.03, 0.07]).view(1, 3, 1, 1).expand_as(d.rgb), figure, d.alpha).clamp(0, 1)
 
