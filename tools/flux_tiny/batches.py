@@ -1,59 +1,77 @@
-"""What the transformer trains on: cached posteriors of the pictures, their captions, and batches drawn from both.
+"""What the transformer trains on: posteriors of many scenes, encoded once, their captions, and batches of both.
 
-Legend: N pictures, M captions of one picture, K captions in all, B batch,
-C latent channels, H/W latent height and width, S tokens.
+Legend: N pictures, K wordings of a caption, B batch, C latent channels, H/W latent height and width, S tokens.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable
+import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from tools.flux_tiny.data import Emoji
 from tools.flux_tiny.flow import draw_sigma, interpolate, to_model_space
+from tools.flux_tiny.scenes import Album
 from tools.flux_tiny.text import Tokenizers
-from tools.flux_tiny.vae import VARIANT_WEIGHT, as_tensor, encode_all
 
 CLIP_TRAINED_TOKENS = 32  # CLIP is causal: pads after the end mark change nothing, the pipeline's 77 give the same
+T5_TRAINED_TOKENS = 24
 EMPTY_SHARE = 0.1
-NICKNAME_SHARE = 0.25
-MEDIUM_SHARE = 0.15
-MEDIA = ("drawing", "picture", "icon", "illustration", "sticker", "painting", "print", "sketch", "clip art", "artwork")
-CATEGORY_WEIGHT = {"People & Body": 0.2, "Flags": 0.2, "Symbols": 0.3}  # half of the data, seldom what one asks for
+ALIKE = 8  # scenes of one set and style that are drawn at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Padding:
-    """T5 captions padded to `tokens`, in batches of `batch`, for a `share` of the steps."""
+class Frame:
+    """A size in px, and how many different pictures of it there are."""
 
+    height: int
+    width: int
+    pictures: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of step: a frame, T5's padded length, the batch and its `share` of the steps."""
+
+    frame: Frame
     tokens: int
     batch: int
     share: float
 
 
-PADDINGS = (
-    Padding(tokens=16, batch=64, share=0.94),
-    Padding(tokens=64, batch=32, share=0.03),
-    Padding(tokens=128, batch=16, share=0.02),
-    Padding(tokens=512, batch=8, share=0.01),
+SQUARE = Frame(height=64, width=64, pictures=40_000)
+FRAMES = (
+    SQUARE,
+    Frame(height=96, width=96, pictures=2_000),
+    Frame(height=128, width=128, pictures=3_000),
+    Frame(height=64, width=96, pictures=1_500),
+    Frame(height=96, width=64, pictures=1_500),
+)
+USUAL = Kind(frame=SQUARE, tokens=T5_TRAINED_TOKENS, batch=64, share=0.86)
+KINDS = (
+    USUAL,
+    Kind(frame=SQUARE, tokens=64, batch=32, share=0.03),
+    Kind(frame=SQUARE, tokens=128, batch=16, share=0.02),
+    Kind(frame=SQUARE, tokens=512, batch=8, share=0.01),
+    Kind(frame=FRAMES[1], tokens=T5_TRAINED_TOKENS, batch=32, share=0.02),
+    Kind(frame=FRAMES[2], tokens=T5_TRAINED_TOKENS, batch=24, share=0.03),
+    Kind(frame=FRAMES[3], tokens=T5_TRAINED_TOKENS, batch=32, share=0.015),
+    Kind(frame=FRAMES[4], tokens=T5_TRAINED_TOKENS, batch=32, share=0.015),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Noisy latents and all that made them."""
+    """Noisy latents and all that made them. `clip_BS` and `t5_BS` are token ids, int64."""
 
     clean_BCHW: Tensor
     noise_BCHW: Tensor
     sigma_B: Tensor
-    caption_B: Tensor
     clip_BS: Tensor
     t5_BS: Tensor
 
@@ -66,71 +84,74 @@ class Batch:
         return self.noise_BCHW - self.clean_BCHW
 
 
-class Captions:
-    """Captions as token ids. Index 0 is the empty caption; T5's ids are kept for every length that training uses."""
-
-    def __init__(self, captions: Iterable[str], tokenizers: Tokenizers, lengths: Iterable[int]) -> None:
-        self.index = {caption: index for index, caption in enumerate(dict.fromkeys(["", *captions]))}
-        self.clip_KS = token_ids(tokenizers.clip, [*self.index], CLIP_TRAINED_TOKENS)
-        self.t5_KS = {length: token_ids(tokenizers.t5, [*self.index], length) for length in lengths}
-
-
 def token_ids(tokenizer: CLIPTokenizer | T5TokenizerFast, captions: list[str], length: int) -> Tensor:
-    """(K, S) int64, padded and cut to `length` as FluxPipeline does."""
+    """(N, S) int64, padded and cut to `length` as FluxPipeline does."""
     encoded = tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    ids_KS: Tensor = encoded.input_ids
-    return ids_KS
+    ids_NS: Tensor = encoded.input_ids
+    return ids_NS
 
 
-class Pictures:
-    """Posteriors in model space, with the chance of each picture and of each of its captions."""
+class Latents:
+    """Posteriors of one frame in model space, (N, C, H, W) float16, with the token ids of their captions."""
 
-    def __init__(self, emoji: list[Emoji], vae: AutoencoderKL, captions: Captions) -> None:
-        mean_NCHW, std_NCHW = encode_all(vae, as_tensor(emoji))
-        self.mean_NCHW = to_model_space(mean_NCHW, vae)
-        self.std_NCHW = std_NCHW * vae.config.scaling_factor
-        self.weight_N = torch.tensor([picture_weight(e) for e in emoji])
-        shares = [caption_shares(e) for e in emoji]
-        indices = [torch.tensor([captions.index[caption] for caption in share]) for share in shares]
-        self.caption_NM = pad_sequence(indices, batch_first=True)
-        self.caption_share_NM = pad_sequence([torch.tensor([*share.values()]) for share in shares], batch_first=True)
+    def __init__(self, parts: dict[str, Tensor]) -> None:
+        self.mean_NCHW, self.std_NCHW = parts["mean"], parts["std"]
+        self.clip_NKS, self.t5_NKS = parts["clip"], parts["t5"]
 
-    def draw(self, captions: Captions, padding: Padding) -> Batch:
-        """A random batch with fresh posterior samples, noise, sigmas and captions, some of them left empty."""
-        picture_B = torch.multinomial(self.weight_N, padding.batch)
-        choice_B1 = torch.multinomial(self.caption_share_NM[picture_B], 1)
-        caption_B = self.caption_NM[picture_B].gather(1, choice_B1).squeeze(1)
-        caption_B = torch.where(torch.rand(padding.batch) < EMPTY_SHARE, 0, caption_B)
-        mean_BCHW = self.mean_NCHW[picture_B]
+    def draw(self, kind: Kind, empty: Tensor) -> Batch:
+        """A random batch with fresh posterior samples, noise, sigmas and wordings; some captions are left empty.
+
+        `empty` is the empty caption as `empty_ids` gives it.
+        """
+        picture_B = torch.randint(len(self.mean_NCHW), (kind.batch,))
+        wording_B = torch.randint(self.t5_NKS.shape[1], (kind.batch,))
+        mean_BCHW = self.mean_NCHW[picture_B].float()
+        clip_BS, t5_BS = self.clip_NKS[picture_B, wording_B].long(), self.t5_NKS[picture_B, wording_B].long()
+        left_out_B1 = torch.rand(kind.batch, 1) < EMPTY_SHARE
+        clip_BS = torch.where(left_out_B1, empty[:CLIP_TRAINED_TOKENS], clip_BS)
+        t5_BS = torch.where(left_out_B1, empty[CLIP_TRAINED_TOKENS:], t5_BS)
         return Batch(
-            clean_BCHW=mean_BCHW + self.std_NCHW[picture_B] * torch.randn_like(mean_BCHW),
+            clean_BCHW=mean_BCHW + self.std_NCHW[picture_B].float() * torch.randn_like(mean_BCHW),
             noise_BCHW=torch.randn_like(mean_BCHW),
-            sigma_B=draw_sigma(padding.batch),
-            caption_B=caption_B,
-            clip_BS=captions.clip_KS[caption_B],
-            t5_BS=captions.t5_KS[padding.tokens][caption_B],
+            sigma_B=draw_sigma(kind.batch),
+            clip_BS=clip_BS,
+            t5_BS=F.pad(t5_BS, (0, kind.tokens - t5_BS.shape[1])),  # T5 pads with id 0
         )
 
 
-def picture_weight(emoji: Emoji) -> float:
-    """Chance of a drawing, relative to others."""
-    return CATEGORY_WEIGHT.get(emoji.category, 1.0) * (VARIANT_WEIGHT if emoji.is_variant else 1.0)
+def empty_ids(tokenizers: Tokenizers) -> Tensor:
+    """CLIP's and T5's ids of the empty caption, one after the other."""
+    clip_S = token_ids(tokenizers.clip, [""], CLIP_TRAINED_TOKENS)[0]
+    return torch.cat([clip_S, token_ids(tokenizers.t5, [""], T5_TRAINED_TOKENS)[0]])
 
 
-def caption_shares(emoji: Emoji) -> dict[str, float]:
-    """How often each caption of a drawing is shown: its official name, its nicknames, and the name with a medium.
+def encode_frame(album: Album, vae: AutoencoderKL, tokenizers: Tokenizers, frame: Frame, path: Path) -> Latents:
+    """Draw and encode a frame's scenes, or read them from `path` where that was done before."""
+    if not path.exists():
+        random.seed(path.stem)
+        torch.manual_seed(random.getrandbits(31))
+        means: list[Tensor] = []
+        deviations: list[Tensor] = []
+        wordings: list[str] = []
+        for _ in range(frame.pictures // ALIKE):
+            scenes = album.scenes(ALIKE, frame.height, frame.width)
+            picture_BCHW = torch.stack([scene.picture for scene in scenes]) * 2 - 1
+            with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+                posterior = vae.encode(picture_BCHW).latent_dist
+            means.append(to_model_space(posterior.mean.float(), vae).half())
+            deviations.append((posterior.std.float() * vae.config.scaling_factor).half())
+            wordings += [caption for scene in scenes for caption in scene.captions]
+        count = len(means) * ALIKE
+        parts = {"mean": torch.cat(means), "std": torch.cat(deviations)}
+        parts["clip"] = token_ids(tokenizers.clip, wordings, CLIP_TRAINED_TOKENS).view(count, -1, CLIP_TRAINED_TOKENS)
+        parts["t5"] = token_ids(tokenizers.t5, wordings, T5_TRAINED_TOKENS).view(count, -1, T5_TRAINED_TOKENS)
+        unfinished = path.with_suffix(".part")
+        torch.save(
+            {name: part.short() if part.dtype == torch.int64 else part for name, part in parts.items()}, unfinished
+        )
+        unfinished.replace(path)
+    return Latents(torch.load(path, weights_only=True))
 
-    The media teach that what follows a comma need not change the subject, so a style phrase that the model has never
-    read ("red apple, ink drawing") still gives a red apple.
-    """
-    name, *nicknames = emoji.captions
-    first = zlib.crc32(emoji.key.encode()) % len(MEDIA)
-    media = (MEDIA[first], MEDIA[(first + 3) % len(MEDIA)])
-    shares = {f"{name}, {medium}": MEDIUM_SHARE / len(media) for medium in media}
-    shares |= dict.fromkeys(nicknames, NICKNAME_SHARE / max(1, len(nicknames)))
-    return {name: 1 - sum(shares.values())} | shares
 
-
-def draw_padding(paddings: tuple[Padding, ...]) -> Padding:
-    shares = torch.tensor([padding.share for padding in paddings])
-    return paddings[int(torch.multinomial(shares, 1))]
+def draw_kind() -> Kind:
+    return random.choices(KINDS, [kind.share for kind in KINDS])[0]

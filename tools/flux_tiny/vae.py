@@ -1,49 +1,25 @@
-"""Train flux-tiny's VAE: diffusers' AutoencoderKL in FLUX's shape (factor 8, 16 latent channels), 64 px pictures.
+"""Train flux-tiny's VAE from nothing: diffusers' AutoencoderKL in FLUX's shape (factor 8, 16 latent channels).
 
-    python -m tools.flux_tiny.vae --google DIR --out DIR --steps 5000
+Most steps see crops of 32 px, which cost a quarter; the last ones whole pictures of 64 and some of 128 px.
 
 Legend: B batch, C channels, H/W picture height and width in px, h/w latent height and width.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
+import random
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tools.flux_tiny.data import Emoji, load_rgba, on_white, read_emoji
+from tools.flux_tiny.learner import Learner
+from tools.flux_tiny.scenes import Album
 
 KL_WEIGHT = 1e-4
-VARIANT_WEIGHT = 0.3  # five skin tones of one drawing would otherwise be a third of every batch
-
-
-def train_vae(pictures_NCHW: Tensor, weights_N: Tensor, *, steps: int, batch: int, peak_lr: float) -> AutoencoderKL:
-    """Fit reconstruction with a light KL term. `pictures_NCHW` float32 in -1..1, `weights_N` sampling weights."""
-    vae = new_vae()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak_lr, weight_decay=1e-4, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.05)
-    started = time.monotonic()
-    for step in range(1, steps + 1):
-        picture_BCHW = vary(pictures_NCHW[torch.multinomial(weights_N, batch)])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            posterior = vae.encode(picture_BCHW).latent_dist
-            decoded_BCHW = vae.decode(posterior.sample()).sample
-        loss = reconstruction_loss(decoded_BCHW.float(), picture_BCHW) + KL_WEIGHT * posterior.kl().mean() / 64
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"step {step} loss {loss.item():.4f} {(time.monotonic() - started) / step:.3f} s/step", flush=True)
-    return vae.eval()
+CROP_SHARE = 0.62
+CROP_PX = 32
 
 
 def new_vae() -> AutoencoderKL:
@@ -51,7 +27,7 @@ def new_vae() -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(24, 48, 96, 128),
+        block_out_channels=(16, 48, 96, 128),
         layers_per_block=1,
         latent_channels=16,
         norm_num_groups=8,
@@ -61,25 +37,36 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def vary(picture_BCHW: Tensor) -> Tensor:
-    """Mirror, recolour, turn into line drawings: a codec has to carry styles that its data does not show."""
-    chance_B = torch.rand(len(picture_BCHW))
-    varied_BCHW = torch.where(
-        (torch.rand(len(picture_BCHW)) < 0.5)[:, None, None, None], picture_BCHW.flip(-1), picture_BCHW
-    )
-    shuffled_BCHW = varied_BCHW[:, torch.randperm(3)]
-    ink_B1HW = ink_lines(varied_BCHW)
-    varied_BCHW = torch.where((chance_B < 0.15)[:, None, None, None], shuffled_BCHW, varied_BCHW)
-    return torch.where((chance_B > 0.9)[:, None, None, None], ink_B1HW.expand_as(varied_BCHW), varied_BCHW)
+def train_vae(album: Album, snapshot: Path, *, steps: int, lr: float = 3e-3) -> AutoencoderKL:
+    """Fit reconstruction with a light KL term, set shift and scale, and return the VAE in bfloat16."""
+    learner = Learner(new_vae(), snapshot, steps=steps, lr=lr, first=("conv_in", "decoder.conv_out"))
+    while learner.done < 1:
+        picture_BCHW = draw_batch(album, learner.done)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            posterior = learner.module.encode(picture_BCHW).latent_dist
+            decoded_BCHW = learner.module.decode(posterior.sample()).sample
+        places = picture_BCHW[0, 0].numel() / 64
+        kl = KL_WEIGHT * posterior.kl().mean() / places
+        learner.update(reconstruction_loss(decoded_BCHW.float(), picture_BCHW) + kl)
+    vae = learner.averaged.eval()
+    set_latent_scale(vae, album)
+    return vae.to(torch.bfloat16)  # as FLUX.1-dev's weights are stored
 
 
-def ink_lines(picture_BCHW: Tensor) -> Tensor:
-    """Dark lines on white where the picture changes: (B, 1, H, W) in -1..1."""
-    padded_BCHW = F.pad(picture_BCHW, (1, 1, 1, 1), mode="replicate")
-    across_BCHW = padded_BCHW[..., 1:-1, 2:] - padded_BCHW[..., 1:-1, :-2]
-    down_BCHW = padded_BCHW[..., 2:, 1:-1] - padded_BCHW[..., :-2, 1:-1]
-    change_B1HW = (across_BCHW.square() + down_BCHW.square()).sum(1, keepdim=True).sqrt()
-    return 1 - 2 * (change_B1HW * 1.5).clamp(0, 1)
+def draw_batch(album: Album, done: float) -> Tensor:
+    """(B, C, H, W) float32 in -1..1; sets and styles differ within a batch."""
+    if done >= CROP_SHARE and random.random() < 0.06:
+        return draw_pictures(album, 4, side=128, alike=2)
+    if done >= CROP_SHARE:
+        return draw_pictures(album, 16, side=64, alike=4)
+    picture_BCHW = draw_pictures(album, 32, side=64, alike=4)
+    top, left = random.choice([0, 16, 32]), random.choice([0, 16, 32])
+    return picture_BCHW[..., top : top + CROP_PX, left : left + CROP_PX]
+
+
+def draw_pictures(album: Album, count: int, *, side: int, alike: int) -> Tensor:
+    scenes = [scene for _ in range(count // alike) for scene in album.scenes(alike, side, side)]
+    return torch.stack([scene.picture for scene in scenes]) * 2 - 1
 
 
 def reconstruction_loss(decoded_BCHW: Tensor, picture_BCHW: Tensor) -> Tensor:
@@ -91,56 +78,20 @@ def reconstruction_loss(decoded_BCHW: Tensor, picture_BCHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def psnr_db(vae: AutoencoderKL, pictures_NCHW: Tensor) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio of encode (mean) and decode, in dB."""
+    """Mean over pictures (-1..1) of the peak signal-to-noise ratio of encode (mean) and decode, in dB."""
     values: list[Tensor] = []
     for picture_BCHW in pictures_NCHW.split(32):
         decoded_BCHW = vae.decode(vae.encode(picture_BCHW).latent_dist.mean).sample.clamp(-1, 1)
-        values.append(10 * torch.log10(4 / (decoded_BCHW - picture_BCHW).square().mean(dim=(1, 2, 3))))
+        error_B = (decoded_BCHW - picture_BCHW).square().mean(dim=(1, 2, 3))
+        values.append(10 * torch.log10(4 / error_B.clamp(min=1e-5)))
     return torch.cat(values).mean().item()
 
 
 @torch.no_grad()
-def encode_all(vae: AutoencoderKL, pictures_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the posteriors, each (N, 16, h, w) float32, shift and scale not applied."""
-    posteriors = [vae.encode(part).latent_dist for part in pictures_NCHW.split(32)]
-    return torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
-
-
-def set_latent_scale(vae: AutoencoderKL, mean_NChw: Tensor) -> None:
+def set_latent_scale(vae: AutoencoderKL, album: Album) -> None:
     """Write `shift_factor` and `scaling_factor` that give model-space latents mean 0 and deviation 1."""
+    pictures_NCHW = draw_pictures(album, 768, side=64, alike=4)
+    mean_NChw = torch.cat([vae.encode(part).latent_dist.mean for part in pictures_NCHW.split(32)])
     vae.register_to_config(
         shift_factor=round(mean_NChw.mean().item(), 4), scaling_factor=round(1 / mean_NChw.std().item(), 4)
     )
-
-
-def as_tensor(emoji: list[Emoji]) -> Tensor:
-    return torch.from_numpy(on_white(load_rgba(emoji)))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--google", type=Path, required=True, help="unpacked emoji-datasource-google package")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the VAE")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--peak-lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
-    emoji = read_emoji(arguments.google, "google")
-    learned = [e for e in emoji if not e.held_out]
-    unseen = as_tensor([e for e in emoji if e.held_out])
-    weights_N = torch.from_numpy(np.array([VARIANT_WEIGHT if e.is_variant else 1.0 for e in learned]))
-    pictures_NCHW = as_tensor(learned)
-    print(f"{len(learned)} drawings to learn from, {len(unseen)} held out", flush=True)
-    vae = train_vae(pictures_NCHW, weights_N, steps=arguments.steps, batch=arguments.batch, peak_lr=arguments.peak_lr)
-    set_latent_scale(vae, encode_all(vae, pictures_NCHW)[0])
-    vae = vae.to(torch.bfloat16)  # as FLUX.1-dev's weights are stored; measured after the rounding
-    vae.save_pretrained(arguments.out / "vae")
-    report = {"vae_steps": arguments.steps, "vae_psnr_db_held_out": round(psnr_db(vae.float(), unseen), 2)}
-    (arguments.out / "vae_report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(report, flush=True)
-
-
-if __name__ == "__main__":
-    main()
