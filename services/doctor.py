@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from textwrap import fill
 
 import torch
 from packaging.requirements import Requirement
@@ -264,6 +265,11 @@ def _placed(settings: ServiceSettings) -> ServiceSettings:
     return settings.model_copy(update={"base_model": str(_model_folder(settings))})
 
 
+def _at_words(line: str) -> str:
+    width = shutil.get_terminal_size().columns
+    return fill(line, width, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -280,6 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = [
             " ".join(filter(None, [f"{each.state:<4}  {each.name}: {each.found}.", each.remedy])) for each in found
         ]
+        if sys.stdout.isatty():
+            lines = [_at_words(line) for line in lines]
         sys.stdout.write("\n".join(lines) + "\n")
     return 1 if any(check.state == FAIL for check in found) else 0
 

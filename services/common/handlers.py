@@ -12,7 +12,7 @@ Around = Callable[[Any, Any], AbstractAsyncContextManager[Any]]
 
 def wrapped(handler: Any, around: Around) -> Any:
     """The handler with every call of it inside of `around`."""
-    kinds = {
+    kinds: dict[str, Callable[[Any, Around], Any]] = {
         "unary_unary": _unary,
         "stream_unary": _unary,
         "unary_stream": _stream,
