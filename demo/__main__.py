@@ -42,9 +42,6 @@ class Summary:
     seconds_per_step: float
     heldout_loss_base: float
     heldout_loss_lora: float
-    heldout_loss_zero: float | None
-    best_step: int | None
-    heldout_loss_best: float | None
     lora_bytes: int
     lora_uri: str
 
@@ -120,16 +117,9 @@ def summarise(history: History, job: fluxsmith.TrainingJob, *, seconds_total: fl
         seconds_per_step=round(result.step_time_s or 0.0, 4),
         heldout_loss_base=round(result.held_out_loss_base, 4),
         heldout_loss_lora=round(result.held_out_loss_lora, 4),
-        heldout_loss_zero=_rounded(result.held_out_loss_zero),
-        best_step=result.best_step,
-        heldout_loss_best=_rounded(result.held_out_loss_best),
         lora_bytes=result.lora_bytes,
         lora_uri=result.lora_uri,
     )
-
-
-def _rounded(loss: float | None) -> float | None:
-    return None if loss is None else round(loss, 4)
 
 
 def show(out: Path, previews: list[Preview], history: History, summary: Summary) -> None:

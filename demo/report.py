@@ -14,9 +14,6 @@ LABELS = {
     "seconds_per_step": "seconds a step, median",
     "heldout_loss_base": "held-out loss of the base",
     "heldout_loss_lora": "held-out loss with the LoRA",
-    "heldout_loss_zero": "held-out loss of predicting nothing",
-    "best_step": "step with the lowest held-out loss",
-    "heldout_loss_best": "held-out loss after that step",
     "lora_bytes": "bytes of the LoRA",
     "lora_uri": "address of the LoRA",
 }

@@ -16,23 +16,18 @@ _FONT = "font-family:system-ui,sans-serif;font-size:13px;line-height:1.5"
 def job_card(job: "TrainingJob") -> str:
     """Return what is known of a job as a table."""
     result = job.result
-    losses = (
-        [
-            (result.held_out_loss_best, f"best, after step {result.best_step}"),
-            (result.held_out_loss_base, "before"),
-            (result.held_out_loss_lora, "after the last step"),
-            (result.held_out_loss_zero, "predicting nothing"),
-        ]
-        if result
-        else []
-    )
+    losses = [result.held_out_loss_base, result.held_out_loss_lora, result.held_out_loss_best] if result else []
     facts = {
         "job": job.id,
         "state": job.state,
         "steps": f"{job.step} of {job.total_steps}" if job.total_steps else "",
         "dataset": job.dataset_id,
         "user": job.user_id,
-        "held-out loss": ", ".join(f"{loss:.4f} {what}" for loss, what in losses if loss is not None),
+        "held-out loss": ", ".join(
+            f"{loss:.4f} {what}"
+            for loss, what in zip(losses, ("before", "after", "best"), strict=False)
+            if loss is not None
+        ),
         "LoRA": result.lora_uri if result else "",
         "failure": f"{job.failure.message} {job.failure.remedy}" if job.failure else "",
     }

@@ -74,7 +74,6 @@ def _read_result(message: trainer_pb2.TrainingResult) -> TrainingResult:
         artifacts=tuple(read_artifact(artifact) for artifact in message.artifacts),
         best_step=message.best_step if message.HasField("best_step") else None,
         held_out_loss_best=message.held_out_loss_best if message.HasField("held_out_loss_best") else None,
-        held_out_loss_zero=message.held_out_loss_zero if message.HasField("held_out_loss_zero") else None,
         stopped_early=message.stopped_early,
         skipped_steps=message.skipped_steps,
         memory_peak_bytes=message.memory_peak_bytes,
@@ -95,10 +94,7 @@ def read_event(message: trainer_pb2.TrainingEvent) -> Event | None:
             return StepsCompleted(sequence=sequence, time=time, steps=steps, total_steps=total)
         case "validation_completed":
             measured = message.validation_completed
-            zero_loss = measured.zero_loss if measured.HasField("zero_loss") else None
-            return ValidationCompleted(
-                sequence=sequence, time=time, step=measured.step, loss=measured.loss, zero_loss=zero_loss
-            )
+            return ValidationCompleted(sequence=sequence, time=time, step=measured.step, loss=measured.loss)
         case "artifact_published" | "preview_rendered" | "checkpoint_written":
             return _read_file_event(message)
         case "warning":

@@ -83,12 +83,9 @@ class ValidationCompleted(Event):
     """After this step; 0 is before the first: the base, or the LoRA that the job began with."""
     loss: float
     """Mean over the held-out samples at fixed noise levels and noise."""
-    zero_loss: float | None = None
-    """The same of predicting no velocity at all, equal for all measurements of a job; None if not told."""
 
     def __str__(self) -> str:
-        beside = f", predicting nothing {self.zero_loss:.4f}" if self.zero_loss is not None and not self.step else ""
-        return f"held-out loss {self.loss:.4f} {_moment(self.step)}{beside}"
+        return f"held-out loss {self.loss:.4f} {_moment(self.step)}"
 
 
 @dataclass(frozen=True, kw_only=True)

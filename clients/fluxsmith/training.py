@@ -253,8 +253,6 @@ class TrainingResult:
     `lora-best.safetensors`."""
     held_out_loss_best: float | None = None
     """Held-out loss after that step."""
-    held_out_loss_zero: float | None = None
-    """Held-out loss of predicting no velocity at all: the yardstick for the others; None without held-out data."""
     stopped_early: bool = False
     """Whether the run ended before its length because the held-out loss no longer fell."""
     skipped_steps: int = 0

@@ -69,7 +69,6 @@ class TrainingResult(_Record):
     held_out_loss_lora: float | None
     best_step: int | None = None
     held_out_loss_best: float | None = None
-    held_out_loss_zero: float | None = None
     stopped_early: bool = False
     skipped_steps: int = 0
     step_time_s: float
@@ -111,15 +110,11 @@ class StepsCompleted(_Record):
 
 
 class ValidationCompleted(_Record):
-    """The loss on the held-out dataset was measured after `step`; 0 is before the first step.
-
-    `zero_loss` is that of predicting no velocity; events of earlier versions lack it.
-    """
+    """The loss on the held-out dataset was measured after `step`; 0 is before the first step."""
 
     kind: Literal["validation_completed"] = "validation_completed"
     step: int
     loss: float
-    zero_loss: float | None = None
 
 
 class ArtifactPublished(_Record):

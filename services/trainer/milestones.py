@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 from services.common.object_store import ObjectDamaged, ObjectMissing
 from services.trainer.adapters.files import AdapterSnapshot
@@ -57,8 +56,7 @@ class MilestonesState:
 class Milestones:
     """Follows one run. `measure` gives the held-out loss of the weights as they are, `snapshot` a copy of the adapter.
 
-    `measure_zero` gives the held-out loss of predicting no velocity; it is a constant and is asked for once. Both are
-    None without held-out data, `previews` without prompts. What they and the reporter raise comes out, and
+    `measure` is None without held-out data, `previews` without prompts. What they and the reporter raise comes out, and
     leaves a state from which `catch_up` does again what was interrupted.
     """
 
@@ -70,7 +68,6 @@ class Milestones:
         history: History,
         *,
         measure: Callable[[], float] | None,
-        measure_zero: Callable[[], float] | None = None,
         snapshot: Callable[[], AdapterSnapshot],
         previews: Previews | None,
     ) -> None:
@@ -79,7 +76,6 @@ class Milestones:
         self._reporter = reporter
         self._history = history
         self._measure = measure
-        self._measure_zero = measure_zero
         self._snapshot = snapshot
         self._previews = previews
         self._previewed: set[int] = set()
@@ -88,11 +84,6 @@ class Milestones:
         self._not_better = 0
         self.losses: dict[int, float] = {}
         self.best: Best | None = None
-
-    @cached_property
-    def zero_loss(self) -> float | None:
-        """Held-out loss of predicting no velocity; None without held-out data."""
-        return self._measure_zero() if self._measure_zero else None
 
     def state(self) -> MilestonesState:
         """What it goes on from. Whatever was interrupted has not happened."""
@@ -162,8 +153,7 @@ class Milestones:
             best = self.best
             if best is None or loss < best.loss:
                 best = Best(step=step, loss=loss, snapshot=self._snapshot())
-            zero_loss = self.zero_loss
-        self._reporter.write([ValidationCompleted(step=step, loss=loss, zero_loss=zero_loss)])
+        self._reporter.write([ValidationCompleted(step=step, loss=loss)])
         self.losses[step], self.best = loss, best
         if loss < self._to_beat - self._config.early_stopping_min_delta:
             self._to_beat, self._not_better = loss, 0

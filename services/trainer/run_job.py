@@ -63,7 +63,7 @@ from services.trainer.swap import Swap
 from services.trainer.train import NonFiniteLoss, Step, Training, train
 from services.trainer.transformer import refuse_guidance
 from services.trainer.turns import Turn
-from services.trainer.validation import held_out_loss, zero_predictor_loss
+from services.trainer.validation import held_out_loss
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +279,7 @@ class Run:
 
     def _follow(self, training: Training, data: Data) -> Milestones:
         transformer, config, held_out = self._base.transformer, self._config, data.held_out
-        give_way = self._reporter.give_way
+        measure = partial(held_out_loss, transformer, held_out, config, self._reporter.give_way) if held_out else None
         previews = None
         if config.preview_prompts:
             previews = Previews(
@@ -297,23 +297,22 @@ class Run:
             config,
             self._reporter,
             self._records.history,
-            measure=partial(held_out_loss, transformer, held_out, config, give_way) if held_out else None,
-            measure_zero=partial(zero_predictor_loss, held_out, config, give_way) if held_out else None,
+            measure=measure,
             snapshot=partial(snapshot, transformer, config),
             previews=previews,
         )
 
     def _publish(self, milestones: Milestones, last: AdapterSnapshot, *, stopped_early: bool) -> TrainingResult:
-        """Publish everything, the best step first; the event of `lora.safetensors` comes with the job's end."""
+        """Publish everything; the event of the LoRA itself comes with the job's end, in one transaction."""
         best = milestones.best
-        if best:
-            self._publish_best(best)
         told = self._told(self._reporter.step)
         lora = self._reporter.patiently(
             lambda: put_file(self._store, self._job, LORA_FILE, peft_file(last, self._config, told))
         )
         self._records.artifacts[LORA_FILE] = lora
         self._publish_other_forms(last, told, kohya=KOHYA_FILE, comfyui=COMFYUI_FILE)
+        if best:
+            self._publish_best(best)
         self._note_memory()
         result = TrainingResult(
             lora=lora,
@@ -321,7 +320,6 @@ class Run:
             held_out_loss_lora=milestones.losses.get(self._reporter.step),
             best_step=best.step if best else None,
             held_out_loss_best=best.loss if best else None,
-            held_out_loss_zero=milestones.zero_loss,
             stopped_early=stopped_early,
             skipped_steps=self._reporter.skipped_steps,
             step_time_s=statistics.median(self._reporter.durations_s),

@@ -11,8 +11,7 @@ from torch import Tensor
 from services.trainer.config import TrainConfig
 from services.trainer.config.choices import LossFunction, LossWeighting
 from services.trainer.data.cached_dataset import CachedDataset
-from services.trainer.flow_matching import loss_per_sample, velocity_target
-from services.trainer.losses import loss_of_error
+from services.trainer.flow_matching import loss_per_sample
 
 
 @torch.no_grad()
@@ -24,28 +23,10 @@ def held_out_loss(
     Runs compare by it whatever they minimise: only their masks and what they tell of guidance count here too.
     `before_batch` may raise to end it early.
     """
-    plain = _plain(config)
+    plain = config.model_copy(update={"loss_function": LossFunction.MSE, "loss_weighting": LossWeighting.NONE})
     device = next(transformer.parameters()).device
     losses: list[Tensor] = []
     for batch in dataset.held_out_batches(plain):
         before_batch()
         losses.append(loss_per_sample(transformer, batch.to(device), plain))
     return float(torch.cat(losses).mean())
-
-
-def zero_predictor_loss(dataset: CachedDataset, config: TrainConfig, before_batch: Callable[[], None]) -> float:
-    """`held_out_loss` of a model that predicts no velocity: the yardstick beside it, the same in every run.
-
-    Above it a model is worse than none. No transformer is asked, so it takes milliseconds.
-    """
-    plain = _plain(config)
-    losses: list[Tensor] = []
-    for batch in dataset.held_out_batches(plain):
-        before_batch()
-        error_BCHW = -velocity_target(batch.clean_BCHW, batch.noise_BCHW)
-        losses.append(loss_of_error(error_BCHW, batch.sigma_B, batch.mask_B1HW, plain))
-    return float(torch.cat(losses).mean())
-
-
-def _plain(config: TrainConfig) -> TrainConfig:
-    return config.model_copy(update={"loss_function": LossFunction.MSE, "loss_weighting": LossWeighting.NONE})

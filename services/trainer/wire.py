@@ -106,9 +106,7 @@ def event_message(stored: StoredEvent) -> pb.TrainingEvent:
             steps = [_step(step) for step in event.steps]
             message.steps_completed.CopyFrom(pb.StepsCompleted(steps=steps, total_steps=event.total_steps))
         case ValidationCompleted() as event:
-            message.validation_completed.CopyFrom(
-                pb.ValidationCompleted(step=event.step, loss=event.loss, zero_loss=event.zero_loss)
-            )
+            message.validation_completed.CopyFrom(pb.ValidationCompleted(step=event.step, loss=event.loss))
         case ArtifactPublished() as event:
             message.artifact_published.CopyFrom(artifact_message(event.artifact))
         case PreviewRendered() as event:
@@ -210,7 +208,6 @@ def _result(result: TrainingResult, *, with_artifacts: bool) -> pb.TrainingResul
         artifacts=[artifact_message(artifact) for artifact in result.artifacts] if with_artifacts else [],
         best_step=result.best_step,
         held_out_loss_best=result.held_out_loss_best,
-        held_out_loss_zero=result.held_out_loss_zero,
         stopped_early=result.stopped_early,
         skipped_steps=result.skipped_steps,
         memory_peak_bytes=result.memory_peak_bytes,

@@ -185,9 +185,8 @@ def measured(*, best_step: int, stopped_early: bool = False, min_delta: float = 
 
 
 def test_report_tells_how_to_fetch_a_better_step() -> None:
-    assert report(measured(best_step=40, stopped_early=True))[3:] == [
-        "best           held-out loss 1.1000 after step 40",
-        "held-out loss  1.5000 before, 1.2000 after (-20.0%)",
+    assert report(measured(best_step=40, stopped_early=True))[4:] == [
+        "best           1.1000 after step 40",
         "ended early    after step 60 of 100: the held-out loss no longer fell",
         "better on the held-out pictures: step 40; fetch it with: "
         "fluxsmith --trainer host:1 download j-1 --artifact lora-best.safetensors",
@@ -195,23 +194,12 @@ def test_report_tells_how_to_fetch_a_better_step() -> None:
 
 
 def test_report_says_nothing_of_a_better_step_when_the_last_is_best() -> None:
-    assert report(measured(best_step=60))[3:] == [
-        "best           held-out loss 1.1000 after step 60",
-        "held-out loss  1.5000 before, 1.2000 after (-20.0%)",
-    ]
-
-
-def test_report_tells_the_loss_of_predicting_nothing() -> None:
-    job = measured(best_step=60)
-    assert job.result is not None
-    job = dataclasses.replace(job, result=dataclasses.replace(job.result, held_out_loss_zero=2.5))
-    assert "held-out loss  1.5000 before, 1.2000 after (-20.0%), predicting nothing 2.5000" in report(job)
+    assert report(measured(best_step=60))[4:] == ["best           1.1000 after step 60"]
 
 
 def test_report_offers_no_file_when_training_made_it_worse() -> None:
-    assert report(measured(best_step=0))[3:] == [
-        "best           held-out loss 1.1000 before the first step",
-        "held-out loss  1.5000 before, 1.2000 after (-20.0%)",
+    assert report(measured(best_step=0))[4:] == [
+        "best           1.1000 before the first step",
         "better on the held-out pictures: before the first step; training made it worse",
     ]
 

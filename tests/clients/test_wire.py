@@ -207,7 +207,6 @@ def test_result_loses_nothing_on_the_way() -> None:
         lora_uri="s3://b/k", artifacts=[file], best_step=0, stopped_early=True, skipped_steps=2, memory_peak_bytes=9
     )
     message.held_out_loss_best = 0.5
-    message.held_out_loss_zero = 2.5
     result = read_job(trainer_pb2.TrainingJob(job_id="j", result=message)).result
     assert result == TrainingResult(
         lora_uri="s3://b/k",
@@ -216,7 +215,6 @@ def test_result_loses_nothing_on_the_way() -> None:
         artifacts=(LORA,),
         best_step=0,
         held_out_loss_best=0.5,
-        held_out_loss_zero=2.5,
         stopped_early=True,
         skipped_steps=2,
         memory_peak_bytes=9,

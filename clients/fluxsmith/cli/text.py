@@ -237,15 +237,12 @@ def _look_lines(job: TrainingJob, command: Callable[..., str]) -> list[str]:
 
 
 def _held_out_facts(result: TrainingResult) -> dict[str, str]:
-    """Return the best step, then the last, then the yardstick for both."""
     facts = {}
-    if result.best_step is not None and result.held_out_loss_best is not None:
-        moment = f"after step {result.best_step}" if result.best_step else "before the first step"
-        facts["best"] = f"held-out loss {result.held_out_loss_best:.4f} {moment}"
     if result.held_out_loss_base is not None and result.held_out_loss_lora is not None:
         facts["held-out loss"] = held_out_text(result.held_out_loss_base, result.held_out_loss_lora)
-        if result.held_out_loss_zero is not None:
-            facts["held-out loss"] += f", predicting nothing {result.held_out_loss_zero:.4f}"
+    if result.best_step is not None and result.held_out_loss_best is not None:
+        moment = f"after step {result.best_step}" if result.best_step else "before the first step"
+        facts["best"] = f"{result.held_out_loss_best:.4f} {moment}"
     return facts
 
 

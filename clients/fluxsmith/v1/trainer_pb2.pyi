@@ -1246,7 +1246,6 @@ class TrainingResult(_message.Message):
     STOPPED_EARLY_FIELD_NUMBER: _builtins.int
     SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
     MEMORY_PEAK_BYTES_FIELD_NUMBER: _builtins.int
-    HELD_OUT_LOSS_ZERO_FIELD_NUMBER: _builtins.int
     lora_uri: _builtins.str
     """Address of the LoRA file, `s3://bucket/key`: safetensors with PEFT keys, as FluxPipeline.load_lora_weights reads it."""
     lora_bytes: _builtins.int
@@ -1271,10 +1270,6 @@ class TrainingResult(_message.Message):
     """Steps skipped because their loss or gradient was not finite."""
     memory_peak_bytes: _builtins.int
     """Most memory in bytes used while the job ran: of the GPU, or of the worker's process where there is none."""
-    held_out_loss_zero: _builtins.float
-    """Held-out loss of predicting no velocity at all, on the same samples, noise levels and noise: the yardstick for the
-    other held-out losses, which above it are worse than nothing. Unset without held-out data.
-    """
     @_builtins.property
     def step_time(self) -> _duration_pb2.Duration:
         """Median time of a step."""
@@ -1300,11 +1295,10 @@ class TrainingResult(_message.Message):
         stopped_early: _builtins.bool = ...,
         skipped_steps: _builtins.int = ...,
         memory_peak_bytes: _builtins.int = ...,
-        held_out_loss_zero: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_held_out_loss_base", b"_held_out_loss_base", "_held_out_loss_best", b"_held_out_loss_best", "_held_out_loss_lora", b"_held_out_loss_lora", "_held_out_loss_zero", b"_held_out_loss_zero", "best_step", b"best_step", "held_out_loss_base", b"held_out_loss_base", "held_out_loss_best", b"held_out_loss_best", "held_out_loss_lora", b"held_out_loss_lora", "held_out_loss_zero", b"held_out_loss_zero", "step_time", b"step_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_held_out_loss_base", b"_held_out_loss_base", "_held_out_loss_best", b"_held_out_loss_best", "_held_out_loss_lora", b"_held_out_loss_lora", "best_step", b"best_step", "held_out_loss_base", b"held_out_loss_base", "held_out_loss_best", b"held_out_loss_best", "held_out_loss_lora", b"held_out_loss_lora", "step_time", b"step_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_held_out_loss_base", b"_held_out_loss_base", "_held_out_loss_best", b"_held_out_loss_best", "_held_out_loss_lora", b"_held_out_loss_lora", "_held_out_loss_zero", b"_held_out_loss_zero", "artifacts", b"artifacts", "best_step", b"best_step", "held_out_loss_base", b"held_out_loss_base", "held_out_loss_best", b"held_out_loss_best", "held_out_loss_lora", b"held_out_loss_lora", "held_out_loss_zero", b"held_out_loss_zero", "lora_bytes", b"lora_bytes", "lora_digest", b"lora_digest", "lora_uri", b"lora_uri", "memory_peak_bytes", b"memory_peak_bytes", "skipped_steps", b"skipped_steps", "step_time", b"step_time", "stopped_early", b"stopped_early"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_held_out_loss_base", b"_held_out_loss_base", "_held_out_loss_best", b"_held_out_loss_best", "_held_out_loss_lora", b"_held_out_loss_lora", "artifacts", b"artifacts", "best_step", b"best_step", "held_out_loss_base", b"held_out_loss_base", "held_out_loss_best", b"held_out_loss_best", "held_out_loss_lora", b"held_out_loss_lora", "lora_bytes", b"lora_bytes", "lora_digest", b"lora_digest", "lora_uri", b"lora_uri", "memory_peak_bytes", b"memory_peak_bytes", "skipped_steps", b"skipped_steps", "step_time", b"step_time", "stopped_early", b"stopped_early"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_step: _TypeAlias = _typing.Literal["best_step"]  # noqa: Y015
     _WhichOneofArgType__best_step: _TypeAlias = _typing.Literal["_best_step", b"_best_step"]  # noqa: Y015
@@ -1314,8 +1308,6 @@ class TrainingResult(_message.Message):
     _WhichOneofArgType__held_out_loss_best: _TypeAlias = _typing.Literal["_held_out_loss_best", b"_held_out_loss_best"]  # noqa: Y015
     _WhichOneofReturnType__held_out_loss_lora: _TypeAlias = _typing.Literal["held_out_loss_lora"]  # noqa: Y015
     _WhichOneofArgType__held_out_loss_lora: _TypeAlias = _typing.Literal["_held_out_loss_lora", b"_held_out_loss_lora"]  # noqa: Y015
-    _WhichOneofReturnType__held_out_loss_zero: _TypeAlias = _typing.Literal["held_out_loss_zero"]  # noqa: Y015
-    _WhichOneofArgType__held_out_loss_zero: _TypeAlias = _typing.Literal["_held_out_loss_zero", b"_held_out_loss_zero"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__best_step) -> _WhichOneofReturnType__best_step | None: ...
     @_typing.overload
@@ -1324,8 +1316,6 @@ class TrainingResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_loss_best) -> _WhichOneofReturnType__held_out_loss_best | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_loss_lora) -> _WhichOneofReturnType__held_out_loss_lora | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_loss_zero) -> _WhichOneofReturnType__held_out_loss_zero | None: ...
 
 Global___TrainingResult: _TypeAlias = TrainingResult  # noqa: Y015
 
@@ -1509,27 +1499,21 @@ class ValidationCompleted(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
-    ZERO_LOSS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """After this step; 0 is the base, or the file of a warm start."""
     loss: _builtins.float
     """Mean over the held-out samples at fixed noise levels and noise."""
-    zero_loss: _builtins.float
-    """The same of predicting no velocity at all: the yardstick, equal for all measurements of a job."""
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         loss: _builtins.float = ...,
-        zero_loss: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_zero_loss", b"_zero_loss", "zero_loss", b"zero_loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_zero_loss", b"_zero_loss", "loss", b"loss", "step", b"step", "zero_loss", b"zero_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__zero_loss: _TypeAlias = _typing.Literal["zero_loss"]  # noqa: Y015
-    _WhichOneofArgType__zero_loss: _TypeAlias = _typing.Literal["_zero_loss", b"_zero_loss"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__zero_loss) -> _WhichOneofReturnType__zero_loss | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ValidationCompleted: _TypeAlias = ValidationCompleted  # noqa: Y015
 

@@ -98,16 +98,11 @@ def curve_of_steps(
 
 
 def curve_of_measurements(
-    title: str,
-    measured: dict[int, float],
-    *,
-    last_step: int,
-    start: str = "the base model",
-    yardstick: float | None = None,
+    title: str, measured: dict[int, float], *, last_step: int, start: str = "the base model"
 ) -> Curve | None:
     """Draw a value that was measured now and then, the lowest marked; None when there is no finite one.
 
-    `start` says what was measured before the first step, `yardstick` the value of predicting nothing.
+    `start` says what was measured before the first step.
     """
     points = [(step, value) for step, value in sorted(measured.items()) if math.isfinite(value)]
     if not points:
@@ -121,9 +116,7 @@ def curve_of_measurements(
     y = np.round(axis.places(values), 2)
     return Curve(
         title=title,
-        note="at fixed noise; the lowest has a ring"
-        + (f"; step 0 is {start}" if 0 in measured else "")
-        + (f"; predicting nothing has {yardstick:.4g}" if yardstick is not None else ""),
+        note="at fixed noise; the lowest has a ring" + (f"; step 0 is {start}" if 0 in measured else ""),
         line=_path(x, y),
         dots=tuple(
             Dot(

@@ -51,10 +51,7 @@ class EventFile:
             self._total_steps = event.total_steps
             self._add_steps(event.steps, at_s)
         elif isinstance(event, ValidationCompleted):
-            measured = {"held_out/loss": event.loss}
-            if event.zero_loss is not None:
-                measured["held_out/loss_of_predicting_nothing"] = event.zero_loss
-            self._write_summary(_scalars(measured), event.step, at_s)
+            self._write_summary(_scalars({"held_out/loss": event.loss}), event.step, at_s)
         elif isinstance(event, JobWarning) and event not in self._warnings:  # a job that goes on says some again
             self._warnings.append(event)
             self._write_text("warnings", [f"{found.reason}: {found.message}" for found in self._warnings], at_s)

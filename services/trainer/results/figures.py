@@ -81,14 +81,10 @@ def _held_out_figures(job: Job, history: History) -> tuple[Figure, ...]:
     elif not last:
         note = start.full
     best_note = f"after step {best:,}" if best else f"{start.full}: training made it worse" if last else start.full
-    figures = [
-        Figure(label="lowest held-out loss", value=f"{held_out[best]:.4g}", note=best_note),
+    return (
         Figure(label="held-out loss", value=value, note=note),
-    ]
-    if zero := history.held_out_zero:
-        share = f"the lowest is {held_out[best] / zero:.0%} of it"
-        figures.append(Figure(label="held-out loss of predicting nothing", value=f"{zero:.4g}", note=share))
-    return tuple(figures)
+        Figure(label="lowest held-out loss", value=f"{held_out[best]:.4g}", note=best_note),
+    )
 
 
 def start_of(job: Job) -> Start:

@@ -25,16 +25,7 @@ from services.trainer.jobs import (
     ValidationCompleted,
 )
 
-COLUMNS = (
-    "step",
-    "loss",
-    "learning_rate",
-    "gradient_norm",
-    "duration_s",
-    "skipped",
-    "held_out_loss",
-    "held_out_loss_zero",
-)
+COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "duration_s", "skipped", "held_out_loss")
 LOSSLESS_PX = 128  # a picture up to this size stays the PNG it is: flux-tiny's would only blur
 MOST_PX = 512  # of the longer side of a kept picture; the full one is in the store
 WEBP_QUALITY = 85
@@ -80,7 +71,6 @@ class History:
     def __init__(self) -> None:
         self.total_steps = 0
         self.held_out: dict[int, float] = {}
-        self.held_out_zero: float | None = None
         self.warnings: list[JobWarning] = []
         self.seconds: dict[Activity, float] = {}
         self.memory_peak_bytes = 0
@@ -97,7 +87,6 @@ class History:
                 self._add_step(step)
         elif isinstance(event, ValidationCompleted):
             self.held_out[event.step] = event.loss
-            self.held_out_zero = event.zero_loss
         elif isinstance(event, JobWarning):
             if event not in self.warnings:
                 self.warnings.append(event)
@@ -170,16 +159,12 @@ class History:
         rows = csv.writer(text)
         rows.writerow(COLUMNS)
         if 0 in self.held_out:
-            rows.writerow([0, *[""] * 5, *self._held_out_numbers(0)])
+            rows.writerow([0, *[""] * 5, _number(self.held_out[0])])
         for at, step in enumerate(self._steps):
             measured = [_number(value) for value in self._metrics[4 * at : 4 * at + 4]]
             skipped = "true" if self._skipped[at] else "false"
-            rows.writerow([step, *measured, skipped, *self._held_out_numbers(step)])
+            rows.writerow([step, *measured, skipped, _number(self.held_out.get(step))])
         return text.getvalue().encode()
-
-    def _held_out_numbers(self, step: int) -> tuple[str, str]:
-        loss = self.held_out.get(step)
-        return _number(loss), _number(None if loss is None else self.held_out_zero)
 
     def _add_step(self, step: StepMetrics) -> None:
         while self._steps and self._steps[-1] >= step.step:

@@ -98,7 +98,7 @@ def render_report(
     columns = _preview_columns([preview.step for preview in history.previews], history.best_step)
     start = start_of(job)
     samples, more_samples = shown_samples(contact_sheet_png, held_out_names) if contact_sheet_png else ([], 0)
-    lora_file = _lora_file(artifacts, history)
+    lora_file = _lora_file(artifacts)
     previews = _preview_rows(history.previews, columns, {artifact.artifact_name for artifact in artifacts})
     page = (
         _template_environment()
@@ -173,15 +173,10 @@ def _early_stop(job: Job, history: History) -> str:
     return f"Stopped early: the held-out loss no longer {fell}{in_a_row}."
 
 
-def _lora_file(artifacts: Sequence[Artifact], history: History) -> str:
-    """The file that the example of use loads: of the best step, unless that is the last or before the first.
-
-    Empty where the job published none.
-    """
+def _lora_file(artifacts: Sequence[Artifact]) -> str:
+    """The file that the example of use loads; empty where the job published none."""
     names = {artifact.artifact_name for artifact in artifacts}
-    better = history.best_step and history.best_step not in history.steps[-1:]
-    order = (BEST_FILE, LORA_FILE) if better else (LORA_FILE, BEST_FILE)
-    return next((name for name in order if name in names), "")
+    return next((name for name in (LORA_FILE, BEST_FILE) if name in names), "")
 
 
 def _best_adapter(artifacts: Sequence[Artifact], history: History, start: Start) -> str:
@@ -192,8 +187,7 @@ def _best_adapter(artifacts: Sequence[Artifact], history: History, start: Start)
     if LORA_FILE in names and best in history.steps[-1:]:
         return ""
     if best:
-        last = f"; {LORA_FILE} is that of the last step" if LORA_FILE in names else ""
-        return f"The held-out loss was lowest after step {best:,}: that adapter is {BEST_FILE}{last}."
+        return f"The held-out loss was lowest after step {best:,}: that adapter is {BEST_FILE}."
     unchanged = "changes nothing" if start is BASE else f"is {start.full}"
     return f"The held-out loss was lowest before the first step: {BEST_FILE} {unchanged}."
 
@@ -208,13 +202,7 @@ def _curves(history: History, start: Start) -> tuple[Curve, ...]:
     last_step = max([1, *steps[-1:].tolist(), *history.held_out])
     return visible(
         [
-            curve_of_measurements(
-                "Held-out loss",
-                history.held_out,
-                last_step=last_step,
-                start=start.full,
-                yardstick=history.held_out_zero,
-            ),
+            curve_of_measurements("Held-out loss", history.held_out, last_step=last_step, start=start.full),
             curve_of_steps("Training loss", steps, history.losses, last_step=last_step, skipped=skipped),
             curve_of_steps("Gradient norm", steps, history.gradient_norms, last_step=last_step, skipped=skipped),
             curve_of_steps("Learning rate", steps, history.learning_rates, last_step=last_step),

@@ -138,7 +138,7 @@ CHECKPOINT = Checkpoint(
 EVENTS: list[Event] = [
     StateChanged(state=JobState.RUNNING, message="attempt 1"),
     StepsCompleted(steps=(STEP, STEP), total_steps=10),
-    ValidationCompleted(step=0, loss=1.5, zero_loss=2.5),
+    ValidationCompleted(step=0, loss=1.5),
     PreviewRendered(step=7, prompt="a cat", seed=9, image=ARTIFACT),
     ArtifactPublished(artifact=ARTIFACT),
     CheckpointWritten(checkpoint=CHECKPOINT),
@@ -173,7 +173,6 @@ JOB = Job(
         held_out_loss_lora=1.0,
         best_step=90,
         held_out_loss_best=0.75,
-        held_out_loss_zero=2.5,
         stopped_early=True,
         skipped_steps=2,
         step_time_s=0.5,

@@ -86,7 +86,7 @@ def test_table_says_which_steps_were_skipped() -> None:
 def test_table_is_as_rfc_4180_has_it() -> None:
     history = History()
     history.add(steps_of(1.0))
-    assert history.metrics_csv() == (",".join(COLUMNS) + "\r\n1,1,0.0001,2,0.5,false,,\r\n").encode()
+    assert history.metrics_csv() == (",".join(COLUMNS) + "\r\n1,1,0.0001,2,0.5,false,\r\n").encode()
 
 
 def test_numbers_of_the_table_lose_nothing() -> None:
