@@ -72,10 +72,8 @@ def history() -> History:
 def test_result_tells_the_best_step_before_the_last_and_what_predicting_nothing_costs(history: History) -> None:
     text = Page(render_report(DONE, history)).text
     best = "held-out loss, best step 5 → 2 base → step 2: 60% lower"
-    assert (
-        f"{best} held-out loss, last step 2.5 step 4 held-out loss of predicting nothing 4 the best is 50% of it"
-        in text
-    )
+    last = "held-out loss, last step 2.5 step 4: 50% lower than base"
+    assert f"{best} {last} held-out loss of predicting nothing 4 the best is 50% of it" in text
     assert "skipped steps 1" in text
 
 
@@ -84,7 +82,7 @@ def test_a_run_that_made_it_worse_says_so() -> None:
     history.add(ValidationCompleted(step=0, loss=2.0))
     history.add(ValidationCompleted(step=4, loss=3.0))
     text = Page(render_report(DONE, history)).text
-    assert "50% higher" in text
+    assert "held-out loss, last step 3 step 4: 50% higher than base" in text
     assert "the base model: training made it worse" in text
 
 
@@ -334,7 +332,7 @@ def test_a_run_that_ended_early_says_why(patience: int, least: float, said: str,
 def test_a_warm_start_is_not_called_the_base(history: History) -> None:
     page = Page(render_report(WARM, history, contact_sheet_png=png_of(16)))
     result = page.text[: page.text.index("Settings")]
-    assert "start → step 4: 50% lower" in result
+    assert "start → step 2: 60% lower" in result
     assert "Start is the file it began with, not the base model." in result
     assert page.all("img")[0]["alt"] == "red apple, by the file it began with"
     assert any("from 5 at the file it began with" in (drawing["aria-label"] or "") for drawing in page.all("svg"))
