@@ -42,6 +42,7 @@ class Summary:
     seconds_per_step: float
     heldout_loss_base: float
     heldout_loss_lora: float
+    heldout_loss_zero: float
     lora_bytes: int
     lora_uri: str
 
@@ -108,7 +109,12 @@ def train(stack: Stack, *, steps: int, out: Path) -> tuple[History, fluxsmith.Tr
 def summarise(history: History, job: fluxsmith.TrainingJob, *, seconds_total: float) -> Summary:
     """The figures of the run."""
     result = job.result
-    if result is None or result.held_out_loss_base is None or result.held_out_loss_lora is None:
+    if (
+        result is None
+        or result.held_out_loss_base is None
+        or result.held_out_loss_lora is None
+        or result.held_out_loss_zero is None
+    ):
         raise RuntimeError(f"job {job.id} succeeded without a held-out result: {job}")
     return Summary(
         steps=job.step,
@@ -117,6 +123,7 @@ def summarise(history: History, job: fluxsmith.TrainingJob, *, seconds_total: fl
         seconds_per_step=round(result.step_time_s or 0.0, 4),
         heldout_loss_base=round(result.held_out_loss_base, 4),
         heldout_loss_lora=round(result.held_out_loss_lora, 4),
+        heldout_loss_zero=round(result.held_out_loss_zero, 4),
         lora_bytes=result.lora_bytes,
         lora_uri=result.lora_uri,
     )

@@ -14,6 +14,7 @@ LABELS = {
     "seconds_per_step": "seconds a step, median",
     "heldout_loss_base": "held-out loss of the base",
     "heldout_loss_lora": "held-out loss with the LoRA",
+    "heldout_loss_zero": "held-out loss of predicting nothing",
     "lora_bytes": "bytes of the LoRA",
     "lora_uri": "address of the LoRA",
 }

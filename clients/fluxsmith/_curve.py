@@ -9,26 +9,36 @@ _WIDTH, _HEIGHT = 640, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 24, 24  # margins, for the figures on the axes and the legend
 _MOST_POINTS = 400  # more than the drawing has pixels to tell apart
 _CHARACTER_PX = 6.2  # of the legend, about
-_TRAINED, _HELD_OUT = "#4c78a8", "#e45756"
+_TRAINED, _HELD_OUT, _ZERO = "#4c78a8", "#e45756", "#b07d2b"
 
 Points = Sequence[tuple[float, float]]
 
 
-def loss_curve(trained: Mapping[int, float], held_out: Mapping[int, float], *, last_step: int) -> str:
+def loss_curve(
+    trained: Mapping[int, float], held_out: Mapping[int, float], *, last_step: int, zero: float | None = None
+) -> str:
     """Draw the losses of steps, their centered mean, and those on the held-out data; empty while there are none.
 
-    Not finite ones are left out.
+    Not finite ones are left out. The lowest on the held-out data has a ring; `zero`, the loss of predicting nothing, is
+    a level line.
     """
     single, measured = _usual(_finite(trained)), _finite(held_out)
     if not single and not measured:
         return ""
     width = mean_width(len(single))
     mean = smoothed(single)
-    shown = [loss for _, loss in (*single, *measured)]
+    level = [(0, zero), (last_step, zero)] if measured and zero is not None and math.isfinite(zero) else []
+    shown = [loss for _, loss in (*single, *measured, *level)]
     frame = _Frame(last_step, min(shown), max(shown))
-    dots = "".join(
+    best = min(measured, key=lambda point: (point[1], point[0]), default=None)
+    ring = (
+        f'<circle cx="{frame.x(best[0]):.1f}" cy="{frame.y(best[1]):.1f}" r="6" fill="none" stroke="{_HELD_OUT}"/>'
+        if best
+        else ""
+    )
+    dots = ring + "".join(
         f'<circle cx="{frame.x(step):.1f}" cy="{frame.y(loss):.1f}" r="3" fill="{_HELD_OUT}">'
-        f"<title>held-out loss {loss:.4f} after step {step}</title></circle>"
+        f"<title>{'best ' * ((step, loss) == best)}held-out loss {loss:.4f} {moment(step)}</title></circle>"
         for step, loss in measured
     )
     pale = "stroke-opacity=.3" if width > 1 else "stroke-width=1.5"
@@ -37,14 +47,21 @@ def loss_curve(trained: Mapping[int, float], held_out: Mapping[int, float], *, l
         [
             ("loss of each step", _TRAINED, pale, bool(single)),
             (f"centered mean of {width} steps", _TRAINED, "stroke-width=2", width > 1),
-            ("held-out loss", _HELD_OUT, "stroke-width=2", bool(measured)),
+            ("held-out loss, the best ringed", _HELD_OUT, "stroke-width=2", bool(measured)),
+            ("predicting nothing", _ZERO, "stroke-dasharray=6 4", bool(level)),
         ]
     )
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" style="width:100%;max-width:{_WIDTH}px" role="img" '
         f'aria-label="losses by step" font-size="11" fill="currentColor">'
-        f"{frame.axes()}{lines}{frame.line(measured, _HELD_OUT, 'stroke-width=1.5')}{dots}{legend}</svg>"
+        f"{frame.axes()}{lines}{frame.line(level, _ZERO, 'stroke-dasharray=6 4')}"
+        f"{frame.line(measured, _HELD_OUT, 'stroke-width=1.5')}{dots}{legend}</svg>"
     )
+
+
+def moment(step: int) -> str:
+    """Return when a measurement was made."""
+    return f"after step {step}" if step else "before the first step"
 
 
 def smoothed(losses: Points) -> list[tuple[float, float]]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from fluxsmith._best import file_facts
+
 if TYPE_CHECKING:  # they draw themselves with this
     from fluxsmith.data import Dataset
     from fluxsmith.training import TrainingJob
@@ -15,20 +17,14 @@ _FONT = "font-family:system-ui,sans-serif;font-size:13px;line-height:1.5"
 
 def job_card(job: "TrainingJob") -> str:
     """Return what is known of a job as a table."""
-    result = job.result
-    losses = [result.held_out_loss_base, result.held_out_loss_lora, result.held_out_loss_best] if result else []
     facts = {
         "job": job.id,
         "state": job.state,
         "steps": f"{job.step} of {job.total_steps}" if job.total_steps else "",
         "dataset": job.dataset_id,
         "user": job.user_id,
-        "held-out loss": ", ".join(
-            f"{loss:.4f} {what}"
-            for loss, what in zip(losses, ("before", "after", "best"), strict=False)
-            if loss is not None
-        ),
-        "LoRA": result.lora_uri if result else "",
+        "held-out loss": job.held_out_line,
+        **file_facts(job),
         "failure": f"{job.failure.message} {job.failure.remedy}" if job.failure else "",
     }
     return card(job.name or job.id, facts)

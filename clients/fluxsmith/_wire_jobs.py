@@ -1,5 +1,7 @@
 """Jobs and their events: from messages on the wire to this library's own types and back."""
 
+from datetime import datetime
+
 from fluxsmith._wire import read_enum, read_seconds, read_time
 from fluxsmith._wire_config import read_config
 from fluxsmith.artifacts import Artifact
@@ -74,6 +76,8 @@ def _read_result(message: trainer_pb2.TrainingResult) -> TrainingResult:
         artifacts=tuple(read_artifact(artifact) for artifact in message.artifacts),
         best_step=message.best_step if message.HasField("best_step") else None,
         held_out_loss_best=message.held_out_loss_best if message.HasField("held_out_loss_best") else None,
+        held_out_loss_zero=message.held_out_loss_zero if message.HasField("held_out_loss_zero") else None,
+        best_artifact_name=message.best_artifact_name,
         stopped_early=message.stopped_early,
         skipped_steps=message.skipped_steps,
         memory_peak_bytes=message.memory_peak_bytes,
@@ -93,14 +97,22 @@ def read_event(message: trainer_pb2.TrainingEvent) -> Event | None:
             total = message.steps_completed.total_steps
             return StepsCompleted(sequence=sequence, time=time, steps=steps, total_steps=total)
         case "validation_completed":
-            measured = message.validation_completed
-            return ValidationCompleted(sequence=sequence, time=time, step=measured.step, loss=measured.loss)
+            return _read_validation(message.validation_completed, sequence=sequence, time=time)
         case "artifact_published" | "preview_rendered" | "checkpoint_written":
             return _read_file_event(message)
         case "warning":
             warning = message.warning
             return JobWarning(sequence=sequence, time=time, reason=warning.reason, message=warning.message)
     return None
+
+
+def _read_validation(
+    message: trainer_pb2.ValidationCompleted, *, sequence: int, time: datetime | None
+) -> ValidationCompleted:
+    zero = message.held_out_loss_zero if message.HasField("held_out_loss_zero") else None
+    return ValidationCompleted(
+        sequence=sequence, time=time, step=message.step, loss=message.loss, held_out_loss_zero=zero
+    )
 
 
 def _read_file_event(

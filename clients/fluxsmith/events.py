@@ -83,9 +83,13 @@ class ValidationCompleted(Event):
     """After this step; 0 is before the first: the base, or the LoRA that the job began with."""
     loss: float
     """Mean over the held-out samples at fixed noise levels and noise."""
+    held_out_loss_zero: float | None = None
+    """What predicting no velocity would cost on the same: one number for the whole job. None if not told."""
 
     def __str__(self) -> str:
-        return f"held-out loss {self.loss:.4f} {_moment(self.step)}"
+        zero = self.held_out_loss_zero
+        yardstick = "" if zero is None else f" (predicting nothing {zero:.4f})"
+        return f"held-out loss {self.loss:.4f} {_moment(self.step)}{yardstick}"
 
 
 @dataclass(frozen=True, kw_only=True)

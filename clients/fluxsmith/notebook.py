@@ -11,6 +11,7 @@ from datetime import timedelta
 from IPython.display import DisplayHandle, display
 
 from fluxsmith import _html
+from fluxsmith._best import better_file, file_facts
 from fluxsmith._curve import loss_curve
 from fluxsmith._smoothing import recent_loss_text
 from fluxsmith.events import Event, JobWarning, PreviewRendered, StepsCompleted, ValidationCompleted
@@ -28,6 +29,7 @@ class JobView:
         self._drawn_s = float("-inf")
         self._losses: dict[int, float] = {}
         self._held_out: dict[int, float] = {}
+        self._zero: float | None = None
         self._warnings: list[str] = []
         self._previews: dict[tuple[str, int], PreviewRendered] = {}
         self._pictures: dict[int, bytes] = {}
@@ -40,6 +42,7 @@ class JobView:
                 self._take_steps(event)
             case ValidationCompleted():
                 self._held_out[event.step] = event.loss
+                self._zero = event.held_out_loss_zero
             case PreviewRendered():
                 self._previews[event.prompt, event.seed] = event
             case JobWarning():
@@ -81,10 +84,14 @@ class JobView:
         if self._held_out:
             facts.append(f"held-out loss {self._held_out[max(self._held_out)]:.4f}")
         notes = self._warnings[-_MOST_NOTES:]
+        if job.held_out_line:
+            notes = [*notes, f"held-out loss: {job.held_out_line}"]
+        if better_file(job):
+            notes = [*notes, *(f"{name}: {address}" for name, address in file_facts(job).items())]
         if job.failure:
             notes = [*notes, f"failed: {job.failure.message} {job.failure.remedy}"]
         last_step = max(job.total_steps, *self._losses, *self._held_out, 1)
-        curve = loss_curve(self._losses, self._held_out, last_step=last_step)
+        curve = loss_curve(self._losses, self._held_out, last_step=last_step, zero=self._zero)
         return _html.progress(_title(job), facts, job.step / max(job.total_steps, 1), notes, curve)
 
 

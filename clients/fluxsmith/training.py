@@ -249,10 +249,16 @@ class TrainingResult:
     """Every file of the job, the newest of each name: the LoRA in its forms, the best one, metrics, previews, the
     report, and the LoRA of each checkpoint that stays. Left out by `client.jobs()`; `job.artifacts()` has them."""
     best_step: int | None = None
-    """Step after which the held-out loss was lowest; None without held-out data. The adapter of that step is
-    `lora-best.safetensors`."""
+    """The best step, after which the held-out loss was lowest; 0 is before the first. None without held-out data. The
+    adapter of that step is `best_artifact_name`; `lora.safetensors` is always that of the last step."""
     held_out_loss_best: float | None = None
     """Held-out loss after that step."""
+    held_out_loss_zero: float | None = None
+    """The yardstick for the held-out losses: what it would be if the model predicted no velocity at all, so the mean
+    square of noise - clean on the same images, noise and noise levels. None without held-out data."""
+    best_artifact_name: str = ""
+    """File with the adapter of `best_step`, for `job.download`: `lora.safetensors` where that is the last step, else
+    `lora-best.safetensors`. Empty, which `job.download` takes for `lora.safetensors`, without held-out data."""
     stopped_early: bool = False
     """Whether the run ended before its length because the held-out loss no longer fell."""
     skipped_steps: int = 0
@@ -306,3 +312,32 @@ class TrainingJob:
     """When its worker last got on with it; None while no worker has it."""
     first_sequence: int = 0
     """Sequence of its oldest event; over 1 once its events were removed, all but the last, some time after its end."""
+
+    @property
+    def held_out_line(self) -> str:
+        """The held-out losses in a line, the best step before the last; empty if there are none.
+
+        Such as `best step 140: 0.8300 (base 0.9200, predicting nothing 2.3100); last step 200: 0.8500`.
+        """
+        result = self.result
+        if result is None or result.held_out_loss_lora is None:
+            return ""
+        last = f"last step {self.step}: {result.held_out_loss_lora:.4f}"
+        best, loss = result.best_step, result.held_out_loss_best
+        if best is None or loss is None:  # from a service that does not tell it
+            return last + _against(self, base=True)
+        if best == self.step:
+            return f"best step {best}, the last: {loss:.4f}{_against(self, base=True)}"
+        name = f"best step {best}" if best else "best before the first step"
+        return f"{name}: {loss:.4f}{_against(self, base=best > 0)}; {last}"
+
+
+def _against(job: TrainingJob, *, base: bool) -> str:
+    """Return in parentheses what a loss is held against."""
+    assert job.result  # noqa: S101 - for the type checker: `held_out_line` has seen to it
+    start = "start" if job.config.warm_start_uri else "base"
+    losses = {"predicting nothing": job.result.held_out_loss_zero}
+    if base:
+        losses = {start: job.result.held_out_loss_base, **losses}
+    told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
+    return f" ({told})" if told else ""

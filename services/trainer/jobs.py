@@ -69,6 +69,8 @@ class TrainingResult(_Record):
     held_out_loss_lora: float | None
     best_step: int | None = None
     held_out_loss_best: float | None = None
+    held_out_loss_zero: float | None = None
+    best_artifact_name: str = ""
     stopped_early: bool = False
     skipped_steps: int = 0
     step_time_s: float
@@ -110,11 +112,15 @@ class StepsCompleted(_Record):
 
 
 class ValidationCompleted(_Record):
-    """The loss on the held-out dataset was measured after `step`; 0 is before the first step."""
+    """The loss on the held-out dataset was measured after `step`; 0 is before the first step.
+
+    `held_out_loss_zero` is that of predicting no velocity; jobs of earlier versions have none.
+    """
 
     kind: Literal["validation_completed"] = "validation_completed"
     step: int
     loss: float
+    held_out_loss_zero: float | None = None
 
 
 class ArtifactPublished(_Record):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from services.common.object_store import ObjectDamaged, ObjectMissing
 from services.trainer.adapters.files import AdapterSnapshot
+from services.trainer.best import is_better
 from services.trainer.config import TrainConfig
 from services.trainer.encoder_link import EncoderAway
 from services.trainer.jobs import Event, JobWarning, ValidationCompleted
@@ -31,7 +32,7 @@ class StopEarly(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The adapter with the lowest held-out loss so far, and the step after which it was."""
+    """The best adapter so far by what `best.py` looks at, the held-out loss, and the step after which it was."""
 
     step: int
     loss: float
@@ -42,10 +43,12 @@ class Best:
 class MilestonesState:
     """What was measured and shown so far: losses by step, and the steps whose pictures were made or given up.
 
-    `to_beat` is the last loss that was better by enough, `not_better` counts the measurements since.
+    `to_beat` is the last loss that was better by enough, `not_better` counts the measurements since. `loss_zero` is the
+    loss of predicting no velocity; None without held-out data, and in checkpoints of earlier versions.
     """
 
     losses: Mapping[int, float]
+    loss_zero: float | None = None
     best: Best | None
     to_beat: float
     not_better: int
@@ -56,7 +59,8 @@ class MilestonesState:
 class Milestones:
     """Follows one run. `measure` gives the held-out loss of the weights as they are, `snapshot` a copy of the adapter.
 
-    `measure` is None without held-out data, `previews` without prompts. What they and the reporter raise comes out, and
+    `measure` and `loss_zero`, the loss of predicting no velocity, are None without held-out data, `previews` without
+    prompts. What they and the reporter raise comes out, and
     leaves a state from which `catch_up` does again what was interrupted.
     """
 
@@ -68,6 +72,7 @@ class Milestones:
         history: History,
         *,
         measure: Callable[[], float] | None,
+        loss_zero: float | None = None,
         snapshot: Callable[[], AdapterSnapshot],
         previews: Previews | None,
     ) -> None:
@@ -83,12 +88,14 @@ class Milestones:
         self._to_beat = math.inf  # the last loss that was better by enough: slow improvements add up
         self._not_better = 0
         self.losses: dict[int, float] = {}
+        self.loss_zero = loss_zero
         self.best: Best | None = None
 
     def state(self) -> MilestonesState:
         """What it goes on from. Whatever was interrupted has not happened."""
         return MilestonesState(
             losses=dict(self.losses),
+            loss_zero=self.loss_zero,
             best=self.best,
             to_beat=self._to_beat,
             not_better=self._not_better,
@@ -99,6 +106,8 @@ class Milestones:
     def load_state(self, state: MilestonesState) -> None:
         """Go on from a state."""
         self.losses, self.best = dict(state.losses), state.best
+        if state.loss_zero is not None:
+            self.loss_zero = state.loss_zero
         self._to_beat, self._not_better = state.to_beat, state.not_better
         self._previewed, self._missed_in_a_row = set(state.previewed), state.missed_in_a_row
 
@@ -151,9 +160,9 @@ class Milestones:
             if not math.isfinite(loss):
                 raise NonFiniteLoss(f"held-out loss {loss} after step {step}")
             best = self.best
-            if best is None or loss < best.loss:
+            if best is None or is_better(loss, best.loss):
                 best = Best(step=step, loss=loss, snapshot=self._snapshot())
-        self._reporter.write([ValidationCompleted(step=step, loss=loss)])
+        self._reporter.write([ValidationCompleted(step=step, loss=loss, held_out_loss_zero=self.loss_zero)])
         self.losses[step], self.best = loss, best
         if loss < self._to_beat - self._config.early_stopping_min_delta:
             self._to_beat, self._not_better = loss, 0

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from diffusers import FluxTransformer2DModel
-
 from services.common.errors import ServiceError, Unavailable
 from services.common.object_store import ObjectStore
 from services.trainer.adapters.adapter import NonFiniteAdapter, attached
@@ -54,6 +52,7 @@ from services.trainer.results.job_files import (
     COMFYUI_FILE,
     KOHYA_FILE,
     LORA_FILE,
+    best_artifact_name,
     epoch_prefix,
     put_file,
 )
@@ -61,9 +60,9 @@ from services.trainer.results.records import Records
 from services.trainer.settings import TrainerSettings
 from services.trainer.swap import Swap
 from services.trainer.train import NonFiniteLoss, Step, Training, train
-from services.trainer.transformer import refuse_guidance
+from services.trainer.transformer import refuse_guidance, set_gradient_checkpointing
 from services.trainer.turns import Turn
-from services.trainer.validation import held_out_loss
+from services.trainer.validation import held_out_loss, zero_loss
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +138,7 @@ class Run:
             self._job, self._store, self._place.jobs.claims, self._reporter.write, self._fingerprints(data)
         )
         state = checkpoints.newest()
+        loss_zero = self._loss_zero(data, state)
         warm_start = None if state else self._warm_start()
         if not state:
             self._warn(data)
@@ -151,7 +151,7 @@ class Run:
                 self._tell_left_out(load_into(transformer, config, warm_start))
             training = Training(transformer, config, total_steps, self._reporter.check)
             self._swap.carry(adapter, training)
-            self._milestones = milestones = self._follow(training, data)
+            self._milestones = milestones = self._follow(training, data, loss_zero)
             self._savepoints = savepoints = Savepoints(
                 training,
                 milestones,
@@ -277,7 +277,16 @@ class Run:
             versions=versions(self._config),
         )
 
-    def _follow(self, training: Training, data: Data) -> Milestones:
+    def _loss_zero(self, data: Data, state: RunState | None) -> float | None:
+        """The loss of predicting no velocity on the held-out samples: one number for the whole job, to the bit."""
+        if not data.held_out:
+            return None
+        if state and state.milestones.loss_zero is not None:
+            return state.milestones.loss_zero
+        with self._records.history.timed(Activity.VALIDATING):
+            return zero_loss(data.held_out, self._config, self._reporter.check)
+
+    def _follow(self, training: Training, data: Data, loss_zero: float | None) -> Milestones:
         transformer, config, held_out = self._base.transformer, self._config, data.held_out
         measure = partial(held_out_loss, transformer, held_out, config, self._reporter.give_way) if held_out else None
         previews = None
@@ -298,6 +307,7 @@ class Run:
             self._reporter,
             self._records.history,
             measure=measure,
+            loss_zero=loss_zero,
             snapshot=partial(snapshot, transformer, config),
             previews=previews,
         )
@@ -314,12 +324,15 @@ class Run:
         if best:
             self._publish_best(best)
         self._note_memory()
+        names = self._records.artifacts
         result = TrainingResult(
             lora=lora,
             held_out_loss_base=milestones.losses.get(0),
             held_out_loss_lora=milestones.losses.get(self._reporter.step),
             best_step=best.step if best else None,
             held_out_loss_best=best.loss if best else None,
+            held_out_loss_zero=milestones.loss_zero,
+            best_artifact_name=best_artifact_name(best.step if best else None, self._reporter.step, names),
             stopped_early=stopped_early,
             skipped_steps=self._reporter.skipped_steps,
             step_time_s=statistics.median(self._reporter.durations_s),
@@ -371,14 +384,6 @@ class Run:
             if isinstance(stored.event, JobWarning):
                 self._records.history.add(stored.event)
         self._reporter.write(cautions(self._config, data, self._reporter.total_steps))
-
-
-def set_gradient_checkpointing(transformer: FluxTransformer2DModel, *, on: bool) -> None:
-    """Recompute activations in the backward pass, or keep them."""
-    if on:
-        transformer.enable_gradient_checkpointing()
-    else:
-        transformer.disable_gradient_checkpointing()
 
 
 def all_events(jobs: JobStore, job: Job) -> Iterator[StoredEvent]:

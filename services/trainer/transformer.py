@@ -111,3 +111,11 @@ def refuse_guidance(transformer: FluxTransformer2DModel, config: TrainConfig) ->
         remedy="Set guidance to BYPASS, or use a trainer whose base model is FLUX.1-dev.",
         violations=(FieldViolation(field="config.guidance", description=problem),),
     )
+
+
+def set_gradient_checkpointing(transformer: FluxTransformer2DModel, *, on: bool) -> None:
+    """Recompute activations in the backward pass, or keep them."""
+    if on:
+        transformer.enable_gradient_checkpointing()
+    else:
+        transformer.disable_gradient_checkpointing()

@@ -106,7 +106,7 @@ def event_message(stored: StoredEvent) -> pb.TrainingEvent:
             steps = [_step(step) for step in event.steps]
             message.steps_completed.CopyFrom(pb.StepsCompleted(steps=steps, total_steps=event.total_steps))
         case ValidationCompleted() as event:
-            message.validation_completed.CopyFrom(pb.ValidationCompleted(step=event.step, loss=event.loss))
+            message.validation_completed.CopyFrom(validation_message(event))
         case ArtifactPublished() as event:
             message.artifact_published.CopyFrom(artifact_message(event.artifact))
         case PreviewRendered() as event:
@@ -121,6 +121,11 @@ def event_message(stored: StoredEvent) -> pb.TrainingEvent:
         case JobWarning() as event:
             message.warning.CopyFrom(pb.JobWarning(reason=event.reason, message=event.message))
     return message
+
+
+def validation_message(event: ValidationCompleted) -> pb.ValidationCompleted:
+    """A measurement on held-out data as callers see it."""
+    return pb.ValidationCompleted(step=event.step, loss=event.loss, held_out_loss_zero=event.held_out_loss_zero)
 
 
 def checkpoint_message(checkpoint: Checkpoint, create_time_s: float) -> pb.Checkpoint:
@@ -208,6 +213,8 @@ def _result(result: TrainingResult, *, with_artifacts: bool) -> pb.TrainingResul
         artifacts=[artifact_message(artifact) for artifact in result.artifacts] if with_artifacts else [],
         best_step=result.best_step,
         held_out_loss_best=result.held_out_loss_best,
+        held_out_loss_zero=result.held_out_loss_zero,
+        best_artifact_name=result.best_artifact_name,
         stopped_early=result.stopped_early,
         skipped_steps=result.skipped_steps,
         memory_peak_bytes=result.memory_peak_bytes,

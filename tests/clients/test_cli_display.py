@@ -167,12 +167,12 @@ def test_held_out_loss_warnings_and_states_are_always_told() -> None:
     display = LineDisplay(Console(file=out), clock=lambda: 0.0)
     display.event(StateChanged(sequence=1, state=JobState.RUNNING))
     display.event(ValidationCompleted(sequence=2, step=0, loss=1.5))
-    display.event(ValidationCompleted(sequence=3, step=10, loss=1.25))
+    display.event(ValidationCompleted(sequence=3, step=10, loss=1.25, held_out_loss_zero=2.5))
     display.event(JobWarning(sequence=4, reason="SHORT_RUN", message="only [10] steps"))
     assert out.getvalue().splitlines() == [
         "running",
         "held-out loss 1.5000 before the first step",
-        "held-out loss 1.2500 after step 10",
+        "held-out loss 1.2500 after step 10 (predicting nothing 2.5000)",
         "warning: only [10] steps",
     ]
 

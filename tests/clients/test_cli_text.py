@@ -25,6 +25,7 @@ from fluxsmith.cli.text import (
     Fetched,
     duration_text,
     error_line,
+    fetch_lines,
     problem_lines,
     progress_facts,
     rate_text,
@@ -133,9 +134,9 @@ def test_error_is_one_line_whatever_it_quotes() -> None:
     assert error_line("first\n  second\tthird") == "error: first second third"
 
 
-def report(job: TrainingJob, file: Fetched | None = None) -> list[str]:
+def report(job: TrainingJob, file: Fetched | None = None, best: Fetched | None = None) -> list[str]:
     session = Session(encoder=None, trainer="host:1", tenant=None)
-    return report_lines(job, file=file, command=session.command)
+    return report_lines(job, file=file, best=best, command=session.command)
 
 
 def test_report_names_address_size_losses_and_file() -> None:
@@ -143,7 +144,7 @@ def test_report_names_address_size_losses_and_file() -> None:
     facts = (
         "s3://bucket/lora.safetensors",
         "1.4 MB",
-        "1.5000 before, 1.2000 after (-20.0%)",
+        "held-out loss  last step 0: 1.2000 (base 1.5000)",
         "written        style.saf",
     )
     for fact in facts:
@@ -178,30 +179,63 @@ def measured(*, best_step: int, stopped_early: bool = False, min_delta: float = 
     """The job after 60 of 100 steps."""
     assert JOB.result is not None
     result = dataclasses.replace(
-        JOB.result, best_step=best_step, held_out_loss_best=1.1, stopped_early=stopped_early, step_time_s=None
+        JOB.result,
+        best_step=best_step,
+        held_out_loss_best=1.1,
+        held_out_loss_zero=2.0,
+        best_artifact_name="lora.safetensors" if best_step == 60 else "lora-best.safetensors",
+        stopped_early=stopped_early,
+        step_time_s=None,
     )
     config = TrainConfig(early_stopping_min_delta=min_delta)
     return dataclasses.replace(JOB, config=config, step=60, total_steps=100, result=result)
 
 
-def test_report_tells_how_to_fetch_a_better_step() -> None:
-    assert report(measured(best_step=40, stopped_early=True))[4:] == [
-        "best           1.1000 after step 40",
+def test_report_tells_the_best_step_before_the_last_and_which_file_is_which() -> None:
+    files = {"file": Fetched(path=Path("x.safetensors")), "best": Fetched(path=Path("x-best.safetensors"))}
+    assert report(measured(best_step=40, stopped_early=True), **files) == [
+        "job            j-1",
+        "held-out loss  best step 40: 1.1000 (base 1.5000, predicting nothing 2.0000); last step 60: 1.2000",
+        "best LoRA      lora-best.safetensors (best step, 40)",
+        "LoRA           s3://bucket/lora.safetensors (last step, 60)",
+        "size           1.4 MB",
         "ended early    after step 60 of 100: the held-out loss no longer fell",
-        "better on the held-out pictures: step 40; fetch it with: "
-        "fluxsmith --trainer host:1 download j-1 --artifact lora-best.safetensors",
+        "written        x-best.safetensors (best step, 40)",
+        "written        x.safetensors (last step, 60)",
     ]
 
 
-def test_report_says_nothing_of_a_better_step_when_the_last_is_best() -> None:
-    assert report(measured(best_step=60))[4:] == ["best           1.1000 after step 60"]
+def test_the_file_of_the_best_step_is_the_first_to_fetch() -> None:
+    command = Session(encoder=None, trainer="host:1", tenant=None).command
+    assert fetch_lines(measured(best_step=40), command) == [
+        "Fetch the best step's file (40) with: "
+        "fluxsmith --trainer host:1 download j-1 --artifact lora-best.safetensors",
+        "Fetch the last step's (60) with: fluxsmith --trainer host:1 download j-1",
+    ]
+    assert fetch_lines(measured(best_step=60), command) == [
+        "Fetch the file with: fluxsmith --trainer host:1 download j-1"
+    ]
+
+
+def test_report_says_nothing_of_another_file_when_the_last_is_best() -> None:
+    assert report(measured(best_step=60))[1:3] == [
+        "held-out loss  best step 60, the last: 1.1000 (base 1.5000, predicting nothing 2.0000)",
+        "LoRA           s3://bucket/lora.safetensors",
+    ]
 
 
 def test_report_offers_no_file_when_training_made_it_worse() -> None:
-    assert report(measured(best_step=0))[4:] == [
-        "best           1.1000 before the first step",
+    assert report(measured(best_step=0))[1:] == [
+        "held-out loss  best before the first step: 1.1000 (predicting nothing 2.0000); last step 60: 1.2000",
+        "LoRA           s3://bucket/lora.safetensors",
+        "size           1.4 MB",
         "better on the held-out pictures: before the first step; training made it worse",
     ]
+
+
+def test_what_a_warm_start_began_with_is_not_called_the_base() -> None:
+    config = TrainConfig(warm_start_uri="s3://b/k")
+    assert "(start 1.5000, " in dataclasses.replace(measured(best_step=40), config=config).held_out_line
 
 
 def test_early_end_names_by_how_much_the_loss_had_to_fall() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from fluxsmith.cli.app import run
+from fluxsmith.v1 import trainer_pb2
 
 from tests.clients.recording import CONTENT, DIGEST, Recorder
 from tests.clients.test_adapter_upload import ADAPTER
@@ -51,15 +52,45 @@ def test_file_that_was_there_is_told_as_replaced(
     assert "replaced       ink.safetensors" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [["train", "ink"], ["watch", "j"]])
-def test_better_step_is_told_with_the_command_that_fetches_it(
-    services: Recorder, folder: Path, command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def better(services: Recorder) -> None:
+    """Let the job have been best before its end."""
     services.job.step = 60
     services.job.result.best_step = 40
-    assert run(["--tenant", "me", *command]) == 0
-    advice = "step 40; fetch it with: fluxsmith --tenant me download j --artifact lora-best.safetensors"
-    assert f"better on the held-out pictures: {advice}" in capsys.readouterr().out
+    services.job.result.best_artifact_name = "lora-best.safetensors"
+    services.job.result.held_out_loss_best = 0.5
+    services.job.result.held_out_loss_lora = 0.75
+
+
+def test_training_writes_the_best_step_beside_the_last_and_names_it_first(
+    services: Recorder, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    better(services)
+    assert run(["train", str(folder)]) == 0
+    asked = services.asked(trainer_pb2.CreateDownloadUrlRequest)
+    assert [request.artifact_name for request in asked] == ["", "lora-best.safetensors"]
+    written = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("written")]
+    assert written == ["ink-best.safetensors (best step, 40)", "ink.safetensors (last step, 60)"]
+
+
+def test_who_watches_is_told_both_files_the_best_first(services: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    better(services)
+    assert run(["--tenant", "me", "watch", "j"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "Fetch the best step's file (40) with: fluxsmith --tenant me download j --artifact lora-best.safetensors",
+        "Fetch the last step's (60) with: fluxsmith --tenant me download j",
+    ]
+
+
+def test_who_downloads_the_last_step_hears_of_the_better_one(
+    services: Recorder, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    better(services)
+    assert run(["download", "j"]) == 0
+    heard = capsys.readouterr().err
+    assert "that is the last step's; best step 40: 0.5000; last step 60: 0.7500" in heard
+    assert "fluxsmith download j --artifact lora-best.safetensors" in heard
+    assert run(["download", "j", "--artifact", "lora-best.safetensors"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("command", [["train", "ink"], ["watch", "j"]])

@@ -138,8 +138,38 @@ def test_table_of_a_job_tells_its_losses() -> None:
         lora_uri="s3://b/k", lora_bytes=1, lora_digest="", held_out_loss_base=2.0, held_out_loss_lora=1.0
     )
     html = job_card(replace(JOB, state=JobState.SUCCEEDED, result=result))
-    assert "2.0000 before, 1.0000 after" in html
+    assert "last step 2: 1.0000 (base 2.0000)" in html
     assert "s3://b/k" in html
+
+
+def test_the_best_step_and_its_file_are_shown_first(view: JobView) -> None:
+    result = TrainingResult(
+        lora_uri="s3://b/k",
+        lora_bytes=1,
+        lora_digest="",
+        held_out_loss_base=2.0,
+        held_out_loss_lora=1.0,
+        best_step=1,
+        held_out_loss_best=0.5,
+        held_out_loss_zero=3.0,
+        best_artifact_name="lora-best.safetensors",
+    )
+    job = replace(JOB, state=JobState.SUCCEEDED, result=result)
+    for html in (job_card(job), *drawn(view, job)):
+        assert "best step 1: 0.5000 (base 2.0000, predicting nothing 3.0000); last step 2: 1.0000" in html
+        assert html.index("lora-best.safetensors (best step, 1)") < html.index("s3://b/k (last step, 2)")
+
+
+def test_curve_has_the_yardstick_as_a_level_line_and_a_ring_at_the_best() -> None:
+    svg = loss_curve({1: 2.5}, {0: 2.0, 2: 0.5, 4: 1.0}, last_step=4, zero=3.0)
+    assert "predicting nothing" in svg
+    (level,) = re.findall(r'points="([^"]+)" fill="none" stroke="#b07d2b"', svg)
+    (left, height), (right, other) = (point.split(",") for point in level.split())
+    assert height == other
+    (ring,) = re.findall(r'<circle cx="([^"]+)" cy="[^"]+" r="6"', svg)
+    assert float(left) < float(ring) < float(right)
+    assert "best held-out loss 0.5000 after step 2" in svg
+    assert "predicting nothing" not in loss_curve({1: 2.5}, {0: 2.0}, last_step=4)
 
 
 def test_curve_is_empty_without_a_finite_loss() -> None:

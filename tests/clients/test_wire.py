@@ -27,6 +27,7 @@ from fluxsmith import (
     StepsCompleted,
     TrainingJob,
     TrainingResult,
+    ValidationCompleted,
 )
 from fluxsmith._wire_datasets import read_dataset, read_options, read_sample, write_options
 from fluxsmith._wire_jobs import read_event, read_job
@@ -195,7 +196,15 @@ def test_held_out_loss_is_none_without_a_held_out_dataset() -> None:
     result = read_job(message).result
     assert result is not None
     assert result.held_out_loss_base is None
+    assert result.held_out_loss_zero is None
     assert result.step_time_s is None
+
+
+@pytest.mark.parametrize("zero", [None, 2.5])
+def test_measurement_has_its_yardstick_where_it_is_told(zero: float | None) -> None:
+    told = trainer_pb2.ValidationCompleted(step=2, loss=0.5, held_out_loss_zero=zero)
+    event = read_event(trainer_pb2.TrainingEvent(sequence=1, validation_completed=told))
+    assert event == ValidationCompleted(sequence=1, step=2, loss=0.5, held_out_loss_zero=zero)
 
 
 LORA = Artifact(artifact_name="lora.safetensors", uri="s3://b/k", size_bytes=3, content_digest="0")
@@ -207,6 +216,8 @@ def test_result_loses_nothing_on_the_way() -> None:
         lora_uri="s3://b/k", artifacts=[file], best_step=0, stopped_early=True, skipped_steps=2, memory_peak_bytes=9
     )
     message.held_out_loss_best = 0.5
+    message.held_out_loss_zero = 2.5
+    message.best_artifact_name = "lora-best.safetensors"
     result = read_job(trainer_pb2.TrainingJob(job_id="j", result=message)).result
     assert result == TrainingResult(
         lora_uri="s3://b/k",
@@ -215,6 +226,8 @@ def test_result_loses_nothing_on_the_way() -> None:
         artifacts=(LORA,),
         best_step=0,
         held_out_loss_best=0.5,
+        held_out_loss_zero=2.5,
+        best_artifact_name="lora-best.safetensors",
         stopped_early=True,
         skipped_steps=2,
         memory_peak_bytes=9,

@@ -18,7 +18,7 @@ from fluxsmith.cli.display import JsonDisplay, display_for
 from fluxsmith.cli.following import follow
 from fluxsmith.cli.output import output_file
 from fluxsmith.cli.session import Session
-from fluxsmith.cli.text import job_json, removed_text, report_lines, size_text, to_json
+from fluxsmith.cli.text import better_line, fetch_lines, job_json, removed_text, report_lines, size_text, to_json
 from fluxsmith.errors import JobCancelled, JobFailed, NotFound
 from fluxsmith.training import TrainingJob
 
@@ -48,8 +48,8 @@ def watch(
     if as_json:
         typer.echo(job_json(finished))
         return
-    session.tell("\n".join(report_lines(finished, command=session.command)))
-    session.tell(f"Fetch the file with: {session.command('download', job_id)}")
+    lines = [*report_lines(finished, command=session.command), *fetch_lines(finished, session.command)]
+    session.tell("\n".join(lines))
 
 
 def pause(context: typer.Context, job_id: Annotated[str, _job(complete_pausable)], *, as_json: AsJson = False) -> None:
@@ -128,7 +128,10 @@ def download(  # a command's options are its parameters
         bool, typer.Option("--all", help="Every file of the job; FILE is a folder then. (default one called JOB)")
     ] = False,
 ) -> None:
-    """Fetch the LoRA of a job, or other files."""
+    """Fetch the LoRA of a job, that of its last step, or other files.
+
+    `lora-best.safetensors` is the LoRA of the best step by the held-out loss.
+    """
     session: Session = context.obj
     if artifact and everything:
         raise typer.BadParameter("--artifact and --all exclude each other", param_hint="'--all'")
@@ -143,6 +146,8 @@ def download(  # a command's options are its parameters
                 _say_what_is_left(error.job, session)
                 raise
             _show_file(path, fetched=True)
+            if not artifact and (better := better_line(job.snapshot, session.command)):
+                session.say(better)
         elif not job.download_all(target, on_file=_show_file):
             session.say("No files yet.")
 

@@ -139,7 +139,10 @@ def _held_out_cell(job: TrainingJob) -> str:
     result = job.result
     if result is None or result.held_out_loss_base is None or result.held_out_loss_lora is None:
         return ""
-    return f"{result.held_out_loss_base:.4f} to {result.held_out_loss_lora:.4f}"
+    best, loss = result.best_step, result.held_out_loss_best
+    if loss is None or best == job.step:
+        return f"{result.held_out_loss_base:.4f} to {result.held_out_loss_lora:.4f}"
+    return f"{result.held_out_loss_base:.4f} to {loss:.4f} at step {best}"
 
 
 def empty_table(first: str, *others: str) -> Table:

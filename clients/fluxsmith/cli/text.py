@@ -15,11 +15,12 @@ from typing import Any
 
 from fluxsmith_text import on_one_line
 
+from fluxsmith._best import better_file, file_facts
 from fluxsmith.checkpoints import CHECKPOINTS, Checkpoint
 from fluxsmith.data import Dataset, DatasetProgress, SampleProblem, SampleProblemReason
 from fluxsmith.errors import FluxsmithError
 from fluxsmith.events import Event
-from fluxsmith.training import Fault, JobState, TrainingJob, TrainingResult
+from fluxsmith.training import Fault, JobState, TrainingJob
 
 _MAX_PROBLEMS = 10
 _MAX_NAMES = 3
@@ -131,12 +132,6 @@ def _names_text(names: Sequence[str]) -> str:
     return f"{len(each)} images ({', '.join(each[:_MAX_NAMES])}{more})"
 
 
-def held_out_text(base: float, lora: float) -> str:
-    """Return the held-out loss before and after, and by how much it fell."""
-    change = (lora - base) / base if base else 0.0
-    return f"{base:.4f} before, {lora:.4f} after ({change:+.1%})"
-
-
 def time_text(moment: datetime | None) -> str:
     """Return a moment in the time zone of this machine."""
     return moment.astimezone().strftime("%Y-%m-%d %H:%M") if moment else ""
@@ -151,12 +146,17 @@ class Fetched:
     """Whether another was there under its name."""
 
 
-def report_lines(job: TrainingJob, *, file: Fetched | None = None, command: Callable[..., str]) -> list[str]:
-    """Return what a job that has succeeded made, a fact a line; `command` writes a command line of those words."""
+def report_lines(
+    job: TrainingJob, *, file: Fetched | None = None, best: Fetched | None = None, command: Callable[..., str]
+) -> list[str]:
+    """Return what a job that has succeeded made, a fact a line; `command` writes a command line of those words.
+
+    `file` is its LoRA, `best` that of the best step where this is another.
+    """
     facts = {"job": job.id}
     if result := job.result:
-        facts |= {"LoRA": result.lora_uri, "size": size_text(result.lora_bytes)}
-        facts |= _held_out_facts(result)
+        facts |= {"held-out loss": job.held_out_line} if job.held_out_line else {}
+        facts |= file_facts(job) | {"size": size_text(result.lora_bytes)}
         if result.stopped_early:
             fell = _fell_text(job.config.early_stopping_min_delta)
             facts["ended early"] = f"after step {job.step} of {job.total_steps}: the held-out loss no longer {fell}"
@@ -168,10 +168,10 @@ def report_lines(job: TrainingJob, *, file: Fetched | None = None, command: Call
             facts["memory"] = f"{size_text(result.memory_peak_bytes)} at most"
         if result.artifacts:
             facts["files"] = _files_text([artifact.artifact_name for artifact in result.artifacts])
-    if file:
-        facts["replaced" if file.replaced else "written"] = str(file.path)
     lines = [f"{name:<13}  {fact}" for name, fact in facts.items()]
-    lines = [*lines, *_better_lines(job, command), *_look_lines(job, command)]
+    lines += [_fetched_line(best, f" (best step, {result.best_step})")] if best and result else []
+    lines += [_fetched_line(file, f" (last step, {job.step})" if best else "")] if file else []
+    lines = [*lines, *_worse_lines(job), *_look_lines(job, command)]
     return [on_one_line(line) for line in lines]
 
 
@@ -213,15 +213,32 @@ def _fell_text(min_delta: float | None) -> str:
     return f"fell by more than {min_delta:g}" if min_delta else "fell"
 
 
-def _better_lines(job: TrainingJob, command: Callable[..., str]) -> list[str]:
-    """Return what to do if an earlier step was better than the last, whose adapter is the job's LoRA."""
-    best = job.result.best_step if job.result else None
-    if best is None or best >= job.step:
+def fetch_lines(job: TrainingJob, command: Callable[..., str]) -> list[str]:
+    """Return how to fetch what a job that has succeeded made, the best step's file first."""
+    fetch = command("download", job.id)
+    if not (better := better_file(job)):
+        return [f"Fetch the file with: {fetch}"]
+    best = command("download", job.id, "--artifact", better)
+    step = job.result.best_step if job.result else None
+    return [f"Fetch the best step's file ({step}) with: {best}", f"Fetch the last step's ({job.step}) with: {fetch}"]
+
+
+def better_line(job: TrainingJob, command: Callable[..., str]) -> str:
+    """Return what to say to whoever has the last step's file, if another is better; else nothing."""
+    if not (better := better_file(job)):
+        return ""
+    fetch = command("download", job.id, "--artifact", better)
+    return f"that is the last step's; {job.held_out_line}; fetch the best step's with: {fetch}"
+
+
+def _fetched_line(file: Fetched, what: str) -> str:
+    return f"{'replaced' if file.replaced else 'written':<13}  {file.path}{what}"
+
+
+def _worse_lines(job: TrainingJob) -> list[str]:
+    if job.result is None or job.result.best_step != 0 or not job.step:
         return []
-    if best == 0:  # its file would do nothing that was not there before
-        return ["better on the held-out pictures: before the first step; training made it worse"]
-    fetch = command("download", job.id, "--artifact", "lora-best.safetensors")
-    return [f"better on the held-out pictures: step {best}; fetch it with: {fetch}"]
+    return ["better on the held-out pictures: before the first step; training made it worse"]
 
 
 def _look_lines(job: TrainingJob, command: Callable[..., str]) -> list[str]:
@@ -234,16 +251,6 @@ def _look_lines(job: TrainingJob, command: Callable[..., str]) -> list[str]:
     what = " and ".join(filter(None, [previews, report]))
     opened = Path(job.id) / ("report.html" if report else "previews")
     return [f"see {what} with: {command('download', job.id, job.id, '--all')}   then open {opened}"]
-
-
-def _held_out_facts(result: TrainingResult) -> dict[str, str]:
-    facts = {}
-    if result.held_out_loss_base is not None and result.held_out_loss_lora is not None:
-        facts["held-out loss"] = held_out_text(result.held_out_loss_base, result.held_out_loss_lora)
-    if result.best_step is not None and result.held_out_loss_best is not None:
-        moment = f"after step {result.best_step}" if result.best_step else "before the first step"
-        facts["best"] = f"{result.held_out_loss_best:.4f} {moment}"
-    return facts
 
 
 def _files_text(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from fluxsmith._adapter_upload import check_adapter
 from fluxsmith._arguments import MOST_USER_CHARACTERS, name_of
+from fluxsmith._best import better_file
 from fluxsmith._folder import folder_name, read_folder, skipping
 from fluxsmith.cli import options
 from fluxsmith.cli.chosen import choose
@@ -48,7 +49,8 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
 ) -> None:
     """Train a LoRA on a folder of captioned images and write it to a file.
 
-    With nothing else given, length, previews and what to measure on are chosen by the pictures, and told. Interrupted
+    The LoRA of the best step by the held-out loss, where that is not the last, is written beside it as NAME-best. With
+    nothing else given, length, previews and what to measure on are chosen by the pictures, and told. Interrupted
     with Ctrl-C, the job goes on; `fluxsmith watch` comes back to it.
     """
     session: Session = context.obj
@@ -84,12 +86,14 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
             finished = follow(job, display, session)
             if start_early:  # only now it is known what was wrong with the samples
                 _note_problems(client.datasets.get(dataset.id), display)
-        file = Fetched(path=target, replaced=target.exists())
-        _download(job, target, session)
+        file = _download(job, target, session)
+        better = better_file(finished)
+        best = _download(job, target.with_name(f"{target.stem}-best{SUFFIX}"), session, better) if better else None
     if as_json:
-        typer.echo(to_json({**vars(finished), "output": str(target)}))
+        paths = {"output": str(target), "output_best": str(best.path) if best else None}
+        typer.echo(to_json({**vars(finished), **paths}))
     else:
-        session.tell("\n".join(report_lines(finished, file=file, command=session.command)))
+        session.tell("\n".join(report_lines(finished, file=file, best=best, command=session.command)))
 
 
 def _check(config: TrainConfig, *, target: Path, warm_start: str, held_out: Path | None, start_early: bool) -> None:
@@ -164,10 +168,13 @@ def _note_problems(dataset: Dataset, display: Display) -> None:
         display.note(line)
 
 
-def _download(job: JobHandle, target: Path, session: Session) -> None:
+def _download(job: JobHandle, target: Path, session: Session, artifact_name: str = "") -> Fetched:
+    file = Fetched(path=target, replaced=target.exists())
     try:
-        job.download(target)
+        job.download(target, artifact_name=artifact_name)
     except (FluxsmithError, KeyboardInterrupt):
-        again = session.command("download", job.id, str(target))
+        which = ["--artifact", artifact_name] if artifact_name else []
+        again = session.command("download", job.id, str(target), *which)
         session.say(f"job {job.id} has succeeded; fetch its file with: {again}")
         raise
+    return file

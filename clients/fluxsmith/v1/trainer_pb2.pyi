@@ -1246,6 +1246,8 @@ class TrainingResult(_message.Message):
     STOPPED_EARLY_FIELD_NUMBER: _builtins.int
     SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
     MEMORY_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    HELD_OUT_LOSS_ZERO_FIELD_NUMBER: _builtins.int
+    BEST_ARTIFACT_NAME_FIELD_NUMBER: _builtins.int
     lora_uri: _builtins.str
     """Address of the LoRA file, `s3://bucket/key`: safetensors with PEFT keys, as FluxPipeline.load_lora_weights reads it."""
     lora_bytes: _builtins.int
@@ -1259,8 +1261,8 @@ class TrainingResult(_message.Message):
     held_out_loss_lora: _builtins.float
     """The same with the finished adapter."""
     best_step: _builtins.int
-    """Step after which the held-out loss was lowest; unset without held-out data. The adapter of that step is
-    `lora-best.safetensors`.
+    """The best step: the one after which the held-out loss was lowest; 0 is before the first step. Unset without held-out
+    data. The adapter of that step is `best_artifact_name`; `lora.safetensors` is always that of the last step.
     """
     held_out_loss_best: _builtins.float
     """Held-out loss after that step."""
@@ -1270,6 +1272,15 @@ class TrainingResult(_message.Message):
     """Steps skipped because their loss or gradient was not finite."""
     memory_peak_bytes: _builtins.int
     """Most memory in bytes used while the job ran: of the GPU, or of the worker's process where there is none."""
+    held_out_loss_zero: _builtins.float
+    """The yardstick for the held-out losses: what it would be if the model predicted no velocity at all, so the mean square
+    of noise - clean over the same images, noise levels, noise and masks. A loss above it is worse than no prediction.
+    Unset without held-out data.
+    """
+    best_artifact_name: _builtins.str
+    """Name of the file with the adapter of `best_step`: `lora.safetensors` where that is the last step, else
+    `lora-best.safetensors`. Empty without held-out data, and where that file could not be written (BEST_SKIPPED).
+    """
     @_builtins.property
     def step_time(self) -> _duration_pb2.Duration:
         """Median time of a step."""
@@ -1295,10 +1306,12 @@ class TrainingResult(_message.Message):
         stopped_early: _builtins.bool = ...,
         skipped_steps: _builtins.int = ...,
         memory_peak_bytes: _builtins.int = ...,
+        held_out_loss_zero: _builtins.float | None = ...,
+        best_artifact_name: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_held_out_loss_base", b"_held_out_loss_base", "_held_out_loss_best", b"_held_out_loss_best", "_held_out_loss_lora", b"_held_out_loss_lora", "best_step", b"best_step", "held_out_loss_base", b"held_out_loss_base", "held_out_loss_best", b"held_out_loss_best", "held_out_loss_lora", b"held_out_loss_lora", "step_time", b"step_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_held_out_loss_base", b"_held_out_loss_base", "_held_out_loss_best", b"_held_out_loss_best", "_held_out_loss_lora", b"_held_out_loss_lora", "_held_out_loss_zero", b"_held_out_loss_zero", "best_step", b"best_step", "held_out_loss_base", b"held_out_loss_base", "held_out_loss_best", b"held_out_loss_best", "held_out_loss_lora", b"held_out_loss_lora", "held_out_loss_zero", b"held_out_loss_zero", "step_time", b"step_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_held_out_loss_base", b"_held_out_loss_base", "_held_out_loss_best", b"_held_out_loss_best", "_held_out_loss_lora", b"_held_out_loss_lora", "artifacts", b"artifacts", "best_step", b"best_step", "held_out_loss_base", b"held_out_loss_base", "held_out_loss_best", b"held_out_loss_best", "held_out_loss_lora", b"held_out_loss_lora", "lora_bytes", b"lora_bytes", "lora_digest", b"lora_digest", "lora_uri", b"lora_uri", "memory_peak_bytes", b"memory_peak_bytes", "skipped_steps", b"skipped_steps", "step_time", b"step_time", "stopped_early", b"stopped_early"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_held_out_loss_base", b"_held_out_loss_base", "_held_out_loss_best", b"_held_out_loss_best", "_held_out_loss_lora", b"_held_out_loss_lora", "_held_out_loss_zero", b"_held_out_loss_zero", "artifacts", b"artifacts", "best_artifact_name", b"best_artifact_name", "best_step", b"best_step", "held_out_loss_base", b"held_out_loss_base", "held_out_loss_best", b"held_out_loss_best", "held_out_loss_lora", b"held_out_loss_lora", "held_out_loss_zero", b"held_out_loss_zero", "lora_bytes", b"lora_bytes", "lora_digest", b"lora_digest", "lora_uri", b"lora_uri", "memory_peak_bytes", b"memory_peak_bytes", "skipped_steps", b"skipped_steps", "step_time", b"step_time", "stopped_early", b"stopped_early"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_step: _TypeAlias = _typing.Literal["best_step"]  # noqa: Y015
     _WhichOneofArgType__best_step: _TypeAlias = _typing.Literal["_best_step", b"_best_step"]  # noqa: Y015
@@ -1308,6 +1321,8 @@ class TrainingResult(_message.Message):
     _WhichOneofArgType__held_out_loss_best: _TypeAlias = _typing.Literal["_held_out_loss_best", b"_held_out_loss_best"]  # noqa: Y015
     _WhichOneofReturnType__held_out_loss_lora: _TypeAlias = _typing.Literal["held_out_loss_lora"]  # noqa: Y015
     _WhichOneofArgType__held_out_loss_lora: _TypeAlias = _typing.Literal["_held_out_loss_lora", b"_held_out_loss_lora"]  # noqa: Y015
+    _WhichOneofReturnType__held_out_loss_zero: _TypeAlias = _typing.Literal["held_out_loss_zero"]  # noqa: Y015
+    _WhichOneofArgType__held_out_loss_zero: _TypeAlias = _typing.Literal["_held_out_loss_zero", b"_held_out_loss_zero"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__best_step) -> _WhichOneofReturnType__best_step | None: ...
     @_typing.overload
@@ -1316,6 +1331,8 @@ class TrainingResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_loss_best) -> _WhichOneofReturnType__held_out_loss_best | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_loss_lora) -> _WhichOneofReturnType__held_out_loss_lora | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_loss_zero) -> _WhichOneofReturnType__held_out_loss_zero | None: ...
 
 Global___TrainingResult: _TypeAlias = TrainingResult  # noqa: Y015
 
@@ -1499,21 +1516,29 @@ class ValidationCompleted(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
+    HELD_OUT_LOSS_ZERO_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """After this step; 0 is the base, or the file of a warm start."""
     loss: _builtins.float
     """Mean over the held-out samples at fixed noise levels and noise."""
+    held_out_loss_zero: _builtins.float
+    """The loss of predicting no velocity on the same; the same number in every event of a job. Unset in jobs of earlier
+    versions.
+    """
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         loss: _builtins.float = ...,
+        held_out_loss_zero: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_out_loss_zero", b"_held_out_loss_zero", "held_out_loss_zero", b"held_out_loss_zero"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_out_loss_zero", b"_held_out_loss_zero", "held_out_loss_zero", b"held_out_loss_zero", "loss", b"loss", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__held_out_loss_zero: _TypeAlias = _typing.Literal["held_out_loss_zero"]  # noqa: Y015
+    _WhichOneofArgType__held_out_loss_zero: _TypeAlias = _typing.Literal["_held_out_loss_zero", b"_held_out_loss_zero"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_loss_zero) -> _WhichOneofReturnType__held_out_loss_zero | None: ...
 
 Global___ValidationCompleted: _TypeAlias = ValidationCompleted  # noqa: Y015
 

@@ -46,6 +46,7 @@ class RunRecord(_Record):
     optimizer: JsonValue
     average_updates: int | None
     losses: dict[int, float]
+    loss_zero: float | None = None
     best: BestRecord | None
     to_beat: float
     not_better: int
@@ -66,6 +67,7 @@ def split(state: RunState) -> tuple[RunRecord, dict[str, Tensors]]:
         optimizer=packed(training.optimizer, of_optimizer),
         average_updates=training.average["updates"] if training.average else None,
         losses=dict(milestones.losses),
+        loss_zero=milestones.loss_zero,
         best=_best_record(milestones.best),
         to_beat=milestones.to_beat,
         not_better=milestones.not_better,
@@ -98,6 +100,7 @@ def joined(record: RunRecord, parts: Mapping[str, Tensors]) -> RunState:
         ),
         milestones=MilestonesState(
             losses=record.losses,
+            loss_zero=record.loss_zero,
             best=_best(record.best, parts),
             to_beat=record.to_beat,
             not_better=record.not_better,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from services.trainer.best import best_step
 from services.trainer.config import TrainConfig
 from services.trainer.jobs import Checkpoint, JobWarning
 
@@ -14,13 +15,13 @@ NEWEST_KEPT = 2
 def dropped(existing: Sequence[Checkpoint], config: TrainConfig) -> list[str]:
     """Identifiers of those that need not be kept while the job goes on; `existing` is newest first.
 
-    Kept are the newest `checkpoints_kept`, the one with the lowest held-out loss, of equals the newest, and those that
-    were asked for.
+    Kept are the newest `checkpoints_kept`, the best one by its held-out loss, of equals the newest, and those that were
+    asked for.
     """
     kept = {each.checkpoint_id for each in existing[: _newest(config)]} | _asked_for(existing, config)
-    measured = [each for each in existing if each.held_out_loss is not None]
-    if measured:
-        kept.add(min(measured, key=lambda each: each.held_out_loss or 0.0).checkpoint_id)
+    measured = {at: each.held_out_loss for at, each in enumerate(existing) if each.held_out_loss is not None}
+    if (best := best_step(measured)) is not None:  # places in the list, which begins with the newest
+        kept.add(existing[best].checkpoint_id)
     return [each.checkpoint_id for each in existing if each.checkpoint_id not in kept]
 
 

@@ -17,6 +17,9 @@ from services.trainer.results.smoothing import Floats, centered_means, mean_widt
 MOST_COLUMNS = 400  # about one for every two pixels of a wide screen
 MOST_POINTS = 200  # of a line through measurements
 MOST_DOTS = 40  # more would hide the line
+HEAD, MIDDLE, FOOT = 12.0, 50.0, 85.0
+LEAST_SHARE = 0.25  # of the height that a line keeps for itself: a yardstick further off would press it flat
+YARDSTICK = "predicting nothing"
 
 Bools = NDArray[np.bool_]
 
@@ -40,6 +43,29 @@ class Dot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Label:
+    """A few words beside a place of the drawing, on the side of it that has room."""
+
+    x: float
+    y: float
+    text: str
+    below: bool = False
+
+    @property
+    def to_the_left(self) -> bool:
+        """Whether the words end at the place instead of beginning there."""
+        return self.x > MIDDLE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A level line across the drawing; a value beyond the axis lies on its edge, which its label says."""
+
+    y: float
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """One drawing: the range that single steps reach, a line through them, dots, and marks at the foot."""
 
@@ -50,6 +76,9 @@ class Curve:
     line: str = ""
     """Path of the line."""
     dots: tuple[Dot, ...] = ()
+    labels: tuple[Label, ...] = ()
+    level: Level | None = None
+    """What the line is held against."""
     marks: tuple[float, ...] = ()
     """Where steps were skipped."""
     x_ticks: tuple[Tick, ...]
@@ -98,40 +127,78 @@ def curve_of_steps(
 
 
 def curve_of_measurements(
-    title: str, measured: dict[int, float], *, last_step: int, start: str = "the base model"
+    title: str,
+    measured: dict[int, float],
+    *,
+    last_step: int,
+    best: int | None,
+    zero: float | None = None,
+    start: str = "the base model",
+    start_label: str = "base",
 ) -> Curve | None:
-    """Draw a value that was measured now and then, the lowest marked; None when there is no finite one.
+    """Draw a value that was measured now and then, with `best` marked; None when there is no finite one.
 
-    `start` says what was measured before the first step.
+    `start` says what was measured before the first step, `start_label` in a word; `zero` is what predicting nothing
+    would give, a level line.
     """
     points = [(step, value) for step, value in sorted(measured.items()) if math.isfinite(value)]
-    if not points:
+    if not points or best is None:
         return None
-    best = min(points, key=lambda point: (point[1], point[0]))
     stride = -(-len(points) // MOST_POINTS)
-    points = [point for at, point in enumerate(points) if at % stride == 0 or point == best or at == len(points) - 1]
+    kept = {0, best}
+    points = [point for at, point in enumerate(points) if at % stride == 0 or point[0] in kept or at == len(points) - 1]
     values = np.array([value for _, value in points])
-    axis = Axis.over(float(values.min()), float(values.max()))
+    axis = _axis_with(values, zero)
     x = np.round(np.array([step for step, _ in points]) * 100 / last_step, 2)
     y = np.round(axis.places(values), 2)
+    dots = {
+        step: Dot(x=float(x[at]), y=float(y[at]), title=f"{_named(step, start)}: {value:.4g}", best=step == best)
+        for at, (step, value) in enumerate(points)
+    }
+    level, level_label = _level(axis, zero)
+    against = f"; {level.title}" if level else ""
     return Curve(
         title=title,
-        note="at fixed noise; the lowest has a ring" + (f"; step 0 is {start}" if 0 in measured else ""),
+        note=f"at fixed noise; the best has a ring{'; step 0 is ' + start if 0 in measured else ''}",
         line=_path(x, y),
-        dots=tuple(
-            Dot(
-                x=round(float(x[at]), 2),
-                y=round(float(y[at]), 2),
-                title=f"{_named(step, start)}: {value:.4g}",
-                best=step == best[0],
-            )
-            for at, (step, value) in enumerate(points)
-            if step == best[0] or len(points) <= MOST_DOTS
-        ),
+        dots=tuple(dot for step, dot in dots.items() if step in kept or len(points) <= MOST_DOTS),
+        labels=(*_labels(dots, dict(points), best, start_label), *level_label),
+        level=level,
         x_ticks=_step_ticks(last_step),
         y_ticks=axis.ticks(),
-        summary=f"{title} from {values[0]:.4g} at {_named(points[0][0], start)} to {values[-1]:.4g} "
-        f"at {_named(points[-1][0], start)}; lowest {best[1]:.4g} at {_named(best[0], start)}.",
+        summary=f"{title}: best {measured[best]:.4g} at {_named(best, start)}; from {values[0]:.4g} at "
+        f"{_named(points[0][0], start)} to {values[-1]:.4g} at {_named(points[-1][0], start)}{against}.",
+    )
+
+
+def _axis_with(values: Floats, zero: float | None) -> Axis:
+    """The axis around the values, and around the yardstick as long as that leaves the line enough of the height."""
+    low, high = float(values.min()), float(values.max())
+    if zero is None or not math.isfinite(zero):
+        return Axis.over(low, high)
+    with_zero = min(low, zero), max(high, zero)
+    if high > low and (high - low) < LEAST_SHARE * (with_zero[1] - with_zero[0]):
+        return Axis.over(low, high)
+    return Axis.over(*with_zero)
+
+
+def _level(axis: Axis, zero: float | None) -> tuple[Level | None, tuple[Label, ...]]:
+    if zero is None or not math.isfinite(zero):
+        return None, ()
+    y = round(float(axis.places(np.array([zero]))[0]), 2)
+    off = " (above the drawing)" if zero > axis.high else " (below the drawing)" if zero < axis.low else ""
+    text = f"{YARDSTICK}: {zero:.4g}{off}"
+    return Level(y=y, title=text), (Label(x=100, y=y, text=text, below=y < HEAD),)
+
+
+def _labels(dots: dict[int, Dot], values: dict[int, float], best: int, start: str) -> tuple[Label, ...]:
+    """Words at the start and at the best step, which may be one."""
+    found = {0: f"{start}: {values[0]:.4g}"} if 0 in dots else {}
+    found[best] = f"best, step {best:,}: {values[best]:.4g}" if best else f"{start}, the best: {values[0]:.4g}"
+    return tuple(  # the line comes down to the best step from above, unless the foot of the drawing is too near
+        Label(x=at.x, y=at.y, text=text, below=at.y < FOOT if at.best else at.y < HEAD)
+        for step, text in found.items()
+        if (at := dots[step])
     )
 
 

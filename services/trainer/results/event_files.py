@@ -51,7 +51,7 @@ class EventFile:
             self._total_steps = event.total_steps
             self._add_steps(event.steps, at_s)
         elif isinstance(event, ValidationCompleted):
-            self._write_summary(_scalars({"held_out/loss": event.loss}), event.step, at_s)
+            self._write_summary(_of_validation(event), event.step, at_s)
         elif isinstance(event, JobWarning) and event not in self._warnings:  # a job that goes on says some again
             self._warnings.append(event)
             self._write_text("warnings", [f"{found.reason}: {found.message}" for found in self._warnings], at_s)
@@ -112,6 +112,13 @@ def _of_step(step: StepMetrics) -> Summary:
             "train/step_time_s": step.duration_s,
         }
     )
+
+
+def _of_validation(event: ValidationCompleted) -> Summary:
+    losses = {"held_out/loss": event.loss}
+    if event.held_out_loss_zero is not None:  # a level line beside the curve
+        losses["held_out/loss_zero"] = event.held_out_loss_zero
+    return _scalars(losses)
 
 
 def _scalars(values: dict[str, float]) -> Summary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,19 +73,32 @@ def _held_out_figures(job: Job, history: History) -> tuple[Figure, ...]:
     if best is None:
         there_is_data = job.held_out or job.config.held_out_share
         return (Figure(label="held-out loss", value="not measured", note="" if there_is_data else "no held-out data"),)
-    start, last = start_of(job), max(held_out)
-    value, note = f"{held_out[last]:.4g}", f"after step {last:,}"
-    if 0 in held_out and last:
-        value = f"{held_out[0]:.4g} → {held_out[last]:.4g}"
-        change = held_out[last] / held_out[0] - 1 if held_out[0] else 0.0
-        note = f"{start.short} → step {last:,}: {abs(change):.0%} {'lower' if change < 0 else 'higher'}"
-    elif not last:
-        note = start.full
-    best_note = f"after step {best:,}" if best else f"{start.full}: training made it worse" if last else start.full
-    return (
-        Figure(label="held-out loss", value=value, note=note),
-        Figure(label="lowest held-out loss", value=f"{held_out[best]:.4g}", note=best_note),
-    )
+    return tuple(_best_and_last(held_out, best, start_of(job), history.held_out_zero))
+
+
+def _best_and_last(held_out: dict[int, float], best: int, start: Start, zero: float | None) -> Iterator[Figure]:
+    """The best step first, then the last where it is another, then what predicting nothing would cost."""
+    last = max(held_out)
+    value, note = f"{held_out[best]:.4g}", f"step {best:,}"
+    if not best:
+        note = f"{start.full}: training made it worse" if last else start.full
+    elif 0 in held_out:
+        value = f"{held_out[0]:.4g} → {value}"
+        note = f"{start.short} → step {best:,}: {_change(held_out[0], held_out[best])}"
+    yield Figure(label="held-out loss, best step", value=value, note=note)
+    if last != best:
+        note = f"step {last:,}" + (
+            f": {_change(held_out[0], held_out[last])} than {start.short}" if 0 in held_out else ""
+        )
+        yield Figure(label="held-out loss, last step", value=f"{held_out[last]:.4g}", note=note)
+    if zero is not None:
+        share = f"the best is {held_out[best] / zero:.0%} of it" if zero else ""
+        yield Figure(label="held-out loss of predicting nothing", value=f"{zero:.4g}", note=share)
+
+
+def _change(before: float, after: float) -> str:
+    change = after / before - 1 if before else 0.0
+    return f"{abs(change):.0%} {'lower' if change < 0 else 'higher'}"
 
 
 def start_of(job: Job) -> Start:

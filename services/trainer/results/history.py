@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import time
 from array import array
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from services.trainer.best import best_step
 from services.trainer.jobs import (
     Event,
     JobWarning,
@@ -25,7 +25,16 @@ from services.trainer.jobs import (
     ValidationCompleted,
 )
 
-COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "duration_s", "skipped", "held_out_loss")
+COLUMNS = (
+    "step",
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "duration_s",
+    "skipped",
+    "held_out_loss",
+    "held_out_loss_zero",
+)
 LOSSLESS_PX = 128  # a picture up to this size stays the PNG it is: flux-tiny's would only blur
 MOST_PX = 512  # of the longer side of a kept picture; the full one is in the store
 WEBP_QUALITY = 85
@@ -71,6 +80,7 @@ class History:
     def __init__(self) -> None:
         self.total_steps = 0
         self.held_out: dict[int, float] = {}
+        self.held_out_zero: float | None = None  # the loss of predicting no velocity
         self.warnings: list[JobWarning] = []
         self.seconds: dict[Activity, float] = {}
         self.memory_peak_bytes = 0
@@ -87,6 +97,8 @@ class History:
                 self._add_step(step)
         elif isinstance(event, ValidationCompleted):
             self.held_out[event.step] = event.loss
+            if event.held_out_loss_zero is not None:
+                self.held_out_zero = event.held_out_loss_zero
         elif isinstance(event, JobWarning):
             if event not in self.warnings:
                 self.warnings.append(event)
@@ -144,9 +156,8 @@ class History:
 
     @property
     def best_step(self) -> int | None:
-        """The step after which the held-out loss was lowest, of equals the first; None when it was not measured."""
-        finite = {step: loss for step, loss in self.held_out.items() if math.isfinite(loss)}
-        return min(finite, key=lambda step: (finite[step], step), default=None)
+        """The best step by the held-out loss (`best.py`), of equals the first; None when it was not measured."""
+        return best_step(self.held_out)
 
     @property
     def previews(self) -> tuple[Preview, ...]:
@@ -159,12 +170,16 @@ class History:
         rows = csv.writer(text)
         rows.writerow(COLUMNS)
         if 0 in self.held_out:
-            rows.writerow([0, *[""] * 5, _number(self.held_out[0])])
+            rows.writerow([0, *[""] * 5, *self._held_out_cells(0)])
         for at, step in enumerate(self._steps):
             measured = [_number(value) for value in self._metrics[4 * at : 4 * at + 4]]
             skipped = "true" if self._skipped[at] else "false"
-            rows.writerow([step, *measured, skipped, _number(self.held_out.get(step))])
+            rows.writerow([step, *measured, skipped, *self._held_out_cells(step)])
         return text.getvalue().encode()
+
+    def _held_out_cells(self, step: int) -> tuple[str, str]:
+        measured = step in self.held_out
+        return _number(self.held_out.get(step)), _number(self.held_out_zero if measured else None)
 
     def _add_step(self, step: StepMetrics) -> None:
         while self._steps and self._steps[-1] >= step.step:

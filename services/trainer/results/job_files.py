@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from services.common.object_store import ObjectStore
 from services.trainer.jobs import Artifact, Job
 
@@ -13,6 +15,17 @@ BEST_KOHYA_FILE = "lora-best.kohya.safetensors"
 BEST_COMFYUI_FILE = "lora-best.comfyui.safetensors"
 METRICS_FILE = "metrics.csv"
 REPORT_FILE = "report.html"
+
+
+def best_artifact_name(best_step: int | None, last_step: int, names: Collection[str]) -> str:
+    """Which of the files holds the best adapter; empty where none was measured, or none of them holds it.
+
+    LORA_FILE always holds the last one. Where that is the best too, BEST_FILE holds the same.
+    """
+    if best_step is None:
+        return ""
+    wanted = LORA_FILE if best_step == last_step and LORA_FILE in names else BEST_FILE
+    return wanted if wanted in names else ""
 
 
 def job_prefix(tenant: str, job_id: str) -> str:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from services.trainer.best import LOOKED_AT, MOST
 from services.trainer.config import TrainConfig
 from services.trainer.config.fields import ConfigFields
 from services.trainer.jobs import Artifact, Checkpoint, Job
@@ -35,7 +36,7 @@ from services.trainer.results.figures import (
     times_of,
 )
 from services.trainer.results.history import History, Picture, Preview, nearest_step, small_picture
-from services.trainer.results.job_files import BEST_FILE, LORA_FILE
+from services.trainer.results.job_files import BEST_FILE, LORA_FILE, best_artifact_name
 from services.trainer.results.samples import shown_samples
 
 MOST_PREVIEW_COLUMNS = 6
@@ -98,7 +99,7 @@ def render_report(
     columns = _preview_columns([preview.step for preview in history.previews], history.best_step)
     start = start_of(job)
     samples, more_samples = shown_samples(contact_sheet_png, held_out_names) if contact_sheet_png else ([], 0)
-    lora_file = _lora_file(artifacts)
+    lora_file = _lora_file(artifacts, history)
     previews = _preview_rows(history.previews, columns, {artifact.artifact_name for artifact in artifacts})
     page = (
         _template_environment()
@@ -118,8 +119,9 @@ def render_report(
             curves=_curves(history, start),
             times=times_of(job, history),
             whole_time=duration_text(whole_s) if (whole_s := span_s(job)) else "",
-            artifacts=[*artifacts],
+            best_step=history.best_step,
             checkpoints=[*checkpoints],
+            artifacts=sorted(artifacts, key=lambda artifact: artifact.artifact_name != lora_file),
             pictures={artifact.artifact_name for artifact in artifacts if artifact.artifact_name.endswith(".png")},
             settings=settings_of(job.config),
             samples=samples,
@@ -129,7 +131,7 @@ def render_report(
             lora_file=lora_file,
             # As it was drawn, with the dataset's trigger word.
             example=example_of_use(job.config, lora_file, sampling, prompt=previews[0].prompt if previews else ""),
-            best_adapter=_best_adapter(artifacts, history, start),
+            which_adapter=_which_adapter(artifacts, history, start),
         )
     )
     return page.encode("utf-8", "xmlcharrefreplace")
@@ -173,23 +175,34 @@ def _early_stop(job: Job, history: History) -> str:
     return f"Stopped early: the held-out loss no longer {fell}{in_a_row}."
 
 
-def _lora_file(artifacts: Sequence[Artifact]) -> str:
-    """The file that the example of use loads; empty where the job published none."""
+def _lora_file(artifacts: Sequence[Artifact], history: History) -> str:
+    """The file that the example of use loads, the best step's before the last one's; empty where there is none.
+
+    An adapter from before the first step is not worth loading, unless it is all that there is.
+    """
     names = {artifact.artifact_name for artifact in artifacts}
-    return next((name for name in (LORA_FILE, BEST_FILE) if name in names), "")
+    best = best_artifact_name(history.best_step, _last_step(history), names) if history.best_step else ""
+    return best or next((name for name in (LORA_FILE, BEST_FILE) if name in names), "")
 
 
-def _best_adapter(artifacts: Sequence[Artifact], history: History, start: Start) -> str:
-    """Which adapter `lora-best.safetensors` is; empty where there is none, or the last one is the best."""
-    names, best = {artifact.artifact_name for artifact in artifacts}, history.best_step
-    if BEST_FILE not in names or best is None:
-        return ""
-    if LORA_FILE in names and best in history.steps[-1:]:
-        return ""
-    if best:
-        return f"The held-out loss was lowest after step {best:,}: that adapter is {BEST_FILE}."
+def _which_adapter(artifacts: Sequence[Artifact], history: History, start: Start) -> tuple[str, ...]:
+    """Sentences that say which file holds the best adapter and which the last; none where these are one, or no best."""
+    names, best, last = {artifact.artifact_name for artifact in artifacts}, history.best_step, _last_step(history)
+    if BEST_FILE not in names or best is None or (LORA_FILE in names and best == last):
+        return ()
+    measured = f"with the {MOST} {LOOKED_AT}, {history.held_out[best]:.4g}"
     unchanged = "changes nothing" if start is BASE else f"is {start.full}"
-    return f"The held-out loss was lowest before the first step: {BEST_FILE} {unchanged}."
+    found = [f"{BEST_FILE} is the best step: the adapter after step {best:,}, {measured}."]
+    if not best:
+        found = [f"The {LOOKED_AT} was {MOST} before the first step: {BEST_FILE} {unchanged}."]
+    if LORA_FILE in names:
+        loss = f", {history.held_out[last]:.4g}" if last in history.held_out else ""
+        found.append(f"{LORA_FILE} is the last step: the adapter after step {last:,}{loss}.")
+    return tuple(found)
+
+
+def _last_step(history: History) -> int:
+    return int(history.steps[-1]) if len(history.steps) else 0
 
 
 def _shortened(names: Sequence[str]) -> str:
@@ -202,7 +215,15 @@ def _curves(history: History, start: Start) -> tuple[Curve, ...]:
     last_step = max([1, *steps[-1:].tolist(), *history.held_out])
     return visible(
         [
-            curve_of_measurements("Held-out loss", history.held_out, last_step=last_step, start=start.full),
+            curve_of_measurements(
+                "Held-out loss",
+                history.held_out,
+                last_step=last_step,
+                best=history.best_step,
+                zero=history.held_out_zero,
+                start=start.full,
+                start_label=start.short,
+            ),
             curve_of_steps("Training loss", steps, history.losses, last_step=last_step, skipped=skipped),
             curve_of_steps("Gradient norm", steps, history.gradient_norms, last_step=last_step, skipped=skipped),
             curve_of_steps("Learning rate", steps, history.learning_rates, last_step=last_step),

@@ -64,8 +64,23 @@ def test_stopped_job_goes_on_to_the_same_bits(
     assert digest(bench, finished) == undisturbed.digest
     assert finished.result
     assert finished.result.held_out_loss_best == undisturbed.result.held_out_loss_best
+    assert finished.result.held_out_loss_zero == undisturbed.result.held_out_loss_zero
     assert steps_of(bench, finished) == list(range(1, 10))
     assert digest(bench, finished, "lora-best.safetensors") == undisturbed.best
+
+
+def test_yardstick_is_measured_once_and_goes_with_the_checkpoint(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([2.5])  # asked twice, it would have nothing to say
+    monkeypatch.setattr("services.trainer.run_job.zero_loss", lambda *_: next(measured))
+    with monkeypatch.context() as patched:
+        stop_after(bench, 5, bench.stop.set, patched)
+        bench.run(LONG)
+    bench.stop.clear()
+    finished = bench.run_next()
+    assert finished.result
+    assert finished.result.held_out_loss_zero == 2.5
+    rows = bench.file(finished, "metrics.csv").decode().splitlines()
+    assert {row.rpartition(",")[2] for row in rows[1:]} == {"2.5", ""}
 
 
 def test_paused_job_waits_with_a_checkpoint_and_is_resumed_to_the_same_bits(

@@ -49,6 +49,20 @@ def test_best_step_is_the_one_with_the_lowest_loss(bench: Bench) -> None:
     assert 0 < result.best_step < 5
     assert result.held_out_loss_best == losses[result.best_step]
     assert result.held_out_loss_lora == losses[5]
+    assert result.best_artifact_name == "lora-best.safetensors"
+
+
+def test_every_measurement_has_the_same_yardstick_beside_it(bench: Bench) -> None:
+    job, result = overfitted(bench)
+    zeros = [event.held_out_loss_zero for event in bench.events(job) if isinstance(event, ValidationCompleted)]
+    assert zeros == [result.held_out_loss_zero] * 6
+    # The clean latents are 0 there, so what is left is the mean square of the noise.
+    assert result.held_out_loss_zero == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_last_file_is_the_best_where_its_step_is(bench: Bench) -> None:
+    _, result = overfitted(bench, OVERFITTING.model_copy(update={"steps": 1}))
+    assert (result.best_step, result.best_artifact_name) == (1, "lora.safetensors")
 
 
 def test_files_of_the_best_have_its_weights_and_not_the_last_ones(bench: Bench) -> None:

@@ -185,6 +185,8 @@ def test_epochs_tell_the_length(bench: Bench) -> None:
     assert last.steps[-1].step == last.total_steps == 6
     assert job.result
     assert job.result.held_out_loss_base is None
+    assert job.result.held_out_loss_zero is None
+    assert job.result.best_artifact_name == ""
 
 
 def test_short_run_is_warned_of(bench: Bench) -> None:
@@ -329,6 +331,8 @@ def test_metrics_table_has_every_step_and_measurement(bench: Bench) -> None:
     assert [bool(row["held_out_loss"]) for row in rows] == [True, False, True, False, True]
     assert job.result
     assert float(rows[-1]["held_out_loss"]) == pytest.approx(job.result.held_out_loss_lora)
+    zero = f"{job.result.held_out_loss_zero:.9g}"
+    assert [row["held_out_loss_zero"] for row in rows] == [zero, "", zero, "", zero]
 
 
 def test_a_measurement_must_be_better_by_the_least_difference(bench: Bench) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import torch
 from diffusers import FluxTransformer2DModel
+from torch import Tensor
 
+from services.common import cache
 from services.common.object_store import ObjectStore
 from services.trainer.adapters.adapter import adapter_parameters, attached
 from services.trainer.config import TrainConfig
-from services.trainer.data.cached_dataset import CachedDataset
+from services.trainer.data.cached_dataset import HELD_OUT_SIGMAS, CachedDataset
 from services.trainer.flow_matching import loss_per_sample
-from services.trainer.validation import held_out_loss
-from tests.services.trainer.conftest import MakeDataset, cached
+from services.trainer.seeds import seeded
+from services.trainer.validation import held_out_loss, zero_loss
+from tests.services.trainer.conftest import SCALE, SHIFT, MakeDataset, cached
 
 
 @pytest.fixture
@@ -109,3 +113,45 @@ def test_guidance_is_told_as_the_job_tells_it(transformer: FluxTransformer2DMode
     losses = [loss_of(transformer, dataset, 8, **fields) for fields in (sampled, middle, low, {})]
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
+
+
+def squares_by_hand(store: ObjectStore, dataset: CachedDataset) -> list[Tensor]:
+    """(noise - clean)^2 of each sample at each level, from the latents in the store and the fixed noise."""
+    found = []
+    for index, sample in enumerate(dataset.samples):
+        data = store.get(sample.views[0].variants[0].latents.key)
+        clean = (safetensors.torch.load(data)[cache.LATENT_MEAN].float() - SHIFT) * SCALE
+        for sigma in HELD_OUT_SIGMAS:
+            noise = torch.randn(clean.shape, generator=seeded("held-out", index, 0, sigma))
+            found.append((noise - clean).double().square())
+    return found
+
+
+def test_yardstick_is_the_mean_square_of_noise_minus_clean(store: ObjectStore, dataset: CachedDataset) -> None:
+    by_hand = [float(square.mean()) for square in squares_by_hand(store, dataset)]
+    assert len(by_hand) == 16
+    zero = zero_loss(dataset, TrainConfig(batch_size=3, loss_weighting="BELL", loss_function="MAE"), lambda: None)
+    assert zero == pytest.approx(sum(by_hand) / 16, rel=1e-6)
+
+
+@pytest.mark.parametrize("unmasked_weight", [0.0, 0.25])
+def test_yardstick_counts_what_masks_leave(
+    store: ObjectStore, make_dataset: MakeDataset, unmasked_weight: float
+) -> None:
+    masked = cached(store, make_dataset([(64, 64), (64, 64)], masked=[1]))
+    squares = squares_by_hand(store, masked)
+    weight = torch.full((8, 8), unmasked_weight)
+    weight[:, :4] = 1  # the left half
+    whole = [float(square.mean()) for square in squares[:8]]
+    half = [float((square.mean(0) * weight).sum() / weight.sum()) for square in squares[8:]]
+    config = TrainConfig(batch_size=8, masked_loss=True, unmasked_weight=unmasked_weight)
+    assert zero_loss(masked, config, lambda: None) == pytest.approx(sum(whole + half) / 16, rel=1e-6)
+
+
+def test_yardstick_is_the_loss_of_a_model_that_predicts_nothing(
+    transformer: FluxTransformer2DModel, store: ObjectStore, make_dataset: MakeDataset
+) -> None:
+    masked = cached(store, make_dataset([(64, 64), (48, 80)], masked=[1]))
+    transformer.proj_out.weight.data.zero_()
+    transformer.proj_out.bias.data.zero_()
+    assert loss_of(transformer, masked, 8) == zero_loss(masked, TrainConfig(batch_size=8), lambda: None)

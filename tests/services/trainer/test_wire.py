@@ -138,7 +138,7 @@ CHECKPOINT = Checkpoint(
 EVENTS: list[Event] = [
     StateChanged(state=JobState.RUNNING, message="attempt 1"),
     StepsCompleted(steps=(STEP, STEP), total_steps=10),
-    ValidationCompleted(step=0, loss=1.5),
+    ValidationCompleted(step=0, loss=1.5, held_out_loss_zero=2.25),
     PreviewRendered(step=7, prompt="a cat", seed=9, image=ARTIFACT),
     ArtifactPublished(artifact=ARTIFACT),
     CheckpointWritten(checkpoint=CHECKPOINT),
@@ -173,6 +173,8 @@ JOB = Job(
         held_out_loss_lora=1.0,
         best_step=90,
         held_out_loss_best=0.75,
+        held_out_loss_zero=2.25,
+        best_artifact_name="lora-best.safetensors",
         stopped_early=True,
         skipped_steps=2,
         step_time_s=0.5,
@@ -285,6 +287,7 @@ def test_job_without_held_out_data_has_no_losses() -> None:
     message = job_message(JOB.model_copy(update={"result": result, "held_out": None, "failure": None}))
     assert message.held_out_dataset_id == ""
     assert not message.result.HasField("held_out_loss_base")
+    assert not message.result.HasField("held_out_loss_zero")
     assert not message.HasField("failure")
 
 

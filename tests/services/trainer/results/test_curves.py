@@ -116,21 +116,41 @@ def test_skipped_steps_are_marked_and_not_drawn() -> None:
 
 def test_nothing_finite_is_no_curve() -> None:
     assert curve_of_steps("loss", STEPS, np.full(100, math.nan), last_step=100, skipped=~NONE_SKIPPED) is None
-    assert curve_of_measurements("held out", {1: math.nan}, last_step=1) is None
+    assert curve_of_measurements("held out", {1: math.nan}, last_step=1, best=None) is None
 
 
-def test_the_lowest_measurement_has_the_ring() -> None:
-    curve = curve_of_measurements("held out", {0: 5.0, 10: 2.0, 20: 3.0}, last_step=20)
+def test_the_best_measurement_has_the_ring() -> None:
+    curve = curve_of_measurements("held out", {0: 5.0, 10: 2.0, 20: 3.0}, last_step=20, best=10)
     assert curve
     assert [(dot.x, dot.title) for dot in curve.dots if dot.best] == [(50, "step 10: 2")]
     assert len(curve.dots) == 3
-    assert "lowest 2 at step 10" in curve.summary
+    assert "best 2 at step 10" in curve.summary
+    assert [(label.x, label.text) for label in curve.labels] == [(0, "base: 5"), (50, "best, step 10: 2")]
+
+
+def test_the_yardstick_is_a_level_line_at_its_value() -> None:
+    curve = curve_of_measurements("held out", {0: 5.0, 10: 1.0}, last_step=10, best=10, zero=3.0)
+    assert curve
+    assert curve.level
+    ticks = {tick.text: tick.at for tick in curve.y_ticks}
+    assert curve.level.y == ticks["3"]
+    assert curve.labels[-1].text == curve.level.title == "predicting nothing: 3"
+    assert "predicting nothing: 3" in curve.summary
+
+
+def test_a_yardstick_far_off_does_not_press_the_curve_flat() -> None:
+    curve = curve_of_measurements("held out", {0: 0.9, 10: 0.8}, last_step=10, best=10, zero=2.5)
+    assert curve
+    assert curve.level
+    assert (curve.level.y, curve.level.title) == (0, "predicting nothing: 2.5 (above the drawing)")
+    heights = [y for _, y in points(curve.line)]
+    assert heights[-1] - heights[0] > 50
 
 
 def test_a_measurement_before_the_first_step_is_called_by_its_name() -> None:
     measured = {0: 5.0, 10: 2.0}
-    base = curve_of_measurements("held out", measured, last_step=10)
-    warm = curve_of_measurements("held out", measured, last_step=10, start="the file it began with")
+    base = curve_of_measurements("held out", measured, last_step=10, best=10)
+    warm = curve_of_measurements("held out", measured, last_step=10, best=10, start="the file it began with")
     assert base
     assert warm
     assert [dot.title for dot in base.dots] == ["the base model: 5", "step 10: 2"]
@@ -141,7 +161,7 @@ def test_a_measurement_before_the_first_step_is_called_by_its_name() -> None:
 
 def test_the_lowest_of_very_many_measurements_still_has_the_ring() -> None:
     losses = dict.fromkeys(range(10000), 2.0) | {4321: 1.0}
-    curve = curve_of_measurements("held out", losses, last_step=10_000)
+    curve = curve_of_measurements("held out", losses, last_step=10_000, best=4321)
     assert curve
-    assert [dot.title for dot in curve.dots] == ["step 4321: 1"]
+    assert [dot.title for dot in curve.dots] == ["the base model: 2", "step 4321: 1"]
     assert len(points(curve.line)) <= 203

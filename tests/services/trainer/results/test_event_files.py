@@ -62,10 +62,11 @@ def test_every_measurement_of_a_step_is_a_curve(tmp_path: Path) -> None:
 def test_points_lie_at_the_time_they_were_measured(tmp_path: Path) -> None:
     file = EventFile(JOB)
     file.add(steps_of(3.0, 2.0), time_s=1010.0)
-    file.add(ValidationCompleted(step=2, loss=1.5), time_s=1012.0)
+    file.add(ValidationCompleted(step=2, loss=1.5, held_out_loss_zero=2.25), time_s=1012.0)
     found = read_back(file, tmp_path)
     assert [point.wall_time for point in found.Scalars("train/loss")] == [1009.5, 1010.0]
     assert [(p.step, p.value, p.wall_time) for p in found.Scalars("held_out/loss")] == [(2, 1.5, 1012.0)]
+    assert [(p.step, p.value) for p in found.Scalars("held_out/loss_zero")] == [(2, 2.25)]
 
 
 def test_previews_are_pictures_under_the_number_of_their_prompt(tmp_path: Path) -> None:

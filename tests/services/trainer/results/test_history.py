@@ -63,13 +63,15 @@ def table_of(history: History) -> list[dict[str, str]]:
 
 def test_table_has_a_row_for_the_base_and_one_a_step() -> None:
     history = History()
-    for event in (ValidationCompleted(step=0, loss=5.5), steps_of(3.25, 2.5), ValidationCompleted(step=2, loss=4.5)):
+    measured = [ValidationCompleted(step=at, loss=loss, held_out_loss_zero=6.5) for at, loss in ((0, 5.5), (2, 4.5))]
+    for event in (measured[0], steps_of(3.25, 2.5), measured[1]):
         history.add(event)
     rows = table_of(history)
     assert [row["step"] for row in rows] == ["0", "1", "2"]
     assert [row["loss"] for row in rows] == ["", "3.25", "2.5"]
     assert [row["gradient_norm"] for row in rows] == ["", "6.5", "5"]
     assert [row["held_out_loss"] for row in rows] == ["5.5", "", "4.5"]
+    assert [row["held_out_loss_zero"] for row in rows] == ["6.5", "", "6.5"]
     assert rows[2] | {"learning_rate": "0.0001", "duration_s": "0.5"} == rows[2]
 
 
@@ -86,7 +88,7 @@ def test_table_says_which_steps_were_skipped() -> None:
 def test_table_is_as_rfc_4180_has_it() -> None:
     history = History()
     history.add(steps_of(1.0))
-    assert history.metrics_csv() == (",".join(COLUMNS) + "\r\n1,1,0.0001,2,0.5,false,\r\n").encode()
+    assert history.metrics_csv() == (",".join(COLUMNS) + "\r\n1,1,0.0001,2,0.5,false,,\r\n").encode()
 
 
 def test_numbers_of_the_table_lose_nothing() -> None:

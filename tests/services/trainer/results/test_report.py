@@ -59,7 +59,7 @@ class Page(HTMLParser):
 def history() -> History:
     """A run with everything in it, of two prompts."""
     history = History()
-    for event in (ValidationCompleted(step=0, loss=5.0), steps_of(3.0, 2.0, math.nan, 1.0)):
+    for event in (ValidationCompleted(step=0, loss=5.0, held_out_loss_zero=4.0), steps_of(3.0, 2.0, math.nan, 1.0)):
         history.add(event)
     history.add(ValidationCompleted(step=2, loss=2.0))
     history.add(ValidationCompleted(step=4, loss=2.5))
@@ -69,10 +69,11 @@ def history() -> History:
     return history
 
 
-def test_result_tells_base_last_and_best(history: History) -> None:
+def test_result_tells_the_best_step_before_the_last_and_what_predicting_nothing_costs(history: History) -> None:
     text = Page(render_report(DONE, history)).text
-    assert "5 → 2.5 base → step 4: 50% lower" in text
-    assert "lowest held-out loss 2 after step 2" in text
+    best = "held-out loss, best step 5 → 2 base → step 2: 60% lower"
+    last = "held-out loss, last step 2.5 step 4: 50% lower than base"
+    assert f"{best} {last} held-out loss of predicting nothing 4 the best is 50% of it" in text
     assert "skipped steps 1" in text
 
 
@@ -81,7 +82,7 @@ def test_a_run_that_made_it_worse_says_so() -> None:
     history.add(ValidationCompleted(step=0, loss=2.0))
     history.add(ValidationCompleted(step=4, loss=3.0))
     text = Page(render_report(DONE, history)).text
-    assert "50% higher" in text
+    assert "held-out loss, last step 3 step 4: 50% higher than base" in text
     assert "the base model: training made it worse" in text
 
 
@@ -122,7 +123,7 @@ def test_the_first_figure_is_one_that_was_measured() -> None:
     assert page.text.index("steps 100") < page.text.index("held-out loss not measured")
     history.add(ValidationCompleted(step=100, loss=2.0))
     measured = Page(render_report(DONE, history))
-    assert next(data for tag, data in measured.texts if tag == "dt") == "held-out loss"
+    assert next(data for tag, data in measured.texts if tag == "dt") == "held-out loss, best step"
 
 
 def test_a_failure_and_its_remedy_come_first(history: History) -> None:
@@ -286,23 +287,38 @@ def test_use_is_shown_of_the_file_that_is_there(history: History) -> None:
     assert "Use it" not in Page(render_report(failed, history, artifacts=[metrics])).text
     best = Page(render_report(failed, history, artifacts=[metrics, BEST])).code()
     assert "weight_name='lora-best.safetensors'" in best
-    assert "weight_name='lora.safetensors'" in Page(render_report(DONE, history, artifacts=[BEST, LORA])).code()
+    assert "weight_name='lora.safetensors'" in Page(render_report(DONE, history, artifacts=[LORA])).code()
 
 
-def test_the_best_adapter_is_named_when_it_is_not_the_last(history: History) -> None:
-    said = "The held-out loss was lowest after step 2: that adapter is lora-best.safetensors."
-    assert said in Page(render_report(DONE, history, artifacts=[LORA, BEST])).text
-    assert "that adapter is" not in Page(render_report(DONE, history, artifacts=[LORA])).text
-    history.add(ValidationCompleted(step=4, loss=1.5))
-    assert "that adapter is" not in Page(render_report(DONE, history, artifacts=[LORA, BEST])).text
+def test_the_best_adapter_is_the_one_to_use_and_the_last_is_told_apart(history: History) -> None:
+    page = Page(render_report(DONE, history, artifacts=[LORA, BEST]))
+    assert "weight_name='lora-best.safetensors'" in page.code()
+    best = "lora-best.safetensors is the best step: the adapter after step 2, with the lowest held-out loss, 2."
+    assert f"{best} lora.safetensors is the last step: the adapter after step 4, 2.5." in page.text
+    assert page.text.index("lora-best.safetensors 1 B") < page.text.index("lora.safetensors 1.29 MB")
+    assert "is the best step" not in Page(render_report(DONE, history, artifacts=[LORA])).text
     failed = DONE.model_copy(update={"state": JobState.FAILED})
-    assert "after step 4: that adapter is" in Page(render_report(failed, history, artifacts=[BEST])).text
+    assert best in Page(render_report(failed, history, artifacts=[BEST])).text
+
+
+def test_the_last_adapter_is_the_one_to_use_where_it_is_the_best(history: History) -> None:
+    history.add(ValidationCompleted(step=4, loss=1.5))
+    page = Page(render_report(DONE, history, artifacts=[LORA, BEST]))
+    assert "weight_name='lora.safetensors'" in page.code()
+    assert "is the best step" not in page.text
+
+
+def test_the_curve_shows_base_best_and_yardstick(history: History) -> None:
+    text = Page(render_report(DONE, history)).text
+    assert "base: 5 best, step 2: 2 predicting nothing: 4" in text
 
 
 def test_a_best_adapter_of_no_step_is_not_praised(history: History) -> None:
     history.add(ValidationCompleted(step=0, loss=0.5))
     text = Page(render_report(DONE, history, artifacts=[LORA, BEST])).text
     assert "lowest before the first step: lora-best.safetensors changes nothing." in text
+    assert "lora.safetensors is the last step: the adapter after step 4, 2.5." in text
+    assert "weight_name='lora.safetensors'" in Page(render_report(DONE, history, artifacts=[LORA, BEST])).code()
     text = Page(render_report(WARM, history, artifacts=[LORA, BEST])).text
     assert "lowest before the first step: lora-best.safetensors is the file it began with." in text
 
@@ -331,7 +347,7 @@ def test_a_run_that_ended_early_says_why(patience: int, least: float, said: str,
 def test_a_warm_start_is_not_called_the_base(history: History) -> None:
     page = Page(render_report(WARM, history, contact_sheet_png=png_of(16)))
     result = page.text[: page.text.index("Settings")]
-    assert "start → step 4: 50% lower" in result
+    assert "start → step 2: 60% lower" in result
     assert "Start is the file it began with, not the base model." in result
     assert page.all("img")[0]["alt"] == "red apple, by the file it began with"
     assert any("from 5 at the file it began with" in (drawing["aria-label"] or "") for drawing in page.all("svg"))
