@@ -59,9 +59,9 @@ def loss_curve(
     )
 
 
-def moment(step: int) -> str:
+def moment(step: float) -> str:
     """Return when a measurement was made."""
-    return f"after step {step}" if step else "before the first step"
+    return f"after step {step:.0f}" if step else "before the first step"
 
 
 def smoothed(losses: Points) -> list[tuple[float, float]]:

@@ -86,9 +86,7 @@ def train(  # noqa: PLR0913  # a command's options are its parameters
             finished = follow(job, display, session)
             if start_early:  # only now it is known what was wrong with the samples
                 _note_problems(client.datasets.get(dataset.id), display)
-        file = _download(job, target, session)
-        better = better_file(finished)
-        best = _download(job, target.with_name(f"{target.stem}-best{SUFFIX}"), session, better) if better else None
+        file, best = _download(job, target, session), _download_better(job, target, session)
     if as_json:
         paths = {"output": str(target), "output_best": str(best.path) if best else None}
         typer.echo(to_json({**vars(finished), **paths}))
@@ -166,6 +164,13 @@ def _encode(client: Client, folder: Path, data: EncodingOptions, display: Displa
 def _note_problems(dataset: Dataset, display: Display) -> None:
     for line in problem_lines(dataset):
         display.note(line)
+
+
+def _download_better(job: JobHandle, target: Path, session: Session) -> Fetched | None:
+    """Fetch the best step's LoRA beside the last step's, where that is another."""
+    if not (better := better_file(job.snapshot)):
+        return None
+    return _download(job, target.with_name(f"{target.stem}-best{SUFFIX}"), session, better)
 
 
 def _download(job: JobHandle, target: Path, session: Session, artifact_name: str = "") -> Fetched:

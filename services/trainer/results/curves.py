@@ -174,12 +174,11 @@ def curve_of_measurements(
 def _axis_with(values: Floats, zero: float | None) -> Axis:
     """The axis around the values, and around the yardstick as long as that leaves the line enough of the height."""
     low, high = float(values.min()), float(values.max())
-    if zero is None or not math.isfinite(zero):
-        return Axis.over(low, high)
-    with_zero = min(low, zero), max(high, zero)
-    if high > low and (high - low) < LEAST_SHARE * (with_zero[1] - with_zero[0]):
-        return Axis.over(low, high)
-    return Axis.over(*with_zero)
+    if zero is not None and math.isfinite(zero):
+        least, most = min(low, zero), max(high, zero)
+        if high == low or (high - low) >= LEAST_SHARE * (most - least):
+            low, high = least, most
+    return Axis.over(low, high).with_room(values)
 
 
 def _level(axis: Axis, zero: float | None) -> tuple[Level | None, tuple[Label, ...]]:
@@ -217,6 +216,13 @@ class Axis:
             low, high = sorted((0.0, 2 * low)) if low else (-1.0, 1.0)
         step = round_step((high - low) / 4)
         return cls(low=math.floor(low / step + 1e-9) * step, high=math.ceil(high / step - 1e-9) * step, step=step)
+
+    def with_room(self, values: Floats) -> Axis:
+        """The same with a step more where the highest or lowest value leaves no room for words beside it."""
+        y = self.places(values)
+        low = self.low - self.step if y.max() > FOOT and self.low - self.step >= 0 else self.low
+        high = self.high + self.step if y.min() < HEAD else self.high
+        return Axis(low=low, high=high, step=self.step)
 
     def places(self, values: Floats) -> Floats:
         """Where values lie (0 at the top to 100); those beyond the axis lie on its end."""
