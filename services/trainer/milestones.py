@@ -60,8 +60,8 @@ class Milestones:
     """Follows one run. `measure` gives the held-out loss of the weights as they are, `snapshot` a copy of the adapter.
 
     `measure` and `loss_zero`, the loss of predicting no velocity, are None without held-out data, `previews` without
-    prompts. What they and the reporter raise comes out, and
-    leaves a state from which `catch_up` does again what was interrupted.
+    prompts. What they and the reporter raise comes out, and leaves a state from which `catch_up` does again what was
+    interrupted.
     """
 
     def __init__(
