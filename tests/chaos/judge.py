@@ -259,5 +259,12 @@ def _artifact(happening: Happening) -> dict[str, Any] | None:
 
 
 def _held_out(result: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("held_out_loss_base", "held_out_loss_lora", "best_step", "held_out_loss_best", "stopped_early")
+    names = (
+        "held_out_loss_base",
+        "held_out_loss_lora",
+        "held_out_loss_zero",
+        "best_step",
+        "held_out_loss_best",
+        "stopped_early",
+    )
     return tuple(result.get(name) for name in names)

@@ -24,6 +24,7 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
     assert summary["steps"] == 12
     assert summary["heldout_loss_lora"] < summary["heldout_loss_base"]
+    assert 1 < summary["heldout_loss_zero"] < 10  # noise alone is 1, and the latents of drawings are a few
     assert summary["lora_bytes"] == (out / "lora.safetensors").stat().st_size
     assert Image.open(out / "before_after.png").width > 800
     assert Image.open(out / "loss.png").width > 400

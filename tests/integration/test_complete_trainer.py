@@ -130,6 +130,11 @@ def test_result_names_its_files_and_its_best_step(job: fluxsmith.JobHandle) -> N
     losses = {event.step: event.loss for event in job.watch() if isinstance(event, ValidationCompleted)}
     assert result.held_out_loss_best == min(losses.values())
     assert losses[result.best_step or 0] == result.held_out_loss_best
+    zeros = {event.held_out_loss_zero for event in job.watch() if isinstance(event, ValidationCompleted)}
+    assert zeros == {result.held_out_loss_zero}
+    assert result.held_out_loss_zero
+    last = result.best_step == job.refresh().step
+    assert result.best_artifact_name == ("lora.safetensors" if last else "lora-best.safetensors")
     assert {"lora.safetensors", "lora-best.safetensors", "report.html", "previews/000008-0.png"} <= {
         artifact.artifact_name for artifact in result.artifacts
     }
