@@ -1,5 +1,6 @@
 """Tables on narrow terminals: nothing that matters is cut or broken, whatever the width."""
 
+import dataclasses
 from datetime import UTC, datetime
 from io import StringIO
 
@@ -63,6 +64,12 @@ def test_jobs_that_fit_are_a_table_without_empty_columns() -> None:
     heading, row = shown(RUNNING, width=80)
     assert heading.split() == ["job", "state", "step", "left", "created"]
     assert row.split()[:2] == [RUNNING.id, "running"]
+
+
+def test_a_listed_job_tells_its_best_loss_and_the_step_where_it_is_not_the_last() -> None:
+    best = dataclasses.replace(RESULT, best_step=40, held_out_loss_best=0.75)
+    _, row = shown(dataclasses.replace(ENDED, step=60, result=best), width=240, terminal=False)
+    assert "1.8000 to 0.7500 at step 40" in row
 
 
 def test_pipe_gets_every_column_and_a_line_a_job() -> None:
