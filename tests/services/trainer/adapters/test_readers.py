@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -188,6 +189,7 @@ def test_lengths_are_measured_anew_for_an_adapter_from_a_checkpoint(transformer:
 
 def test_row_of_zeros_has_a_finite_length_in_comfyuis_form(transformer: FluxTransformer2DModel) -> None:
     config, name = job(adapter_type="DORA"), "transformer_blocks.0.attn.to_q"
+    transformer = copy.deepcopy(transformer)  # all tests share the one that is given
     with torch.no_grad():
         transformer.get_parameter(f"{name}.weight")[3] = 0.0
     with attached(transformer, config):  # B is zero before the first step
