@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,7 +155,24 @@ def _set_up_sqlite(connection: Any, record: object) -> None:  # noqa: ARG001
         "foreign_keys=ON",
         f"cache_size=-{PAGES_KB}",
     ):
-        connection.execute(f"PRAGMA {setting}")
+        _set(connection, setting)
+
+
+def _set(connection: Any, setting: str) -> None:
+    """Execute a PRAGMA, again for `BUSY_TIMEOUT_S` while others hold the lock.
+
+    SQLite itself does not wait, whatever its timeout, where two connections turn a new database to WAL at once.
+    """
+    deadline_s = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute(f"PRAGMA {setting}")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _begin_immediate(connection: Any) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from threading import Timer
 
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -77,3 +81,14 @@ def test_processes_that_start_together_take_turns(database_url: str) -> None:
     for engines in opened:
         for engine in engines:
             engine.dispose()
+
+
+def test_new_sqlite_database_that_another_is_writing_to_is_waited_for(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite", isolation_level=None, check_same_thread=False)) as other:
+        other.execute("CREATE TABLE something (x)")
+        other.execute("BEGIN IMMEDIATE")
+        released = Timer(0.3, other.execute, ["COMMIT"])
+        released.start()
+        for engine in open_engines(f"sqlite:///{tmp_path / 'jobs.sqlite'}"):
+            engine.dispose()
+        released.join()
