@@ -362,9 +362,9 @@ def _look_at(image: Path, note: Callable[[str, str], None]) -> None:
     try:
         if image.stat().st_size == 0:
             note(NO_CONTENT, "")
-        elif not os.access(image, os.R_OK):
-            note(UNREADABLE, "")
-    except OSError:  # it is gone, or what it links to
+        else:
+            image.open("rb").close()  # os.access would answer for the real user, who need not be the one that reads
+    except OSError:  # no rights, or it is gone, or what it links to
         note(UNREADABLE, "")
 
 

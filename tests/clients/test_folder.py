@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from fluxsmith._folder import IMAGE_SUFFIXES, folder_name, read_folder, warn_of_left_out
@@ -50,21 +51,29 @@ def test_missing_folder_is_named_with_a_remedy(tmp_path: Path) -> None:
     assert caught.value.remedy
 
 
+NOBODY = 65534  # the user without rights
+
+
 @pytest.fixture
-def nobody() -> Iterator[None]:
-    """Run without the rights of root, who may read everything."""
+def own_folder() -> Iterator[Path]:
+    """A folder of the user that runs the test; root, who may read everything, becomes one without rights.
+
+    It lies outside of pytest's own folders, into which that user has no way.
+    """
     before = os.geteuid()
-    if before == 0:
-        os.seteuid(65534)
-    yield
-    os.seteuid(before)
+    with TemporaryDirectory() as folder:
+        if before == 0:
+            os.chown(folder, NOBODY, -1)
+            os.seteuid(NOBODY)
+        yield Path(folder)
+        os.seteuid(before)
 
 
-def test_folder_without_access_is_told(tmp_path: Path, nobody: None) -> None:
-    if os.access(tmp_path, os.R_OK, effective_ids=True):
-        tmp_path.chmod(0)
+def test_folder_without_access_is_told(own_folder: Path) -> None:
+    own_folder.chmod(0)
     with pytest.raises(InvalidFolder, match="cannot be read: Permission denied") as caught:
-        read_folder(tmp_path)
+        read_folder(own_folder)
+    own_folder.chmod(0o700)
     assert caught.value.reason == "FOLDER_UNREADABLE"
 
 
@@ -330,11 +339,11 @@ def test_a_folder_of_other_formats_alone_names_them(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
-def test_picture_without_access_is_told_before_anything_is_sent(tmp_path: Path, nobody: None) -> None:
-    add_image(tmp_path, "a.png") if os.access(tmp_path, os.W_OK, effective_ids=True) else pytest.skip("not its owner")
-    (tmp_path / "a.png").chmod(0)
+def test_picture_without_access_is_told_before_anything_is_sent(own_folder: Path) -> None:
+    add_image(own_folder, "a.png")
+    (own_folder / "a.png").chmod(0)
     with pytest.raises(InvalidFolder, match=r"1 image that cannot be read: a\.png"):
-        read_folder(tmp_path)
+        read_folder(own_folder)
 
 
 @pytest.mark.parametrize(
