@@ -58,7 +58,7 @@ def test_no_picture_and_no_caption_comes_twice(tmp_path: Path) -> None:
     assert len({file.caption for file in files}) == 8
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it asks what is said without a CUDA GPU, and here is one")
 def test_without_cuda_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--scale", "full", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -130,7 +130,7 @@ def test_a_failure_is_recorded_with_its_reason() -> None:
     assert attempted(lambda: 1 // 0) == Failure(failed="ZeroDivisionError: integer division or modulo by zero")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it asks what is said without a CUDA GPU, and here is one")
 def test_without_cuda_it_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -38,6 +38,25 @@ def transformer(service_settings: ServiceSettings) -> FluxTransformer2DModel:
     return load_transformer(service_settings)
 
 
+@pytest.fixture(autouse=True)
+def transformer_is_left_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the test that changes a weight of the shared transformer, not one that comes after it."""
+    if "transformer" not in request.fixturenames:
+        yield
+        return
+    weights = dict(request.getfixturevalue("transformer").named_parameters())
+    before = {name: checksum(weight) for name, weight in weights.items()}
+    yield
+    changed = [name for name, weight in weights.items() if checksum(weight) != before[name]]
+    assert not changed, f"change a copy: all tests share {changed[0]}"
+
+
+def checksum(weight: torch.Tensor) -> int:
+    """The sum of the weight's bits, read as whole numbers."""
+    bits = {2: torch.int16, 4: torch.int32}[weight.element_size()]
+    return int(weight.detach().view(bits).sum(dtype=torch.int64))
+
+
 @pytest.fixture(scope="session")
 def pipeline(base_model: Path) -> FluxPipeline:
     """Diffusers' own pipeline over the same folder, the reference for what the services compute."""
