@@ -50,6 +50,8 @@ KEPT_SHARE = (
     0.4  # of the patches: less than half the cost, and a strong augmentation (Li et al., 2023, arXiv:2212.00794)
 )
 WHOLE_FROM = 0.9  # of the steps; from there on all patches are seen, as in use
+PLAIN_UNTIL = 0.4  # of the steps; the share of plain pictures falls from 1 to theirs in the pool
+PLAIN = STYLES.index("plain")
 BLURRED = STYLES.index("blurred")  # a style that looks like a corruption: the clean head is not taught on it
 
 
@@ -60,17 +62,27 @@ def train_judge(judge: Judge, pool: Pool, snapshot: Path, *, steps: int) -> Judg
     while learner.step < steps:
         kept = KEPT_SHARE if learner.done < WHOLE_FROM else 1.0
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = judge_loss(judge, pool, kept)
+            loss = judge_loss(judge, pool, draw_rows(pool, learner.done), kept)
         learner.update(loss)
         with torch.no_grad():
             judge.clip.logit_scale.clamp_(max=4.0)
-            judge.prototype_scale.clamp_(max=3.5)
     return learner.averaged.eval()
 
 
-def judge_loss(judge: Judge, pool: Pool, kept: float) -> Tensor:
-    """Contrast of pictures and captions, subjects by prototype, and clean against corrupted, on a random batch."""
+def draw_rows(pool: Pool, done: float) -> Tensor:
+    """Rows of a batch, (B,): plain pictures alone at first, since styles hide subjects from a new tower.
+
+    In 60 steps on all styles the loss by prototype did not leave that of the subjects' shares, 7.22; on plain pictures
+    it fell to 6.86.
+    """
     rows_B = torch.randint(len(pool.pictures), (BATCH,))
+    plain_N = (pool.style == PLAIN).nonzero().squeeze(1)
+    kept_plain_B = torch.rand(BATCH) < 1 - done / PLAIN_UNTIL
+    return torch.where(kept_plain_B, plain_N[torch.randint(len(plain_N), (BATCH,))], rows_B)
+
+
+def judge_loss(judge: Judge, pool: Pool, rows_B: Tensor, kept: float) -> Tensor:
+    """Contrast of pictures and captions, subjects by prototype, and clean against corrupted."""
     spoilt_B = torch.randint(len(pool.pictures), (CORRUPTED,))
     with torch.autocast("cpu", enabled=False):
         clean_BCHW = clean_view(pool.pictures[rows_B].float() / 255, pool.turns[rows_B])
@@ -139,7 +151,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=Path("assets/flux-tiny/vae"), help="draws the mush")
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures and snapshots")
     parser.add_argument("--out", type=Path, required=True, help="folder for the judge")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--pictures", type=int, default=40_000)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -167,7 +179,7 @@ def describe(judge: Judge, pool: Pool, subjects: list[Subject], steps: int) -> T
     started = time.process_time()
     for _ in range(3):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = judge_loss(judge, pool, KEPT_SHARE)
+            loss = judge_loss(judge, pool, draw_rows(pool, 1.0), KEPT_SHARE)
         loss.backward()
     return Training(
         subjects=len(subjects),

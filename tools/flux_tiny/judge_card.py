@@ -90,8 +90,9 @@ sets and styles differ from the base's, and the base is not trained on what the 
 
 `tools/flux_tiny/judge.py`: {steps} steps of {batch} pictures and captions, each {step_s} s of one core's time, about
 {minutes} minutes. Of the patches 40 % are seen, all of them in the last tenth of the steps, which take twice as long.
-The loss is CLIP's contrast, where captions of the same subject are no negatives and captions with a wrong style are;
-beside it a prototype of each subject, which is not stored; and the clean head's.
+Plain pictures come first, those in styles bit by bit. The loss is CLIP's contrast, where captions of the same subject
+are no negatives and captions with a wrong style are; beside it a prototype of each subject, which is not stored; and
+the clean head's.
 
 ## Measured
 

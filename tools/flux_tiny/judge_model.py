@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -19,19 +20,22 @@ from tools.flux_tiny.export import write_slow_clip_files
 from tools.flux_tiny.judge_scenes import SIDE_PX, TOKENS
 
 EMBEDDING = 128
+WIDTH = 128
 POSITIONS = 77  # callers that pad to CLIP's usual length work; what is trained on is shorter
 CLEAN_GAIN = 8.0  # lets the clean head, which reads vectors of length 1, grow at the rate of the other weights
+PROTOTYPE_GAIN = 16.0
+PATCH_PX = 8
 HEAD_FILE = "clean_head.safetensors"
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """Vision: four layers of width 128 on 8 px patches. Text: two of as much."""
     vision = {
-        "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "image_size": SIDE_PX, "patch_size": 8,
+        "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "image_size": SIDE_PX, "patch_size": PATCH_PX,
     }  # fmt: skip
     text = {
-        "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
         "vocab_size": len(tokenizer), "max_position_embeddings": POSITIONS,
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -49,8 +53,11 @@ class Judge(nn.Module):
         super().__init__()
         self.clip = clip
         self.clean = nn.Linear(EMBEDDING, 1)
-        self.prototypes = nn.Parameter(0.3 * torch.randn(subjects, EMBEDDING))
-        self.prototype_scale = nn.Parameter(torch.tensor(2.5))
+        # Random prototypes would first of all teach the towers to say the same of everything.
+        self.prototypes = nn.Parameter(torch.zeros(subjects, EMBEDDING))
+        with torch.no_grad():
+            clip.logit_scale.fill_(2.0)
+            clip.vision_model.embeddings.position_embedding.weight[1:] += 0.2 * waves(SIDE_PX // PATCH_PX)
 
     def images(self, pixels_BCHW: Tensor, kept: float = 1.0) -> Tensor:
         """Embeddings (B, E) of length 1 of pictures in -1..1, from a random share `kept` of their patches."""
@@ -75,8 +82,16 @@ class Judge(nn.Module):
 
     def subject_logits(self, embedding_BE: Tensor) -> Tensor:
         """(B, N)."""
-        logits_BN: Tensor = embedding_BE @ F.normalize(self.prototypes, dim=-1).T * self.prototype_scale.exp()
+        logits_BN: Tensor = embedding_BE @ self.prototypes.T * PROTOTYPE_GAIN
         return logits_BN
+
+
+def waves(side: int) -> Tensor:
+    """Sines and cosines of row and column, (side * side, D), so that neighbors are alike from the start."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    rates = math.pi / (1.5 * side) * 2 ** torch.linspace(0, 2.4, WIDTH // 4)
+    angles = [place.flatten()[:, None] * rates for place in (x, y)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1)
 
 
 def save_judge(judge: Judge, tokenizer: CLIPTokenizer, folder: Path) -> None:
